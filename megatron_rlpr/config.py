@@ -1,0 +1,225 @@
+"""Every configuration key of a run: name, type, default and meaning, one dataclass per section.
+
+The dataclasses are the single source of truth: `config_loading` builds them from a YAML recipe and `key=value`
+overrides, `--help` prints them, and the resolved values are written to the run folder. Keys carry the names that
+Megatron-Core and the RLPR reference use, wherever those have one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+def key(default: Any, meaning: str) -> Any:
+    """A configuration field with its meaning; mutable defaults are copied for every instance."""
+    if isinstance(default, list | dict):
+        return field(default_factory=lambda: type(default)(default), metadata={"help": meaning})
+    return field(default=default, metadata={"help": meaning})
+
+
+@dataclass
+class ModelConfig:
+    """Which model is trained."""
+
+    path: str = key("", "Hugging Face folder of the policy: config.json, tokenizer, safetensors")
+    megatron_checkpoint: str = key(
+        "", "converted Megatron checkpoint to take the initial weights from; empty: read them from model.path"
+    )
+
+
+@dataclass
+class DataConfig:
+    """Where prompts come from and which are used."""
+
+    train_files: list[str] = key([], "parquet files with training prompts, concatenated in order")
+    val_files: list[str] = key([], "parquet files with held-out prompts; each is one validation set")
+    train_batch_size: int = key(8, "prompts whose groups make one training step")
+    max_prompt_length: int = key(512, "longest templated training prompt in tokens; longer rows are dropped and counted")
+    val_max_prompt_length: int = key(3072, "longest templated validation prompt in tokens; a longer row is an error")
+    max_response_length: int = key(512, "most tokens a response may have")
+    shuffle: bool = key(True, "visit the prompts of an epoch in a random order made from data.seed")
+    seed: int = key(1, "seed of the prompt order")
+    prompt_rewrite: Literal["none", "llama_gemma"] = key(
+        "none", "llama_gemma: drop the system message and append the reference's answer-tag instruction to the user's"
+    )
+
+
+@dataclass
+class RolloutConfig:
+    """How responses are sampled."""
+
+    n: int = key(8, "responses per prompt")
+    temperature: float = key(1.0, "sampling temperature; the actor divides its logits by the same number")
+    top_p: float = key(1.0, "nucleus sampling threshold in training")
+    top_k: int = key(-1, "top-k sampling in training; -1: all tokens")
+    dtype: Literal["auto", "float32", "bfloat16"] = key("auto", "precision of the engine; auto: actor.dtype")
+    tensor_parallel_size: int = key(1, "ranks that share one engine")
+    max_num_seqs: int = key(64, "sequences an engine decodes at once")
+    kv_cache_gb: float = key(1.0, "memory for one engine's key/value cache on CPU, in GiB")
+    gpu_memory_utilization: float = key(0.4, "share of the GPU's memory an engine may take")
+    enforce_eager: bool = key(True, "run the engine without graph capture or compilation")
+    replay: str = key("", "folder of stored rollouts (runs/<name>/rollouts) to train on instead of generating")
+
+
+@dataclass
+class RewardConfig:
+    """How a response is scored."""
+
+    reward_manager: Literal["prob", "mix", "naive"] = key("prob", "prob: reference probability; mix: with graded accuracy; naive: graded accuracy")
+    format_mode: Literal["R1", "R1_nothink"] = key("R1", "tags a response must have: think and answer, or answer only")
+    splice: Literal["text", "tokens"] = key("text", "splice the reference answer into decoded text (as the reference does) or into token ids")
+    compute_score_name: Literal["mean_exp_log_softmax", "mean_log_softmax", "exp_sum_log_softmax", "exp_mean_log_softmax"] = key(
+        "mean_exp_log_softmax", "how the reference answer's token log-probs become one number"
+    )
+    shaping_function_name: str = key("threshold_0", "function applied to reference minus base probability, e.g. threshold_0, identity, one_minus")
+    discrete_function_name: str = key("identity", "identity, or bin_K: round the shaped difference to multiples of 1/K")
+    format_coefficient: float = key(0.1, "c in (1-c) * shaped + c * format; -1: shaped if the format is right, else -1")
+    format_only: bool = key(False, "control run: the reward is the format score alone")
+    repetition_penalty: bool = key(True, "add the repetition penalty to the reward")
+    base_probability: Literal["initial", "current", "none"] = key(
+        "initial", "probability of the answer with no reasoning: by the initial policy (one pass before training), by the current policy (each step), or 0"
+    )
+    gt_tokens_one_more: bool = key(False, "also score the token after the reference answer")
+    gt_tokens_one_more_adjusted: bool = key(False, "cap that token's probability at 0.5")
+    allow_empty_leading_whitespaces: bool = key(False, "keep an empty white space after the answer tag instead of one space")
+    score_bf16_rounding: bool = key(False, "round the reference probability to bfloat16, as the reference does")
+    pr_weight: float = key(0.5, "weight of the probability reward in reward_manager=mix")
+    vr_weight: float = key(1.0, "weight of the graded reward in reward_manager=mix")
+
+
+@dataclass
+class FilterConfig:
+    """Which groups are left out because their rewards barely differ."""
+
+    enabled: bool = key(True, "drop groups whose target lies outside the bounds")
+    mode: Literal["EMA", "fixed"] = key("EMA", "EMA: lower bound is beta times a moving average of the group std; fixed: use the bounds as given")
+    target: Literal["final_reward_std", "scoreB-scoreA", "scoreB", "vr_acc"] = key("final_reward_std", "number a group is judged by")
+    truncated: bool = key(False, "also drop groups with a response that was cut at data.max_response_length")
+    ema_ratio: float = key(0.99, "weight of the old average")
+    ema_start_step: int = key(6, "first step whose stds are collected")
+    start_step: int = key(11, "first step that filters")
+    std_filter_beta: float = key(0.5, "threshold = beta * average std")
+    std_filter_beta_per_data_source: str = key("", "per-source multipliers of the target: 'value_is_source+value2_is_source2'")
+    accuracy_lower_bound: float = key(0.0, "fixed lower bound of the target")
+    accuracy_upper_bound: float = key(1e6, "fixed upper bound of the target")
+    cache_regenerate: bool = key(True, "keep surplus prompts for later steps, with new responses")
+    max_rounds: int = key(10, "most generate-and-filter rounds in one step; the step then trains on what it has")
+
+
+@dataclass
+class AlgorithmConfig:
+    """How rewards become a loss."""
+
+    adv_estimator: Literal["grpo", "grpo_nostd", "prnostd_vrstd", "prstd_vrstd", "rloo", "reinforce_plus_plus", "remax"] = key(
+        "grpo", "advantage estimator"
+    )
+    clip_ratio_low: float = key(0.2, "lower clip of the probability ratio")
+    clip_ratio_high: float = key(0.27, "upper clip of the probability ratio")
+    clip_ratio_dual: float = key(0.0, "dual clip constant for negative advantages; 0: off")
+    loss_agg_mode: Literal["token-mean", "seq-mean-token-sum", "seq-mean-token-mean"] = key("token-mean", "how token losses become one number")
+    entropy_coeff: float = key(0.001, "weight of the entropy bonus")
+    use_kl_loss: bool = key(True, "KL to the reference policy in the loss; false: in the reward")
+    kl_loss_coef: float = key(0.0, "weight of the KL; the reference policy is loaded only when it is not 0")
+    kl_loss_type: Literal["kl", "abs", "mse", "low_var_kl"] = key("low_var_kl", "KL estimator")
+    kl_ctrl_type: Literal["fixed", "adaptive"] = key("fixed", "controller of the coefficient of a KL in the reward")
+    kl_target: float = key(0.1, "target of the adaptive controller")
+    kl_horizon: float = key(10000.0, "horizon of the adaptive controller")
+    gamma: float = key(1.0, "discount of reinforce_plus_plus and remax")
+
+
+@dataclass
+class ActorConfig:
+    """The Megatron-Core policy: layout, precision, optimizer."""
+
+    tensor_model_parallel_size: int = key(1, "TP: ranks that share each layer")
+    pipeline_model_parallel_size: int = key(1, "PP: ranks that share the stack of layers")
+    sequence_parallel: bool = key(False, "SP: shard activations between TP regions along the sequence")
+    context_parallel_size: int = key(1, "CP; only 1 is supported")
+    dtype: Literal["float32", "bfloat16"] = key("bfloat16", "compute precision; master weights and gradients stay fp32")
+    fp8: Literal["", "e4m3", "hybrid"] = key("", "FP8 format of the linear layers (Transformer Engine)")
+    fp8_recipe: Literal["delayed", "tensorwise", "blockwise", "mxfp8"] = key("delayed", "FP8 scaling recipe")
+    ppo_mini_batch_size: int = key(0, "prompts per optimizer step; 0: the whole batch")
+    max_tokens_per_micro_batch: int = key(8192, "token budget of one micro-batch (distinct tokens, after prefix sharing)")
+    share_prefixes: bool = key(True, "compute a prefix that several sequences share only once")
+    head_chunk_rows: int = key(256, "rows whose logits exist at the same time")
+    lr: float = key(1e-6, "peak learning rate")
+    lr_warmup_steps: int = key(0, "linear warm-up, in training steps")
+    lr_decay_style: Literal["constant", "linear", "cosine"] = key("constant", "learning rate after the warm-up")
+    min_lr: float = key(0.0, "learning rate at the end of the decay")
+    weight_decay: float = key(0.01, "AdamW weight decay")
+    adam_beta1: float = key(0.9, "AdamW beta1")
+    adam_beta2: float = key(0.999, "AdamW beta2")
+    adam_eps: float = key(1e-8, "AdamW epsilon")
+    clip_grad: float = key(1.0, "global L2 norm to which gradients are clipped; 0: no clipping")
+    use_distributed_optimizer: bool = key(False, "shard the optimizer state over data-parallel ranks (GPU)")
+    recompute_granularity: Literal["none", "selective", "full"] = key("none", "activation recompute")
+    recompute_method: Literal["uniform", "block"] = key("uniform", "which layers recompute_granularity=full recomputes")
+    recompute_num_layers: int = key(1, "layers per recomputed unit")
+
+
+@dataclass
+class WeightsConfig:
+    """How updated weights reach the engines."""
+
+    bucket_mb: int = key(256, "size of one bucket of the export stream, in MiB")
+
+
+@dataclass
+class EvaluationConfig:
+    """How held-out prompts are judged."""
+
+    strategies: list[str] = key(["greedy"], "decoding strategies: greedy, sampling")
+    n: int = key(0, "samples per prompt with sampling; 0: the number in the file name (*_AvgN), else 1")
+    temperature: float = key(0.0, "sampling temperature; 0: rollout.temperature")
+    top_p: float = key(1.0, "nucleus sampling threshold")
+    seed: int = key(42, "seed of the sampling")
+    max_prompts: int = key(0, "use only the first prompts of each file; 0: all")
+    score_reward: bool = key(True, "also compute the reference-probability reward of the validation responses")
+
+
+@dataclass
+class TrackingConfig:
+    """Where numbers go."""
+
+    wandb: bool = key(False, "log to Weights & Biases (also USE_WANDB=true); WANDB_MODE=offline works")
+    wandb_project: str = key("megatron-rlpr", "Weights & Biases project")
+    tensorboard: bool = key(True, "write TensorBoard event files to the run folder")
+    save_rollouts: bool = key(True, "write every step's rollouts as parquet to the run folder")
+    progress: bool = key(True, "show progress of each phase on the console")
+
+
+@dataclass
+class TrainerConfig:
+    """The run itself."""
+
+    name: str = key("run", "name of the run; its folder is <runs_dir>/<name>")
+    runs_dir: str = key("runs", "folder of all runs")
+    total_training_steps: int = key(0, "steps to train; 0: total_epochs over the data")
+    total_epochs: int = key(1, "epochs to train when total_training_steps is 0")
+    seed: int = key(1, "seed of the run: sampling seeds and initial random state")
+    resume: Literal["auto", "never"] = key("auto", "auto: go on from the newest good checkpoint of the run folder")
+    save_freq: int = key(0, "steps between checkpoints; 0: only at the end; -1: none at all")
+    keep_last: int = key(2, "checkpoints kept; older ones are removed")
+    test_freq: int = key(0, "steps between validations; 0: only before and after")
+    val_before_train: bool = key(True, "validate before the first step")
+    val_only: bool = key(False, "validate and stop")
+    threads_per_rank: int = key(0, "CPU threads of one rank; 0: cores divided by ranks on this machine")
+    collective_timeout_s: int = key(1800, "seconds after which a collective that a rank never joined is an error")
+
+
+@dataclass
+class Config:
+    """A whole run."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    filter: FilterConfig = field(default_factory=FilterConfig)
+    algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
+    actor: ActorConfig = field(default_factory=ActorConfig)
+    weights: WeightsConfig = field(default_factory=WeightsConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)

@@ -1,0 +1,131 @@
+"""The plain records that move through the training loop, in the order they are made.
+
+Prompt -> Response / RolloutGroup -> ScoreRequest -> TokenScores -> ResponseReward / ScoredGroup -> TrainSequence.
+No configuration, no engine, no framework object lives in them; everything is ids, numbers and text, so any room
+can be tested alone and any record can be written to a parquet file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float32]
+
+
+class UserError(Exception):
+    """A mistake in what the user gave us: one clear message that names the thing, what was expected and the fix.
+
+    Entry points print the message without a traceback and exit with status 2.
+    """
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One row of the data set, templated and tokenised.
+
+    index: row number over the concatenated data files; identifies the prompt for the life of a run.
+    token_ids: chat template applied with the generation prompt, no padding.
+    """
+
+    index: int
+    token_ids: tuple[int, ...]
+    messages: tuple[dict[str, str], ...]
+    reference_answer: str
+    data_source: str
+    extra: dict[str, Any] = field(default_factory=dict, compare=False)
+
+
+@dataclass(frozen=True)
+class Response:
+    """One sampled continuation of a prompt.
+
+    token_ids: what the engine generated, the end-of-sequence token included when there is one.
+    text: token_ids decoded with special tokens kept.
+    engine_log_probs: the engine's log-probability of every token under the sampling temperature, len(token_ids).
+    finish_reason: "stop" (end of sequence) or "length" (truncated).
+    seed: the sampling seed of this request.
+    weight_version: the hand-over that gave the engine its weights (0 = initial).
+    """
+
+    token_ids: tuple[int, ...]
+    text: str
+    engine_log_probs: tuple[float, ...]
+    finish_reason: str
+    seed: int
+    weight_version: int = 0
+
+
+@dataclass(frozen=True)
+class RolloutGroup:
+    """A prompt with its n responses, in sample order."""
+
+    prompt: Prompt
+    responses: tuple[Response, ...]
+
+
+@dataclass(frozen=True)
+class ScoreRequest:
+    """Ask the policy for log p(token_ids[t] | token_ids[:t]) for start <= t < stop (0 < start <= stop)."""
+
+    token_ids: tuple[int, ...]
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """The answer to one ScoreRequest: log_probs and entropies (nats, tempered), both float32 [stop - start]."""
+
+    log_probs: FloatArray
+    entropies: FloatArray
+
+
+@dataclass(frozen=True)
+class ResponseReward:
+    """The reward of one response and the parts it was made from.
+
+    reward = combination of the parts, as `reward.manager` defines it; extracted_answer is the text between the
+    answer tags ("" when there are none); splice_valid tells whether the reference could be spliced in.
+    """
+
+    reward: float
+    reference_probability: float
+    base_probability: float
+    format: float
+    repetition: float
+    splice_valid: bool
+    extracted_answer: str
+    accuracy: float = 0.0
+
+
+@dataclass(frozen=True)
+class ScoredGroup:
+    """A rollout group with everything the policy and the reward said about it, in response order."""
+
+    group: RolloutGroup
+    scores: tuple[TokenScores, ...]
+    rewards: tuple[ResponseReward, ...]
+
+    @property
+    def final_rewards(self) -> npt.NDArray[np.float64]:
+        """[n] float64."""
+        return np.array([r.reward for r in self.rewards], dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class TrainSequence:
+    """One response as the update sees it: train on token_ids[start:stop].
+
+    old_log_probs, advantages: float32 [stop - start]; reference_log_probs likewise, when a KL loss is used.
+    """
+
+    token_ids: tuple[int, ...]
+    start: int
+    stop: int
+    old_log_probs: FloatArray
+    advantages: FloatArray
+    reference_log_probs: FloatArray | None = None
