@@ -1,0 +1,122 @@
+"""Checkpoints of a run: Megatron's torch_dist format plus the trainer's own state, complete or absent.
+
+    <folder>/step_000040/          appears by one rename, when everything in it is on disk
+        megatron/                  sharded weights and optimizer: load with any TP, PP, DP
+        run_state.json             step counter, sampler, filter, random state: whatever the trainer hands over
+        model_shape.json           what the weights belong to
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import dist_checkpointing
+
+from megatron_rlpr.actor.policy import MegatronPolicy
+from megatron_rlpr.types import UserError
+from megatron_rlpr.weights.architectures.shape import ModelShape
+
+_NAME = re.compile(r"step_(\d{6,})")
+
+
+class CheckpointStore:
+    """The checkpoints of one run folder. All ranks call `save` and `load` together."""
+
+    def __init__(self, folder: Path, shape: ModelShape, keep_last: int) -> None:
+        self._folder = folder
+        self._shape = json.loads(json.dumps(asdict(shape)))
+        self._keep_last = keep_last
+
+    def steps(self) -> list[int]:
+        """Steps with a complete checkpoint, oldest first."""
+        if not self._folder.is_dir():
+            return []
+        return sorted(int(m.group(1)) for m in (_NAME.fullmatch(p.name) for p in self._folder.iterdir()) if m)
+
+    def path(self, step: int) -> Path:
+        return self._folder / f"step_{step:06d}"
+
+    def save(self, step: int, policy: MegatronPolicy, run_state: dict[str, Any]) -> Path:
+        """Write the checkpoint of `step`, then remove those beyond keep_last. run_state must be JSON-serialisable."""
+        target = self.path(step)
+        partial = self._folder / f".partial_{target.name}"
+        if _is_first_rank():
+            shutil.rmtree(partial, ignore_errors=True)
+            (partial / "megatron").mkdir(parents=True)
+        dist.barrier()
+        dist_checkpointing.save(_sharded_state(policy, is_loading=False), str(partial / "megatron"))
+        if _is_first_rank():
+            _write_json(partial / "model_shape.json", self._shape)
+            _write_json(partial / "run_state.json", run_state)
+            _sync_tree(partial)
+            shutil.rmtree(target, ignore_errors=True)
+            os.replace(partial, target)
+            _sync_directory(self._folder)
+            for old in self.steps()[: -self._keep_last] if self._keep_last > 0 else []:
+                shutil.rmtree(self.path(old))
+        dist.barrier()
+        return target
+
+    def load(self, step: int, policy: MegatronPolicy) -> dict[str, Any]:
+        """Load weights and optimizer of `step` into the policy (any layout); returns the run state."""
+        source = self.path(step)
+        found = json.loads((source / "model_shape.json").read_text())
+        different = [f"{k}={found.get(k)!r}, expected {v!r}" for k, v in self._shape.items() if found.get(k) != v]
+        if different:
+            raise UserError(f"{source} is a checkpoint of another architecture ({'; '.join(different)}); use another trainer.name or its model")
+        state = dist_checkpointing.load(_sharded_state(policy, is_loading=True), str(source / "megatron"))
+        policy.model.load_state_dict(state["model"])
+        if policy.optimizer is not None:
+            policy.optimizer.load_state_dict(state["optimizer"])
+        run_state: dict[str, Any] = json.loads((source / "run_state.json").read_text())
+        return run_state
+
+
+def _sharded_state(policy: MegatronPolicy, is_loading: bool) -> dict[str, Any]:
+    model = policy.model.sharded_state_dict()
+    state: dict[str, Any] = {"model": model}
+    if policy.optimizer is not None:
+        state["optimizer"] = policy.optimizer.sharded_state_dict(model, is_loading=is_loading)
+    return state
+
+
+def random_state() -> dict[str, Any]:
+    """The random state of this process that steps depend on, JSON-serialisable."""
+    return {"torch": torch.get_rng_state().tolist()}
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    """Inverse of `random_state`."""
+    torch.set_rng_state(torch.tensor(state["torch"], dtype=torch.uint8))
+
+
+def _is_first_rank() -> bool:
+    return dist.get_rank() == 0
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value))
+
+
+def _sync_tree(folder: Path) -> None:
+    """Force every file below folder to disk, so that the rename cannot arrive before the contents."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as f:
+                os.fsync(f.fileno())
+
+
+def _sync_directory(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,155 @@
+"""The policy as a Megatron-Core GPTModel, built from a Hugging Face configuration.
+
+Two things differ from a stock GPTModel: attention runs over prefix trees and rotates by tree depth itself (so the
+model has no position embedding of its own), and the output layer is applied to selected rows only, by
+`selected_head`. Without CUDA the local layer spec is used, with CUDA the Transformer Engine spec.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core import parallel_state
+from megatron.core.models.gpt import GPTModel
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec, get_gpt_layer_with_transformer_engine_spec
+from megatron.core.tensor_parallel.mappings import copy_to_tensor_model_parallel_region, gather_from_sequence_parallel_region
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from megatron_rlpr.actor.rms_norm import RMSNorm
+from megatron_rlpr.actor.selected_head import VocabShard, selected_log_probs
+from megatron_rlpr.actor.tree_attention import TreeCoreAttention
+from megatron_rlpr.actor.tree_layout import TreeSeqParams
+from megatron_rlpr.config import ActorConfig
+from megatron_rlpr.weights.architectures.shape import ModelShape
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class TreePolicy(GPTModel):
+    """GPTModel whose last stage returns fp32 [R, 2] (log-prob, entropy) at the HeadRows of its TreeSeqParams."""
+
+    def __init__(self, *args: Any, real_vocab_size: int, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.real_vocab_size = real_vocab_size
+
+    def _postprocess(self, hidden_states: torch.Tensor, *_: Any, packed_seq_params: TreeSeqParams, **__: Any) -> torch.Tensor:
+        if not self.post_process:
+            return hidden_states
+        head = packed_seq_params.head
+        if head is None:
+            raise ValueError("TreePolicy computes selected rows only: TreeSeqParams.head is missing")
+        if self.config.sequence_parallel:
+            hidden_states = gather_from_sequence_parallel_region(hidden_states, tensor_parallel_output_grad=True)
+        else:
+            hidden_states = copy_to_tensor_model_parallel_region(hidden_states)
+        rows = hidden_states[:, 0].index_select(0, head.source_rows)
+        return selected_log_probs(rows, self.output_weight(), head.targets, self.vocab_shard(), head.temperature, head.chunk_rows)
+
+    def output_weight(self) -> torch.Tensor:
+        """This rank's [padded vocabulary / TP, hidden] output weight (the embedding, when tied)."""
+        return self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else self.output_layer.weight
+
+    def vocab_shard(self) -> VocabShard:
+        """Which token ids this rank's output weight holds."""
+        rows = self.output_weight().shape[0]
+        first = parallel_state.get_tensor_model_parallel_rank() * rows
+        several = parallel_state.get_tensor_model_parallel_world_size() > 1
+        group = parallel_state.get_tensor_model_parallel_group() if several else None
+        return VocabShard(first, max(0, min(rows, self.real_vocab_size - first)), group)
+
+
+def padded_vocab_size(vocab_size: int, tensor_parallel_size: int) -> int:
+    """The vocabulary rounded up so that every tensor-parallel rank holds the same number of rows."""
+    return -(-vocab_size // tensor_parallel_size) * tensor_parallel_size
+
+
+def transformer_config(shape: ModelShape, actor: ActorConfig) -> TransformerConfig:
+    """Megatron's configuration of the policy. Fused kernels are on only where CUDA is."""
+    dtype = DTYPES[actor.dtype]
+    fused = torch.cuda.is_available()
+    recompute: dict[str, Any] = {}
+    if actor.recompute_granularity == "full":
+        recompute = {
+            "recompute_granularity": "full",
+            "recompute_method": actor.recompute_method,
+            "recompute_num_layers": actor.recompute_num_layers,
+        }
+    elif actor.recompute_granularity == "selective":
+        recompute = {"recompute_granularity": "selective"}
+    fp8: dict[str, Any] = {"fp8": actor.fp8, "fp8_recipe": actor.fp8_recipe} if actor.fp8 else {}
+    return TransformerConfig(
+        num_layers=shape.num_layers,
+        hidden_size=shape.hidden_size,
+        num_attention_heads=shape.num_attention_heads,
+        num_query_groups=shape.num_query_groups,
+        kv_channels=shape.head_dim,
+        ffn_hidden_size=shape.ffn_hidden_size,
+        normalization="RMSNorm",
+        layernorm_epsilon=shape.norm_eps,
+        gated_linear_unit=True,
+        activation_func=F.silu,
+        add_bias_linear=False,
+        add_qkv_bias=shape.qkv_bias,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        tensor_model_parallel_size=actor.tensor_model_parallel_size,
+        pipeline_model_parallel_size=actor.pipeline_model_parallel_size,
+        sequence_parallel=actor.sequence_parallel,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        autocast_dtype=dtype,
+        bf16=dtype == torch.bfloat16,
+        # Micro-batches have different numbers of tokens, so the stages exchange shapes before activations;
+        # Megatron asserts this dispatcher for that, also for dense models.
+        variable_seq_lengths=True,
+        moe_token_dispatcher_type="alltoall",
+        deallocate_pipeline_outputs=False,
+        use_cpu_initialization=not fused,
+        gradient_accumulation_fusion=False,
+        bias_activation_fusion=fused,
+        bias_dropout_fusion=fused,
+        masked_softmax_fusion=False,
+        apply_rope_fusion=False,
+        persist_layer_norm=fused,
+        **recompute,
+        **fp8,
+    )
+
+
+def build_model(shape: ModelShape, actor: ActorConfig) -> TreePolicy:
+    """This rank's part of the policy, with random weights, on this rank's device, in actor.dtype.
+
+    Needs Megatron's process groups (`parallel.initialize`).
+    """
+    config = transformer_config(shape, actor)
+    model = TreePolicy(
+        config=config,
+        transformer_layer_spec=_block_spec(config),
+        vocab_size=padded_vocab_size(shape.vocab_size, actor.tensor_model_parallel_size),
+        max_sequence_length=shape.max_position_embeddings,
+        pre_process=parallel_state.is_pipeline_first_stage(),
+        post_process=parallel_state.is_pipeline_last_stage(),
+        parallel_output=True,
+        share_embeddings_and_output_weights=shape.tied_embeddings,
+        position_embedding_type="none",
+        real_vocab_size=shape.vocab_size,
+    )
+    return model.cuda() if torch.cuda.is_available() else model
+
+
+def _block_spec(config: TransformerConfig) -> TransformerBlockSubmodules:
+    """Stock layers with tree attention; on CPU with a norm that knows sequence parallelism."""
+    if torch.cuda.is_available():
+        from megatron.core.extensions.transformer_engine import TENorm
+
+        layer = get_gpt_layer_with_transformer_engine_spec()
+        final_norm: Any = TENorm
+    else:
+        layer = get_gpt_layer_local_spec(normalization="RMSNorm")
+        layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = RMSNorm
+        final_norm = RMSNorm
+    layer.submodules.self_attention.submodules.core_attention = TreeCoreAttention
+    return TransformerBlockSubmodules(layer_specs=[layer] * get_num_layers_to_build(config), layer_norm=final_norm)

@@ -1,0 +1,67 @@
+"""Megatron's gradient buffers and optimizer around the policy."""
+
+from __future__ import annotations
+
+import torch
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
+from megatron.core.transformer.module import Float16Module
+
+from megatron_rlpr.actor.model import DTYPES, TreePolicy
+from megatron_rlpr.config import ActorConfig
+
+
+def wrap_for_training(model: TreePolicy, actor: ActorConfig) -> tuple[DistributedDataParallel, MegatronOptimizer]:
+    """The policy inside Megatron's precision and data-parallel wrappers, and its AdamW optimizer.
+
+    Master weights and gradients are fp32 in both precisions. The model's configuration is told how to finish
+    gradients (sequence-parallel norms, tied embeddings across stages, data-parallel sum).
+    """
+    config = model.config
+    inner: torch.nn.Module = Float16Module(config, model) if config.bf16 else model
+    wrapped = DistributedDataParallel(
+        config,
+        DistributedDataParallelConfig(grad_reduce_in_fp32=True, use_distributed_optimizer=actor.use_distributed_optimizer),
+        inner,
+    )
+    optimizer = get_megatron_optimizer(
+        OptimizerConfig(
+            optimizer="adam",
+            lr=actor.lr,
+            weight_decay=actor.weight_decay,
+            adam_beta1=actor.adam_beta1,
+            adam_beta2=actor.adam_beta2,
+            adam_eps=actor.adam_eps,
+            clip_grad=actor.clip_grad,
+            bf16=config.bf16,
+            params_dtype=DTYPES[actor.dtype],
+            use_distributed_optimizer=actor.use_distributed_optimizer,
+        ),
+        [wrapped],
+    )
+    config.finalize_model_grads_func = finalize_model_grads
+    config.grad_scale_func = optimizer.scale_loss
+    return wrapped, optimizer
+
+
+def set_learning_rate(optimizer: MegatronOptimizer, lr: float) -> None:
+    """Use lr for the next step, in every parameter group."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def apply_gradients(optimizer: MegatronOptimizer) -> float:
+    """Clip, step and return the global gradient L2 norm before clipping.
+
+    A norm that is not finite skips the step (and is returned as it is), so that one bad batch cannot ruin the weights.
+    """
+    if optimizer.prepare_grads():
+        return float("inf")
+    norm = float(optimizer.get_grad_norm())
+    if not torch.isfinite(torch.tensor(norm)):
+        return norm
+    limit = optimizer.config.clip_grad
+    if limit > 0:
+        optimizer.clip_grad_norm(limit)
+    optimizer.step_with_ready_grads()
+    return norm

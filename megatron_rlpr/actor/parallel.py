@@ -1,0 +1,76 @@
+"""Process groups of one run: torch.distributed and Megatron's tensor, pipeline and data parallel groups."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state, tensor_parallel
+
+from megatron_rlpr.actor import cpu
+from megatron_rlpr.config import ActorConfig
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where this rank stands. Only the first tensor rank of the last stage holds the model's outputs for the world."""
+
+    rank: int
+    world_size: int
+    tensor_rank: int
+    tensor_size: int
+    pipeline_rank: int
+    pipeline_size: int
+    data_rank: int
+    data_size: int
+
+    @property
+    def is_first_stage(self) -> bool:
+        return self.pipeline_rank == 0
+
+    @property
+    def is_last_stage(self) -> bool:
+        return self.pipeline_rank == self.pipeline_size - 1
+
+    @property
+    def reports_outputs(self) -> bool:
+        """True on exactly one rank per data-parallel rank: the one whose outputs are sent to everybody."""
+        return self.is_last_stage and self.tensor_rank == 0
+
+
+def initialize(actor: ActorConfig, seed: int, timeout_s: int = 1800) -> Layout:
+    """Start torch.distributed (if needed) and Megatron's groups; returns this rank's place.
+
+    Works without torchrun as a world of one process. NCCL with CUDA, gloo without.
+    """
+    if not dist.is_initialized():
+        on_gpu = torch.cuda.is_available()
+        if on_gpu:
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
+        timeout = timedelta(seconds=timeout_s)
+        if "RANK" in os.environ:
+            dist.init_process_group(backend, timeout=timeout)
+        else:
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=actor.tensor_model_parallel_size,
+        pipeline_model_parallel_size=actor.pipeline_model_parallel_size,
+        context_parallel_size=actor.context_parallel_size,
+    )
+    cpu.install()
+    torch.manual_seed(seed)
+    tensor_parallel.model_parallel_cuda_manual_seed(seed)
+    return Layout(
+        rank=dist.get_rank(),
+        world_size=dist.get_world_size(),
+        tensor_rank=parallel_state.get_tensor_model_parallel_rank(),
+        tensor_size=parallel_state.get_tensor_model_parallel_world_size(),
+        pipeline_rank=parallel_state.get_pipeline_model_parallel_rank(),
+        pipeline_size=parallel_state.get_pipeline_model_parallel_world_size(),
+        data_rank=parallel_state.get_data_parallel_rank(),
+        data_size=parallel_state.get_data_parallel_world_size(),
+    )

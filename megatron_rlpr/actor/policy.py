@@ -1,0 +1,151 @@
+"""The actor: scores token sequences and trains on them, whatever the layout.
+
+Every rank calls `score` and `update` with the same arguments. The sequences are packed into prefix trees, split over
+the data-parallel ranks and run through Megatron's pipeline schedule; results come back identical on every rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from megatron_rlpr.actor.cpu import device
+from megatron_rlpr.actor.model import DTYPES, build_model
+from megatron_rlpr.actor.optimizer import apply_gradients, set_learning_rate, wrap_for_training
+from megatron_rlpr.actor.parallel import Layout
+from megatron_rlpr.actor.policy_gradient import STATISTICS, LossTerms, RowValues, policy_gradient
+from megatron_rlpr.actor.rotary import inverse_frequencies
+from megatron_rlpr.actor.schedule import MicroBatchRunner, Progress
+from megatron_rlpr.config import ActorConfig
+from megatron_rlpr.packing import Plan, TreeMicroBatch, plan
+from megatron_rlpr.types import ScoreRequest, TokenScores, TrainSequence
+from megatron_rlpr.weights.architectures.shape import ModelShape
+
+
+@dataclass(frozen=True)
+class UpdateResult:
+    """One optimizer step: means over the trained tokens, and the gradient norm before clipping."""
+
+    loss: float
+    entropy: float
+    clip_fraction: float
+    kl_to_old: float
+    grad_norm: float
+    trained_tokens: int
+    computed_tokens: int
+
+
+class MegatronPolicy:
+    """The policy model of this rank, its optimizer, and the two things a trainer asks of it.
+
+    temperature divides all logits, in scoring and in training, as it did in sampling.
+    With `trainable=False` there is no optimizer (a reference policy).
+    """
+
+    def __init__(self, shape: ModelShape, actor: ActorConfig, layout: Layout, temperature: float, trainable: bool = True) -> None:
+        self.layout = layout
+        self._config = actor
+        self.model = build_model(shape, actor)
+        self.model.requires_grad_(trainable)
+        self._runner = MicroBatchRunner(inverse_frequencies(shape), DTYPES[actor.dtype], temperature, actor.head_chunk_rows)
+        self._callable: torch.nn.Module = self.model
+        self.optimizer = None
+        if trainable:
+            self._callable, self.optimizer = wrap_for_training(self.model, actor)
+        elif self.model.config.bf16:
+            from megatron.core.transformer.module import Float16Module
+
+            self._callable = Float16Module(self.model.config, self.model)
+
+    def weights_changed(self) -> None:
+        """Call after loading weights into `model`: the optimizer's fp32 copies follow."""
+        if self.optimizer is not None:
+            self.optimizer.reload_model_params()
+
+    def score(self, requests: Sequence[ScoreRequest], progress: Progress | None = None) -> list[TokenScores]:
+        """Log-probs and entropies of the wanted tokens of every request, in request order, on every rank.
+
+        progress is called with the number of tokens of each micro-batch this rank has computed.
+        """
+        if not requests:
+            return []
+        self._callable.eval()
+        packed = self._pack(requests)
+        mine = packed.micro_batches[self.layout.data_rank]
+        outputs = self._runner.forward(self._callable, mine, progress)
+        first = _first_index(requests)
+        flat = torch.zeros(int(first[-1]), 2, dtype=torch.float32, device=device())
+        if self.layout.reports_outputs:
+            for micro_batch, output in zip(mine, outputs, strict=True):
+                flat[_flat_index(micro_batch, first)] = output[torch.from_numpy(micro_batch.row_of_want)]
+        dist.all_reduce(flat)
+        values = flat.cpu().numpy()
+        return [TokenScores(values[a:b, 0].copy(), values[a:b, 1].copy()) for a, b in zip(first[:-1], first[1:], strict=True)]
+
+    def update(
+        self, sequences: Sequence[TrainSequence], sequence_weights: Sequence[float], terms: LossTerms, lr: float, progress: Progress | None = None
+    ) -> UpdateResult:
+        """One optimizer step on a mini-batch.
+
+        sequence_weights: weight of every token of a sequence in the loss (global normalisation, so micro-batches and
+        layouts do not change the sum). lr: learning rate of this step.
+        """
+        if self.optimizer is None:
+            raise ValueError("this policy was built without an optimizer")
+        requests = [ScoreRequest(s.token_ids, s.start, s.stop) for s in sequences]
+        first = _first_index(requests)
+        values = RowValues.of(sequences, sequence_weights)
+        packed = self._pack(requests)
+        mine = packed.micro_batches[self.layout.data_rank]
+
+        def loss(micro_batch: TreeMicroBatch, output: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            rows = output.index_select(0, torch.from_numpy(micro_batch.row_of_want).to(output.device))
+            scalar, statistics = policy_gradient(rows, values.select(_flat_index(micro_batch, first)), terms)
+            # Megatron averages gradients over data-parallel ranks; the weights are global already.
+            return scalar * self.layout.data_size, statistics
+
+        self._callable.train()
+        self._callable.zero_grad_buffer()
+        self.optimizer.zero_grad()
+        set_learning_rate(self.optimizer, lr)
+        statistics = self._runner.forward_backward(self._callable, mine, loss, progress)
+        grad_norm = apply_gradients(self.optimizer)
+        total = torch.zeros(len(STATISTICS), dtype=torch.float64)
+        if self.layout.reports_outputs:
+            total += torch.stack(statistics).double().sum(0).cpu()
+        total = total.to(device())
+        dist.all_reduce(total)
+        named = dict(zip(STATISTICS, total.tolist(), strict=True))
+        tokens = int(first[-1])
+        return UpdateResult(
+            loss=named["loss"],
+            entropy=named["entropy"] / max(tokens, 1),
+            clip_fraction=named["clipped"] / max(tokens, 1),
+            kl_to_old=named["kl_to_old"] / max(tokens, 1),
+            grad_norm=grad_norm,
+            trained_tokens=tokens,
+            computed_tokens=sum(len(m.token_ids) for rank in packed.micro_batches for m in rank),
+        )
+
+    def _pack(self, requests: Sequence[ScoreRequest]) -> Plan:
+        return plan(
+            requests,
+            max_tokens=self._config.max_tokens_per_micro_batch,
+            data_parallel_size=self.layout.data_size,
+            share_prefixes=self._config.share_prefixes,
+            sequence_multiple=self.layout.tensor_size if self._config.sequence_parallel else 1,
+        )
+
+
+def _first_index(requests: Sequence[ScoreRequest]) -> np.ndarray:
+    """Where each request's wanted rows start in the flat order of all of them; one more entry for the end."""
+    return np.concatenate([[0], np.cumsum([r.stop - r.start for r in requests])]).astype(np.int64)
+
+
+def _flat_index(micro_batch: TreeMicroBatch, first: np.ndarray) -> torch.Tensor:
+    """Flat index of every want of a micro-batch: int64 [W]."""
+    return torch.from_numpy(first[micro_batch.want_request] + micro_batch.want_offset)

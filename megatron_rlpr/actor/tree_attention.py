@@ -1,0 +1,106 @@
+"""Attention over a forest of prefixes: every token attends to its ancestors and to itself.
+
+A drop-in for Megatron's core attention. It rotates queries and keys by tree depth, then works block by block
+(`tree_layout`): gather the block's keys, one batched matrix product per query-head group, softmax in place, one more
+product. Scores live for one block at a time. Backward recomputes them from the saved row maximum and sum (kept apart:
+their combination would lose digits in bf16), as in FlashAttention (Dao et al., 2022, algorithm 4), so memory grows
+with tokens only.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from megatron_rlpr.actor.rotary import rotate
+from megatron_rlpr.actor.tree_layout import AttentionBlock, TreeSeqParams
+
+Blocks = tuple[AttentionBlock, ...]
+
+
+def _scores(q: torch.Tensor, keys: torch.Tensor, block: AttentionBlock) -> torch.Tensor:
+    """Scaled scores of one block, bias added: q [K, g*B, D], keys [K, S, D] -> [K, g*B, S]."""
+    scores = torch.bmm(q, keys.transpose(1, 2))
+    rows, tail = block.bias.shape
+    if tail:
+        groups = q.shape[1] // rows
+        scores.view(q.shape[0], groups, rows, -1)[..., -tail:] += block.bias
+    return scores
+
+
+def _block_queries(x: torch.Tensor, block: AttentionBlock) -> torch.Tensor:
+    """Rows of one block out of [T, K, g, D], as [K, g*B, D]."""
+    rows = x[block.start : block.stop]
+    return rows.permute(1, 2, 0, 3).reshape(x.shape[1], -1, x.shape[3])
+
+
+class _TreeAttention(torch.autograd.Function):
+    """q [T, K, g, D] (already scaled), k, v [K, T, D] -> [T, K, g, D]."""
+
+    @staticmethod
+    def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, blocks: Blocks) -> torch.Tensor:
+        heads, groups, dim = q.shape[1:]
+        out = torch.empty_like(q)
+        tops, totals = [], []
+        for block in blocks:
+            scores = _scores(_block_queries(q, block), k.index_select(1, block.keys), block)
+            top = scores.amax(-1, keepdim=True)
+            total = scores.sub_(top).exp_().sum(-1, keepdim=True, dtype=torch.float32)
+            mixed = torch.bmm(scores, v.index_select(1, block.keys)).div_(total.to(q.dtype))
+            out[block.start : block.stop] = mixed.view(heads, groups, -1, dim).permute(2, 0, 1, 3)
+            tops.append(top)
+            totals.append(total)
+        ctx.save_for_backward(q, k, v, out, *tops, *totals)
+        ctx.blocks = blocks
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, None]:
+        q, k, v, out, *softmax = ctx.saved_tensors
+        tops, totals = softmax[: len(ctx.blocks)], softmax[len(ctx.blocks) :]
+        heads, groups, dim = q.shape[1:]
+        grad_q = torch.empty_like(q)
+        grad_k, grad_v = torch.zeros_like(k, dtype=torch.float32), torch.zeros_like(v, dtype=torch.float32)
+        for block, top, total in zip(ctx.blocks, tops, totals, strict=True):
+            block_q, block_grad = _block_queries(q, block), _block_queries(grad_out, block)
+            keys, values = k.index_select(1, block.keys), v.index_select(1, block.keys)
+            weights = _scores(block_q, keys, block).sub_(top).exp_().div_(total.to(q.dtype))
+            grad_v.index_add_(1, block.keys, torch.bmm(weights.transpose(1, 2), block_grad).float())
+            row_dot = (block_grad.float() * _block_queries(out, block).float()).sum(-1, keepdim=True)
+            grad_scores = torch.bmm(block_grad, values.transpose(1, 2)).sub_(row_dot.to(q.dtype)).mul_(weights)
+            grad_q[block.start : block.stop] = torch.bmm(grad_scores, keys).view(heads, groups, -1, dim).permute(2, 0, 1, 3)
+            grad_k.index_add_(1, block.keys, torch.bmm(grad_scores.transpose(1, 2), block_q).float())
+        return grad_q, grad_k.to(k.dtype), grad_v.to(v.dtype), None
+
+
+class TreeCoreAttention(torch.nn.Module):
+    """Megatron core attention over the forest that `packed_seq_params` (a TreeSeqParams) describes.
+
+    query [T, 1, H/TP, D], key and value [T, 1, K/TP, D], not yet rotated -> [T, 1, H/TP * D].
+    """
+
+    def __init__(self, config: TransformerConfig, layer_number: int, *_: Any, softmax_scale: float | None = None, **__: Any) -> None:
+        super().__init__()
+        self.layer_number = layer_number
+        self.scale = softmax_scale or config.kv_channels**-0.5
+
+    def forward(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: None = None,
+        packed_seq_params: TreeSeqParams | None = None,
+        **_: Any,
+    ) -> torch.Tensor:
+        if not isinstance(packed_seq_params, TreeSeqParams):
+            raise TypeError(f"layer {self.layer_number}: tree attention needs TreeSeqParams, got {type(packed_seq_params).__name__}")
+        layout = packed_seq_params.layout
+        tokens, _one, heads, dim = query.shape
+        kv_heads = key.shape[2]
+        q = rotate(query * self.scale, layout.cos, layout.sin).view(tokens, kv_heads, heads // kv_heads, dim)
+        k = rotate(key, layout.cos, layout.sin).squeeze(1).transpose(0, 1).contiguous()
+        v = value.squeeze(1).transpose(0, 1).contiguous()
+        return _TreeAttention.apply(q, k, v, layout.blocks).reshape(tokens, 1, heads * dim)
