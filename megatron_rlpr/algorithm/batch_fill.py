@@ -1,0 +1,54 @@
+"""Collect kept groups until they make a training batch; account for every group that was offered."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from megatron_rlpr.types import ScoredGroup
+
+
+class BatchFill:
+    """The bookkeeping of one step's generate-and-filter rounds.
+
+        fill = BatchFill(train_batch_size, max_rounds)
+        while fill.wants_more:
+            fill.offer(groups, keep)
+        batch, surplus = fill.take()
+
+    Every group is in exactly one of batch, surplus (kept, but one too many) and `dropped`.
+    carried: surplus of an earlier step that is used again with its old responses (filter.cache_regenerate=false).
+    """
+
+    def __init__(self, train_batch_size: int, max_rounds: int, carried: Sequence[ScoredGroup] = ()) -> None:
+        self.train_batch_size = train_batch_size
+        self.max_rounds = max_rounds
+        self.rounds = 0
+        self.offered = 0
+        self.dropped: list[ScoredGroup] = []
+        self._kept = list(carried)
+
+    @property
+    def full(self) -> bool:
+        """There are enough groups for a whole batch."""
+        return len(self._kept) >= self.train_batch_size
+
+    @property
+    def wants_more(self) -> bool:
+        """Another round is both needed and allowed."""
+        return not self.full and self.rounds < self.max_rounds
+
+    @property
+    def kept_fraction(self) -> float:
+        """Share of the offered groups that passed the filter; 1 when none was offered."""
+        return 1.0 - len(self.dropped) / self.offered if self.offered else 1.0
+
+    def offer(self, groups: Sequence[ScoredGroup], keep: Sequence[bool]) -> None:
+        """Add one round: groups[i] is used if keep[i], else dropped."""
+        for group, wanted in zip(groups, keep, strict=True):
+            (self._kept if wanted else self.dropped).append(group)
+        self.offered += len(groups)
+        self.rounds += 1
+
+    def take(self) -> tuple[list[ScoredGroup], list[ScoredGroup]]:
+        """(batch, surplus): the first train_batch_size kept groups, fewer if the rounds ran out, and the rest, in order."""
+        return self._kept[: self.train_batch_size], self._kept[self.train_batch_size :]
