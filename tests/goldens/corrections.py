@@ -8,7 +8,14 @@ from __future__ import annotations
 
 from fnmatch import fnmatchcase
 
-CORRECTIONS: dict[tuple[str, str], tuple[str, str]] = {}
+CORRECTIONS: dict[tuple[str, str], tuple[str, str]] = {
+    # algorithm
+    ("advantages.json", "gae_*"): ("Q9", "the reference's trainer crashes on gae, which needs a critic RLPR does not have: it is refused"),
+    ("advantage_dispatch.json", "rloo"): ("Q9", "the reference crashes (filter_rate unbound): it works"),
+    ("advantage_dispatch.json", "remax"): ("Q9", "the reference crashes (filter_rate unbound): it works"),
+    ("advantage_dispatch.json", "reinforce_plus_plus"): ("Q9", "the reference crashes (filter_rate unbound): it works"),
+    ("lr_schedule.json", "*"): ("Q7", "the reference's first step runs at rate 0: step k has the reference's rate of step k + 1"),
+}
 
 
 def correction(file: str, case: str) -> tuple[str, str] | None:
