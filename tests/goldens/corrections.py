@@ -14,6 +14,7 @@ CORRECTIONS: dict[tuple[str, str], tuple[str, str]] = {
     ("advantage_dispatch.json", "rloo"): ("Q9", "the reference crashes (filter_rate unbound): it works"),
     ("advantage_dispatch.json", "remax"): ("Q9", "the reference crashes (filter_rate unbound): it works"),
     ("advantage_dispatch.json", "reinforce_plus_plus"): ("Q9", "the reference crashes (filter_rate unbound): it works"),
+    ("actor_update.json", "*"): ("Q1", "the reference weighs every micro-batch alike, by 4 / mini-batch rows: every token weighs the same"),
     ("lr_schedule.json", "*"): ("Q7", "the reference's first step runs at rate 0: step k has the reference's rate of step k + 1"),
 }
 
