@@ -15,6 +15,10 @@ CORRECTIONS: dict[tuple[str, str], tuple[str, str]] = {
     ("advantage_dispatch.json", "remax"): ("Q9", "the reference crashes (filter_rate unbound): it works"),
     ("advantage_dispatch.json", "reinforce_plus_plus"): ("Q9", "the reference crashes (filter_rate unbound): it works"),
     ("actor_update.json", "*"): ("Q1", "the reference weighs every micro-batch alike, by 4 / mini-batch rows: every token weighs the same"),
+    ("ema_filter.json", "*-after-an-empty-epoch-end"): ("Q8", "the reference counts the last mean twice: nothing judged, nothing changed"),
+    ("ema_filter.json", "final_global_steps"): ("Q4", "the reference counts on, once per epoch left: the last step is the last"),
+    ("ema_filter.json", "during_filter_mean"): ("Q5", "always empty in the reference: not a metric here"),
+    ("ema_filter.json", "error"): ("Q6", "the reference crashes if it resumes without its average: a checkpoint has it"),
     ("lr_schedule.json", "*"): ("Q7", "the reference's first step runs at rate 0: step k has the reference's rate of step k + 1"),
 }
 
