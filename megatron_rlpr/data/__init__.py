@@ -1,0 +1,1 @@
+"""Parquet files -> prompts: schema checks, chat template, prompt rewrite, resumable sampler."""

@@ -1,0 +1,37 @@
+"""Loading the policy's tokenizer with the two rules of the reference (spec section 1.3)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from megatron_rlpr.types import UserError
+
+
+def load_tokenizer(path: str) -> Any:
+    """The fast tokenizer of a Hugging Face folder, ready for data, reward and evaluation.
+
+    A missing pad token becomes the end-of-sequence token. gemma-2-2b-it ends its turns with <end_of_turn>, which its own
+    tokenizer does not name as end of sequence. Raises UserError for a folder without a usable tokenizer.
+    """
+    if not Path(path).is_dir():
+        raise UserError(f"model.path {path!r} is no folder; give a Hugging Face model folder (tools/fetch_model.py makes one)")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"model.path {path!r} holds no readable tokenizer ({str(error).splitlines()[0]}); give a Hugging Face folder"
+        ) from error
+    if not tokenizer.is_fast:
+        raise UserError(
+            f"model.path {path!r} has no fast tokenizer (tokenizer.json); character offsets are needed to splice reference answers"
+        )
+    if "gemma-2-2b-it" in path:
+        tokenizer.eos_token = "<end_of_turn>"
+    if tokenizer.eos_token is None:
+        raise UserError(f"model.path {path!r}: the tokenizer names no eos_token; set it in tokenizer_config.json")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
