@@ -67,6 +67,7 @@ class RewardConfig:
     """How a response is scored."""
 
     reward_manager: Literal["prob", "mix", "naive"] = key("prob", "prob: reference probability; mix: with graded accuracy; naive: graded accuracy")
+    reward_type: Literal["pr", "pr+vr"] = key("pr", "pr+vr: with reward_manager=prob, grade the answers of maths data sources instead of scoring them")
     format_mode: Literal["R1", "R1_nothink"] = key("R1", "tags a response must have: think and answer, or answer only")
     splice: Literal["text", "tokens"] = key("text", "splice the reference answer into decoded text (as the reference does) or into token ids")
     compute_score_name: Literal["mean_exp_log_softmax", "mean_log_softmax", "exp_sum_log_softmax", "exp_mean_log_softmax"] = key(
@@ -77,6 +78,7 @@ class RewardConfig:
     format_coefficient: float = key(0.1, "c in (1-c) * shaped + c * format; -1: shaped if the format is right, else -1")
     format_only: bool = key(False, "control run: the reward is the format score alone")
     repetition_penalty: bool = key(True, "add the repetition penalty to the reward")
+    repetition_penalty_max_repetitions_limit: int = key(10, "occurrences of the same ten words from which a response is penalised")
     base_probability: Literal["initial", "current", "none"] = key(
         "initial", "probability of the answer with no reasoning: by the initial policy (one pass before training), by the current policy (each step), or 0"
     )

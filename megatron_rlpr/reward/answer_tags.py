@@ -1,0 +1,71 @@
+"""Where the answer sits in a response, read from its text.
+
+A response may be spliced when its tags are in order (spec section 2.2, step 2): R1 wants exactly one <think>, </think> and
+<answer>, R1_nothink exactly one <answer>. The closing </answer> is not needed. An answer tag with nothing at all behind it
+is refused (quirk Q3: the reference means to, but tests after it appended the end-of-sequence text).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+OPEN_THINK, CLOSE_THINK = "<think>", "</think>"
+OPEN_ANSWER, CLOSE_ANSWER = "<answer>", "</answer>"
+
+_LEADING_WHITESPACE = re.compile(r"[ \n\t\r]*")
+_CLOSING = re.compile(r"(\s*)</answer>")
+_EXTRACTED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class AnswerSlot:
+    """The white space around the generated answer, which the spliced answer takes over.
+
+    leading: what follows <answer> at once, made of space, newline, tab and carriage return; may be "".
+    trailing: what stands right before </answer>; None when the answer is not closed.
+    """
+
+    leading: str
+    trailing: str | None
+
+
+def find_answer_slot(response_text: str, format_mode: str, eos_text: str, pad_text: str) -> AnswerSlot | None:
+    """The slot of a response's answer, or None when the reference answer cannot be spliced in."""
+    text = strip_padding(response_text, pad_text).removesuffix(eos_text)
+    if text.count(OPEN_ANSWER) != 1:
+        return None
+    tag = text.index(OPEN_ANSWER)
+    if format_mode == "R1" and not _thinks_before(text, tag):
+        return None
+    section = text[tag + len(OPEN_ANSWER) :]
+    if not section:
+        return None
+    closing = _CLOSING.search(section)
+    leading = _LEADING_WHITESPACE.match(section)
+    assert leading is not None  # the pattern matches the empty text
+    return AnswerSlot(leading.group(), closing.group(1) if closing else None)
+
+
+def _thinks_before(text: str, tag: int) -> bool:
+    if text.count(OPEN_THINK) != 1 or text.count(CLOSE_THINK) != 1:
+        return False
+    return text.index(OPEN_THINK) < text.index(CLOSE_THINK) < tag
+
+
+def strip_padding(text: str, pad_text: str) -> str:
+    """The text without any repetition of the pad token's text at either end."""
+    if not pad_text:
+        return text
+    start, stop = 0, len(text)
+    while text.startswith(pad_text, start, stop):
+        start += len(pad_text)
+    while text.endswith(pad_text, start, stop):
+        stop -= len(pad_text)
+    return text[start:stop]
+
+
+def extract_answer(response_text: str) -> str:
+    """The stripped text of the first closed answer section, "" when there is none."""
+    match = _EXTRACTED.search(response_text)
+    return match.group(1).strip() if match else ""

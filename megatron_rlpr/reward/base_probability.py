@@ -1,0 +1,97 @@
+"""The base probability: how likely the reference answer is with no reasoning at all (spec section 2.6)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from megatron_rlpr.atomic_file import write_text
+from megatron_rlpr.reward.token_spans import overlapping_tokens
+from megatron_rlpr.types import Prompt, ScoreRequest, UserError
+
+
+def base_requests(tokenizer: Any, prompts: Sequence[Prompt], max_response_length: int) -> list[ScoreRequest]:
+    """One request per prompt: the prompt, a space, the reference answer; no tags. The answer's tokens are scored.
+
+    The text is tokenised as a whole, so the answer's first token may hold the space before it. At most max_response_length
+    tokens after the prompt are looked at, as in the response window of the reference.
+    """
+    prompt_texts = [str(tokenizer.decode(list(prompt.token_ids), skip_special_tokens=False)) for prompt in prompts]
+    texts = [f"{text} {prompt.reference_answer} {tokenizer.eos_token}" for text, prompt in zip(prompt_texts, prompts, strict=True)]
+    if not texts:
+        return []
+    encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False)
+    requests = []
+    for prompt, text, encoding in zip(prompts, prompt_texts, encoded.encodings, strict=True):
+        answer_start = len(text) + 1
+        start, stop = overlapping_tokens(encoding, answer_start, answer_start + len(prompt.reference_answer))
+        _, prompt_stop = overlapping_tokens(encoding, len(text) - 1, len(text))
+        stop = min(stop, prompt_stop + max_response_length)
+        if not 0 < start < stop:
+            raise UserError(
+                f"prompt {prompt.index}: the reference answer {prompt.reference_answer!r:.80} has no tokens of its own; remove the row"
+            )
+        requests.append(ScoreRequest(tuple(encoding.ids[:stop]), start, stop))
+    return requests
+
+
+class BaseProbabilityTable:
+    """Base probabilities by prompt, made once by the initial policy and stored with the run.
+
+    Every entry carries a fingerprint of its prompt's tokens and reference answer, and the table the settings it was made
+    with (model, temperature, aggregation, ...): a table of other data or settings is refused, not silently used.
+    """
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self._settings = settings
+        self._entries: dict[int, tuple[str, float]] = {}
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def missing(self, prompts: Iterable[Prompt]) -> list[Prompt]:
+        """The prompts that have no entry yet, in order."""
+        return [prompt for prompt in prompts if prompt.index not in self._entries]
+
+    def record(self, prompt: Prompt, probability: float) -> None:
+        """Store the base probability of a prompt."""
+        self._entries[prompt.index] = (_fingerprint(prompt), float(probability))
+
+    def probability(self, prompt: Prompt) -> float:
+        """The stored base probability; raises UserError when the entry belongs to another prompt or answer."""
+        if prompt.index not in self._entries:
+            raise KeyError(f"prompt {prompt.index} has no base probability; it must be computed first")
+        fingerprint, probability = self._entries[prompt.index]
+        if fingerprint != _fingerprint(prompt):
+            raise UserError(
+                f"the run's base probabilities were made for other data: prompt {prompt.index} is not the same; "
+                "resume with the same data files and tokenizer, or start a new run (trainer.name)"
+            )
+        return probability
+
+    def save(self, path: str | Path) -> None:
+        """Write the table as JSON; a kill in the middle leaves the previous file as it was."""
+        content = {"settings": self._settings, "entries": {str(index): entry for index, entry in sorted(self._entries.items())}}
+        write_text(Path(path), json.dumps(content))
+
+    @classmethod
+    def load(cls, path: str | Path, settings: dict[str, Any]) -> BaseProbabilityTable:
+        """Read a table back; raises UserError when it was made with other settings or cannot be read."""
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            stored, entries = content["settings"], content["entries"]
+            table = cls(settings)
+            table._entries = {int(index): (str(fingerprint), float(value)) for index, (fingerprint, value) in entries.items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path}: no readable table of base probabilities ({error}); remove it to have it computed again") from error
+        if stored != json.loads(json.dumps(settings)):
+            raise UserError(f"{path}: made with {stored}, this run has {settings}; remove it to have it computed again, or start a new run")
+        return table
+
+
+def _fingerprint(prompt: Prompt) -> str:
+    content = json.dumps([list(prompt.token_ids), prompt.reference_answer]).encode()
+    return hashlib.sha256(content).hexdigest()[:16]

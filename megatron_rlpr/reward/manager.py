@@ -1,0 +1,163 @@
+"""Scores, tags and grades of a response -> its reward, as reward.reward_manager defines it (spec sections 2.5 and 2.7).
+
+prob:  (1 - c) f(p - b) + c format            p: reference probability, b: base probability, f: shaping, then bins
+naive: 0.9 accuracy + 0.1 format              format as the prompt asks for it
+mix:   vr_weight naive + pr_weight prob
+A repetition penalty of -1 is added once, whatever the manager and also to a reward of 0 (quirk Q14). With
+reward_type=pr+vr the prob manager takes p = accuracy and b = 0 for maths data sources.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from megatron_rlpr.config import RewardConfig
+from megatron_rlpr.reward.answer_tags import extract_answer
+from megatron_rlpr.reward.base_probability import base_requests
+from megatron_rlpr.reward.format import format_score, rule_format_score
+from megatron_rlpr.reward.probability import aggregate
+from megatron_rlpr.reward.repetition import repetition_penalty
+from megatron_rlpr.reward.shaping import discrete_function, shaping_function
+from megatron_rlpr.reward.splice import SpliceLimits, splice_texts
+from megatron_rlpr.reward.splice_tokens import splice_tokens
+from megatron_rlpr.types import Prompt, Response, ResponseReward, RolloutGroup, ScoreRequest, TokenScores, UserError
+
+Grade = Callable[[Prompt, Response], float]
+"""(prompt, response) -> accuracy, 0 or 1."""
+
+GRADED_SOURCES = (
+    "numina_cn_k12",
+    "numina_synthetic_math",
+    "numina_olympiads",
+    "numina_synthetic_amc",
+    "numina_aops_forum",
+    "numina_amc_aime",
+    "Math-500",
+    "AIME2024",
+    "AMC2023",
+    "DAPO-Math-17k",
+    "OlympiadBench",
+    "Minerva",
+    "simplelr_deepscaler",
+)
+"""Data sources (substrings) whose answers reward_type=pr+vr grades."""
+
+
+class RewardManager:
+    """Asks for what a reward needs from the policy and combines the answers.
+
+    grade is needed by reward_manager=mix and naive and by reward_type=pr+vr; UserError without it.
+    """
+
+    def __init__(
+        self, config: RewardConfig, tokenizer: Any, max_prompt_length: int, max_response_length: int, grade: Grade | None = None
+    ) -> None:
+        needs_grade = config.reward_manager != "prob" or config.reward_type == "pr+vr"
+        if needs_grade and grade is None and not config.format_only:
+            raise UserError(f"reward.reward_manager={config.reward_manager} with reward_type={config.reward_type} needs graded answers")
+        self._config = config
+        self._tokenizer = tokenizer
+        self._limits = SpliceLimits(max_prompt_length, max_response_length)
+        self._grade = grade
+        self._shape = shaping_function(config.shaping_function_name)
+        self._discretise = discrete_function(config.discrete_function_name)
+        special = [str(token.content) for token in tokenizer.added_tokens_decoder.values() if token.special]
+        self._special_tokens = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or r"(?!)")
+
+    @property
+    def uses_probability(self) -> bool:
+        """False when the reward is the grade alone: nothing is spliced then."""
+        return self._config.reward_manager != "naive"
+
+    def reference_requests(self, group: RolloutGroup) -> list[ScoreRequest | None]:
+        """What to score for each response of a group; None where the reference answer cannot be spliced in."""
+        return self.reference_requests_batch([group])[0]
+
+    def reference_requests_batch(self, groups: Sequence[RolloutGroup]) -> list[list[ScoreRequest | None]]:
+        """reference_requests of many groups, tokenised in one call."""
+        splice = splice_tokens if self._config.splice == "tokens" else splice_texts
+        pairs = [(group.prompt, response) for group in groups for response in group.responses]
+        scored = [row for row, (prompt, _) in enumerate(pairs) if self.uses_probability and not self._is_graded(prompt)]
+        requests: list[ScoreRequest | None] = [None] * len(pairs)
+        spliced = splice(self._tokenizer, [pairs[row] for row in scored], self._config, self._limits)
+        for row, result in zip(scored, spliced, strict=True):
+            requests[row] = result.request()
+        remaining = iter(requests)
+        return [[next(remaining) for _ in group.responses] for group in groups]
+
+    def base_request(self, prompt: Prompt) -> ScoreRequest:
+        """What to score for the prompt's base probability."""
+        return self.base_requests([prompt])[0]
+
+    def base_requests(self, prompts: Sequence[Prompt]) -> list[ScoreRequest]:
+        """base_request of many prompts, tokenised in one call."""
+        return base_requests(self._tokenizer, prompts, self._limits.max_response_length)
+
+    def base_probability(self, scores: TokenScores) -> float:
+        """The base probability from the answer to a base_request; never rounded, no added token (spec section 2.6)."""
+        return aggregate(scores.log_probs, self._config.compute_score_name)
+
+    def rewards(
+        self, group: RolloutGroup, reference_scores: Sequence[TokenScores | None], base_probability: float
+    ) -> tuple[ResponseReward, ...]:
+        """The reward of every response, in order; reference_scores answer reference_requests(group)."""
+        return tuple(
+            self._reward(group.prompt, response, scores, base_probability)
+            for response, scores in zip(group.responses, reference_scores, strict=True)
+        )
+
+    def _reward(self, prompt: Prompt, response: Response, scores: TokenScores | None, base_probability: float) -> ResponseReward:
+        config = self._config
+        accuracy = self._accuracy(prompt, response)
+        graded = self._is_graded(prompt)
+        parts = ResponseReward(
+            reward=0.0,
+            reference_probability=accuracy if graded else self._reference_probability(scores),
+            base_probability=0.0 if graded else base_probability,
+            format=format_score(response.text, config.format_mode),
+            repetition=self._repetition(response) if config.repetition_penalty else 0.0,
+            splice_valid=scores is not None,
+            extracted_answer=extract_answer(response.text),
+            accuracy=accuracy,
+        )
+        if config.format_only:
+            return replace(parts, reward=parts.format)
+        if config.reward_manager == "prob":
+            reward = self._probability_reward(parts, response)
+        else:
+            reward = self._graded_reward(prompt, response, accuracy)
+            if config.reward_manager == "mix":
+                reward = config.vr_weight * reward + config.pr_weight * self._probability_reward(parts, response)
+        return replace(parts, reward=reward + parts.repetition)
+
+    def _probability_reward(self, parts: ResponseReward, response: Response) -> float:
+        shaped = self._discretise(self._shape(parts.reference_probability - parts.base_probability, response.seed))
+        coefficient = self._config.format_coefficient
+        if coefficient == -1:
+            return shaped if parts.format == 1 else -1.0
+        return (1 - coefficient) * shaped + coefficient * parts.format
+
+    def _graded_reward(self, prompt: Prompt, response: Response, accuracy: float) -> float:
+        prompt_text = "\n".join(message["content"] for message in prompt.messages)
+        return 0.9 * accuracy + 0.1 * rule_format_score(response.text, prompt_text, self._config.format_mode)
+
+    def _reference_probability(self, scores: TokenScores | None) -> float:
+        if scores is None:
+            return 0.0
+        config = self._config
+        cap_last = config.gt_tokens_one_more and config.gt_tokens_one_more_adjusted
+        return aggregate(scores.log_probs, config.compute_score_name, cap_last=cap_last, bf16_rounding=config.score_bf16_rounding)
+
+    def _accuracy(self, prompt: Prompt, response: Response) -> float:
+        wanted = self._config.reward_manager != "prob" or self._is_graded(prompt)
+        return float(self._grade(prompt, response)) if wanted and self._grade is not None else 0.0
+
+    def _is_graded(self, prompt: Prompt) -> bool:
+        return self._config.reward_type == "pr+vr" and any(source in prompt.data_source for source in GRADED_SOURCES)
+
+    def _repetition(self, response: Response) -> float:
+        text = self._special_tokens.sub("", response.text)
+        return repetition_penalty(text, limit=self._config.repetition_penalty_max_repetitions_limit)
