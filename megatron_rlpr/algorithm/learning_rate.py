@@ -26,6 +26,7 @@ def multiplier(step: int, *, warmup_steps: int = 0, total_steps: int = 0, style:
         raise UserError(
             f"actor.lr_decay_style={style} needs more training steps than actor.lr_warmup_steps={warmup_steps}, the run has {total_steps}"
         )
-    progress = min(1.0, (step + 1 - warmup_steps) / (total_steps - warmup_steps))
+    peak = max(warmup_steps, 1)  # number of the step (from 1) that runs at the full rate
+    progress = min(1.0, (step + 1 - peak) / max(total_steps - peak, 1))
     remaining = 1.0 - progress if style == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
     return min_ratio + (1.0 - min_ratio) * remaining
