@@ -1,0 +1,159 @@
+"""Every metric a run writes, with its meaning; docs/metrics.md is made from this table.
+
+python -m megatron_rlpr.tracking.metric_names > docs/metrics.md
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable
+
+STEP_METRICS: dict[str, str] = {
+    "step": "training step, counted from 1",
+    "epoch": "pass over the training prompts, counted from 0",
+    "reward/mean": "mean final reward of the responses the step trained on",
+    "reward/std_per_group": "standard deviation of the final rewards within a prompt's group, mean over groups",
+    "reward/reference_probability": "mean probability the policy gives to the reference answer after the response's reasoning",
+    "reward/base_probability": "mean probability of the reference answer with no reasoning",
+    "reward/format": "share of responses with the right tags",
+    "reward/repetition": "mean repetition penalty (0 or -1 a response)",
+    "reward/accuracy": "share of responses graded right, where a grader ran",
+    "reward/splice_valid": "share of responses into which the reference answer could be spliced",
+    "filter/threshold": "lower bound of the filter in this step; 0 while it does not act",
+    "filter/kept_fraction": "groups kept / groups generated, over all rounds of the step",
+    "filter/rounds": "generate-and-filter rounds the step took",
+    "filter/cached_prompts": "surplus prompts kept for later steps",
+    "filter/flat_groups": "share of trained groups whose rewards are all equal, so that they have no advantage",
+    "filter/truncated_groups": "share of generated groups dropped because a response was cut off",
+    "response_length/mean": "mean tokens of a response, the end-of-sequence token included",
+    "response_length/max": "tokens of the longest response",
+    "response_length/min": "tokens of the shortest response",
+    "response_length/truncated_fraction": "share of responses cut at data.max_response_length",
+    "prompt_length/mean": "mean tokens of a prompt",
+    "prompt_length/max": "tokens of the longest prompt",
+    "actor/loss": "value of the whole loss: policy gradient, entropy bonus and KL",
+    "actor/policy_loss": "clipped policy-gradient part of the loss",
+    "actor/entropy": "mean entropy of the policy at the response tokens, in nats",
+    "actor/kl": "mean estimate of the KL to the reference policy, when it has a coefficient",
+    "actor/ppo_kl": "mean of old minus new log-probability over the response tokens",
+    "actor/grad_norm": "global L2 norm of the gradient before clipping",
+    "actor/clip_fraction": "share of response tokens whose probability ratio was clipped",
+    "actor/lr": "learning rate of the step",
+    "actor/optimizer_steps": "optimizer steps taken in this training step",
+    "actor/skipped_steps": "optimizer steps skipped because the gradient was not finite",
+    "actor/micro_batches": "micro-batches of the update on one data-parallel rank",
+    "actor/shared_token_fraction": "share of the tokens that prefix sharing did not have to compute",
+    "rollout/log_prob_gap": "mean absolute difference between the engine's and the actor's log-probability of a response token",
+    "rollout/log_prob_gap_max": "largest such difference",
+    "rollout/weight_version": "hand-over that gave the engine the weights it sampled with",
+    "tokens/s": "prompt and response tokens of the step's generated sequences divided by time/step",
+    "tokens/s_rollout": "response tokens generated a second while generating",
+    "tokens/s_score": "distinct tokens scored a second while scoring",
+    "tokens/s_update": "distinct tokens trained on a second while updating",
+    "time/rollout": "seconds spent generating",
+    "time/score": "seconds spent scoring",
+    "time/reward": "seconds spent on rewards besides the forward pass",
+    "time/update": "seconds spent in the policy's update",
+    "time/hand_over": "seconds to give the engines the new weights",
+    "time/step": "seconds of the whole step, checkpoint and validation apart",
+    "time/checkpoint": "seconds the last checkpoint before this step's line took",
+    "memory/peak_gb": "peak resident memory of the first rank's process so far, in GB (1e9 bytes)",
+    "memory/peak_all_ranks_gb": "sum of the ranks' peak resident memories so far, in GB",
+    "memory/peak_device_gb": "peak memory allocated on the first rank's GPU so far, in GB",
+}
+
+REQUIRED: tuple[str, ...] = (
+    "reward/mean",
+    "reward/reference_probability",
+    "reward/base_probability",
+    "reward/format",
+    "reward/repetition",
+    "filter/threshold",
+    "filter/kept_fraction",
+    "response_length/mean",
+    "actor/loss",
+    "actor/entropy",
+    "actor/grad_norm",
+    "actor/clip_fraction",
+    "actor/lr",
+    "rollout/log_prob_gap",
+    "tokens/s",
+    "time/rollout",
+    "time/score",
+    "time/update",
+    "time/hand_over",
+    "time/step",
+)
+"""Metrics that every line of metrics.jsonl has besides step."""
+
+PATTERNS: dict[str, str] = {
+    "reward/mean/{data_source}": "reward/mean over the prompts of one data source",
+    "reward/reference_probability/{data_source}": "reward/reference_probability over the prompts of one data source",
+    "reward/std_per_group/{data_source}": "reward/std_per_group over the prompts of one data source",
+    "reward/{term}": "any other term of the reward, mean over responses",
+}
+
+VALIDATION_METRICS: dict[str, str] = {
+    "step": "training step after which the validation ran; 0: before training",
+    "val/{set}/{strategy}/reward": "mean final reward over the prompts",
+    "val/{set}/{strategy}/reference_probability": "mean reference probability",
+    "val/{set}/{strategy}/format": "share of responses with the right tags",
+    "val/{set}/{strategy}/accuracy": "share of responses graded right (mean of a prompt's samples first)",
+    "val/{set}/{strategy}/response_length": "mean tokens of a response",
+}
+
+
+def _matches(pattern: str, name: str) -> bool:
+    parts = re.split(r"\{\w+\}", pattern)
+    return re.fullmatch("[^/]+".join(re.escape(part) for part in parts), name) is not None
+
+
+def undocumented(names: Iterable[str]) -> list[str]:
+    """Those of the names that no table here explains."""
+    known = [*STEP_METRICS, *PATTERNS, *VALIDATION_METRICS]
+    return [name for name in names if not any(_matches(pattern, name) for pattern in known)]
+
+
+def document() -> str:
+    """The text of docs/metrics.md."""
+
+    def table(metrics: dict[str, str]) -> str:
+        return "\n".join(["| name | meaning |", "|---|---|", *(f"| `{name}` | {meaning} |" for name, meaning in metrics.items())])
+
+    required = ", ".join(f"`{name}`" for name in REQUIRED)
+    return f"""\
+# Metrics
+
+Made from `megatron_rlpr/tracking/metric_names.py`: `python -m megatron_rlpr.tracking.metric_names > docs/metrics.md`.
+
+## Every step: `runs/<name>/metrics.jsonl`
+
+One JSON object a training step, the same numbers in Weights & Biases and TensorBoard. A number that is not finite is
+written as `null`. A run that resumes at step k first removes the lines after k, so the file reads like that of a run that
+never stopped. Means are over the responses (or groups) of all data-parallel ranks.
+
+Always there: `step`, {required}.
+
+{table(STEP_METRICS)}
+
+For each data source, and for reward terms that are not in the table:
+
+{table(PATTERNS)}
+
+## Every validation: `runs/<name>/validation.jsonl`
+
+One JSON object a validation. `{{set}}` is the name of the file without its ending, `{{strategy}}` greedy or sampling.
+
+{table(VALIDATION_METRICS)}
+
+## At the end: `runs/<name>/summary.json`
+
+The first and the last validation side by side, on the same prompts with the same decoding: for `reward`, `format` and `accuracy` the
+mean with its 95% interval (`low`, `high`), and under `difference` the mean paired difference with its interval, the two-sided p-value
+of the sign test, and whether the two intervals are disjoint. Besides `steps`, `wall_time_s` and `peak_memory_gb`.
+"""
+
+
+if __name__ == "__main__":
+    sys.stdout.write(document())

@@ -1,0 +1,82 @@
+"""What the training loop tells its numbers to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from megatron_rlpr.config import Config
+from megatron_rlpr.tracking.console import Console
+from megatron_rlpr.tracking.metrics_log import MetricsLog, plain_number
+from megatron_rlpr.tracking.tensorboard_sink import TensorBoardSink
+from megatron_rlpr.tracking.wandb_sink import WandbSink, wanted
+
+VALIDATION_LOG = "validation.jsonl"
+
+
+class Tracker:
+    """Sends every step's metrics to the console, metrics.jsonl, Weights & Biases and TensorBoard; the first rank only.
+
+    resolved_config: `config_loading.resolved(config)`, shown in Weights & Biases. resume_step: the step the run goes on
+    after, 0 for a new run; what was logged for later steps is dropped. total_steps: for the time left.
+    `console` can be used on every rank; other ranks write nothing.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        run_folder: str | Path,
+        resolved_config: Mapping[str, Any],
+        resume_step: int = 0,
+        *,
+        total_steps: int = 0,
+        rank: int = 0,
+        console: Console | None = None,
+    ) -> None:
+        folder = Path(run_folder)
+        self.console = console if console is not None else Console(config.tracking.progress, rank)
+        self.total_steps = total_steps or config.trainer.total_training_steps
+        self._logs: list[MetricsLog] = []
+        self._sinks: list[WandbSink | TensorBoardSink] = []
+        if rank != 0:
+            return
+        if wanted(config.tracking.wandb):
+            project, name = config.tracking.wandb_project, config.trainer.name
+            self._sinks.append(WandbSink(project, name, folder, resolved_config, fresh=resume_step == 0))
+        if config.tracking.tensorboard:
+            self._sinks.append(TensorBoardSink(folder, resume_step))
+        self._logs = [MetricsLog(folder, resume_step), MetricsLog(folder, resume_step, VALIDATION_LOG)]
+
+    def log_step(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Record a finished training step: names as in `metric_names`, values int, float or None."""
+        self._record(0, step, metrics)
+        self.console.step(step, self.total_steps, metrics)
+
+    def log_evaluation(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Record a validation of the weights after `step` (0: the initial ones): names val/<set>/<strategy>/<measure>."""
+        self._record(1, step, metrics)
+        self.console.evaluation(step, metrics)
+
+    def close(self) -> None:
+        """Flush and close everything; once is enough, twice is allowed."""
+        for log in self._logs:
+            log.close()
+        while self._sinks:
+            self._sinks.pop().close()
+
+    def __enter__(self) -> Tracker:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _record(self, log: int, step: int, metrics: Mapping[str, Any]) -> None:
+        if not self._logs:
+            return
+        self._logs[log].append(step, metrics)
+        plain = {name: plain_number(value) for name, value in metrics.items() if name != "step"}
+        finite = {name: float(value) for name, value in plain.items() if isinstance(value, int | float)}
+        for sink in self._sinks:
+            sink.log(step, finite)

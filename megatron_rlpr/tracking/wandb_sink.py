@@ -1,0 +1,85 @@
+"""Weights & Biases: one run there for one run folder here, also after a resume."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from megatron_rlpr import atomic_file
+from megatron_rlpr.types import UserError
+
+RUN_ID_FILE = "wandb_run_id"
+
+
+def wanted(by_config: bool) -> bool:
+    """tracking.wandb, or USE_WANDB=true in the environment. Raises UserError for another value of USE_WANDB."""
+    value = os.environ.get("USE_WANDB", "").strip().lower()
+    if value not in ("", "true", "1", "false", "0"):
+        raise UserError(f"USE_WANDB={os.environ['USE_WANDB']}: expected true or false")
+    return by_config or value in ("true", "1")
+
+
+class WandbSink:
+    """Sends metrics to Weights & Biases. WANDB_MODE=offline writes them below the run folder and needs no network.
+
+    The run's id is kept in <run_folder>/wandb_run_id and used again when fresh is False. wandb takes its API key from the
+    environment or its own login file; nothing here reads or writes it. Console output, code, the git remote and the
+    machine's description are not uploaded.
+    """
+
+    def __init__(self, project: str, name: str, run_folder: Path, resolved_config: Mapping[str, Any], fresh: bool) -> None:
+        try:
+            import wandb
+        except ImportError as error:
+            raise UserError("tracking.wandb=true needs the package wandb: pip install wandb, or set it to false") from error
+        self._wandb = wandb
+        run_folder.mkdir(parents=True, exist_ok=True)
+        settings = wandb.Settings(
+            console="off",
+            disable_git=True,
+            disable_code=True,
+            save_code=False,
+            x_disable_meta=True,
+            x_disable_stats=True,
+            silent=True,
+        )
+        try:
+            self._run = wandb.init(
+                project=project,
+                name=name,
+                dir=str(run_folder),
+                config=dict(resolved_config),
+                id=self._run_id(run_folder, fresh),
+                resume="allow",
+                settings=settings,
+            )
+        except (wandb.errors.Error, OSError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"Weights & Biases cannot start ({reason}): log in with `wandb login`, or set WANDB_MODE=offline") from error
+        # Steps are a metric of their own: wandb's internal counter refuses the steps a resumed run writes again.
+        self._run.define_metric("step")
+        self._run.define_metric("*", step_metric="step")
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._run.log({"step": step, **metrics})
+
+    def log_table(self, step: int, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        self._run.log({"step": step, name: self._wandb.Table(columns=list(columns), data=[list(row) for row in rows])})
+
+    def close(self) -> None:
+        self._run.finish()
+
+    def _run_id(self, run_folder: Path, fresh: bool) -> str:
+        path = run_folder / RUN_ID_FILE
+        if path.exists() and not fresh:
+            stored = path.read_text(encoding="utf-8").strip()
+            if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", stored):
+                raise UserError(f"{path} holds no Weights & Biases run id: remove the file to start a new run there")
+            return stored
+        run_id = secrets.token_hex(4)
+        atomic_file.write_text(path, run_id + "\n")
+        return run_id
