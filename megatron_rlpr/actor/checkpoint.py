@@ -22,7 +22,7 @@ from megatron.core import dist_checkpointing
 
 from megatron_rlpr.actor.policy import MegatronPolicy
 from megatron_rlpr.types import UserError
-from megatron_rlpr.weights.architectures.shape import ModelShape
+from megatron_rlpr.weights.shape import ModelShape
 
 _NAME = re.compile(r"step_(\d{6,})")
 

@@ -23,7 +23,7 @@ from megatron_rlpr.actor.selected_head import VocabShard, selected_log_probs
 from megatron_rlpr.actor.tree_attention import TreeCoreAttention
 from megatron_rlpr.actor.tree_layout import TreeSeqParams
 from megatron_rlpr.config import ActorConfig
-from megatron_rlpr.weights.architectures.shape import ModelShape
+from megatron_rlpr.weights.shape import ModelShape
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

@@ -23,7 +23,7 @@ from megatron_rlpr.actor.schedule import MicroBatchRunner, Progress
 from megatron_rlpr.config import ActorConfig
 from megatron_rlpr.packing import Plan, TreeMicroBatch, plan
 from megatron_rlpr.types import ScoreRequest, TokenScores, TrainSequence
-from megatron_rlpr.weights.architectures.shape import ModelShape
+from megatron_rlpr.weights.shape import ModelShape
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class MegatronPolicy:
             return []
         self._callable.eval()
         packed = self._pack(requests)
-        mine = packed.micro_batches[self.layout.data_rank]
+        mine = packed.for_rank(self.layout.data_rank)
         outputs = self._runner.forward(self._callable, mine, progress)
         first = _first_index(requests)
         flat = torch.zeros(int(first[-1]), 2, dtype=torch.float32, device=device())
@@ -100,7 +100,7 @@ class MegatronPolicy:
         first = _first_index(requests)
         values = RowValues.of(sequences, sequence_weights)
         packed = self._pack(requests)
-        mine = packed.micro_batches[self.layout.data_rank]
+        mine = packed.for_rank(self.layout.data_rank)
 
         def loss(micro_batch: TreeMicroBatch, output: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             rows = output.index_select(0, torch.from_numpy(micro_batch.row_of_want).to(output.device))
@@ -128,7 +128,7 @@ class MegatronPolicy:
             kl_to_old=named["kl_to_old"] / max(tokens, 1),
             grad_norm=grad_norm,
             trained_tokens=tokens,
-            computed_tokens=sum(len(m.token_ids) for rank in packed.micro_batches for m in rank),
+            computed_tokens=packed.num_tokens,
         )
 
     def _pack(self, requests: Sequence[ScoreRequest]) -> Plan:

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from megatron_rlpr.weights.architectures.shape import ModelShape
+from megatron_rlpr.weights.shape import ModelShape
 
 
 def inverse_frequencies(shape: ModelShape) -> torch.Tensor:

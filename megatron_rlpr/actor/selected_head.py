@@ -31,6 +31,18 @@ class VocabShard:
     group: dist.ProcessGroup | None = None
 
 
+class _Workspace:
+    """Two fp32 buffers [chunk rows, V/TP], allocated once and reused by every chunk.
+
+    Fresh buffers of this size would be mapped and unmapped for each chunk, which costs more than the arithmetic.
+    """
+
+    def __init__(self, hidden: torch.Tensor, weight: torch.Tensor, chunk_rows: int) -> None:
+        rows = min(chunk_rows, max(hidden.shape[0], 1))
+        self.shifted = torch.empty(rows, weight.shape[0], dtype=torch.float32, device=hidden.device)
+        self.exponentials = torch.empty_like(self.shifted)
+
+
 @dataclass
 class _Chunk:
     """One chunk's distribution: exponentials [r, V/TP] relative to the row maximum, and the whole vocabulary's sums."""
@@ -48,15 +60,17 @@ def _reduce(x: torch.Tensor, shard: VocabShard, op: Any) -> torch.Tensor:
     return x
 
 
-def _distribution(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, shard: VocabShard, temperature: float) -> _Chunk:
-    logits = torch.nn.functional.linear(hidden, weight).float()
+def _distribution(
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, shard: VocabShard, temperature: float, workspace: _Workspace
+) -> _Chunk:
+    logits = workspace.shifted[: hidden.shape[0]].copy_(torch.mm(hidden, weight.t()))
     if temperature != 1.0:
         logits.div_(temperature)
     if shard.valid_rows < weight.shape[0]:
         logits[:, shard.valid_rows :] = -torch.inf
     top = _reduce(logits.amax(-1, keepdim=True), shard, dist.ReduceOp.MAX)
     shifted = logits.sub_(top)
-    exponentials = shifted.exp()
+    exponentials = torch.exp(shifted, out=workspace.exponentials[: hidden.shape[0]])
     total = _reduce(exponentials.sum(-1), shard, dist.ReduceOp.SUM)
     column = targets - shard.first
     here = (column >= 0) & (column < shard.valid_rows)
@@ -66,7 +80,7 @@ def _distribution(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Ten
 def _expected_logit(chunk: _Chunk, shard: VocabShard) -> torch.Tensor:
     """sum_j p_j (z_j - max) per row; the padding's -inf has probability 0 and must not make it NaN."""
     valid = slice(0, shard.valid_rows)
-    weighted = torch.linalg.vecdot(chunk.exponentials[:, valid], chunk.shifted[:, valid])
+    weighted = torch.bmm(chunk.exponentials[:, None, valid], chunk.shifted[:, valid, None]).flatten()
     return _reduce(weighted, shard, dist.ReduceOp.SUM) / chunk.total
 
 
@@ -84,8 +98,9 @@ class _SelectedHead(torch.autograd.Function):
         chunk_rows: int,
     ) -> torch.Tensor:
         out = torch.empty(hidden.shape[0], 2, dtype=torch.float32, device=hidden.device)
+        workspace = _Workspace(hidden, weight, chunk_rows)
         for rows in _chunks(hidden.shape[0], chunk_rows):
-            chunk = _distribution(hidden[rows], weight, targets[rows], shard, temperature)
+            chunk = _distribution(hidden[rows], weight, targets[rows], shard, temperature, workspace)
             target_logit = chunk.shifted.gather(1, chunk.target_column[:, None])[:, 0].where(chunk.target_is_here, 0.0)
             log_total = chunk.total.log()
             out[rows, 0] = _reduce(target_logit, shard, dist.ReduceOp.SUM) - log_total
@@ -100,8 +115,9 @@ class _SelectedHead(torch.autograd.Function):
         shard, temperature, chunk_rows = ctx.constants
         grad_hidden = torch.empty_like(hidden)
         grad_weight = torch.zeros_like(weight, dtype=torch.float32)
+        workspace = _Workspace(hidden, weight, chunk_rows)
         for rows in _chunks(hidden.shape[0], chunk_rows):
-            chunk = _distribution(hidden[rows], weight, targets[rows], shard, temperature)
+            chunk = _distribution(hidden[rows], weight, targets[rows], shard, temperature, workspace)
             grad_log_prob, grad_entropy = grad[rows, 0], grad[rows, 1]
             log_total = chunk.total.log()
             # dz = grad_log_prob * (onehot - p) - grad_entropy * p * (z - logsumexp + H)

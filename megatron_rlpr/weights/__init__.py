@@ -1,0 +1,1 @@
+"""Every parameter's two names, and the ways between them: load, export, hand over."""
