@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 PLAIN_INTERVAL_S = 10.0
+PLAIN_WIDTH = 120
 
 # What the step line shows: metric -> (label, format). Absent metrics are left out.
 STEP_LINE: dict[str, tuple[str, str]] = {
@@ -97,6 +98,8 @@ class Console:
         self._file = file if file is not None else sys.stdout
         self._clock = clock
         self._rich = RichConsole(file=self._file, highlight=False)
+        if not self._rich.is_terminal:
+            self._rich.width = PLAIN_WIDTH
         self._step_ends: list[float] = []
 
     def message(self, text: str) -> None:
@@ -105,9 +108,9 @@ class Console:
             self._rich.print(Text(text), soft_wrap=True)
 
     def table(self, table: Table) -> None:
-        """Print a rich table; without a terminal it is 100 columns wide."""
+        """Print a rich table; without a terminal it may be 120 columns wide."""
         if self._writes:
-            self._rich.print(table, width=None if self._rich.is_terminal else 100)
+            self._rich.print(table)
 
     def step(self, step: int, total_steps: int, metrics: Mapping[str, Any]) -> None:
         """Print the line of a finished step."""

@@ -5,54 +5,17 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from rich.table import Table
 
 from megatron_rlpr import atomic_file
+from megatron_rlpr.evaluation.metrics import Interval, mean_interval, paired_difference
+from megatron_rlpr.tracking.metrics_log import plain_number
 
-Z_95 = 1.959963984540054
 MEASURES = {"reward": "mean reward", "reference_probability": "reference probability", "format": "format rate", "accuracy": "accuracy"}
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean and its 95% confidence interval."""
-
-    mean: float
-    low: float
-    high: float
-
-    def as_dict(self) -> dict[str, float]:
-        return {"mean": self.mean, "low": self.low, "high": self.high}
-
-
-def mean_estimate(values: Sequence[float]) -> Estimate:
-    """Mean over prompts, with Wilson's score interval when every value is 0 or 1, else the normal one from the sample std.
-
-    values: one number per prompt (the mean of its samples, when there are several), so that prompts are the independent
-    units. A single value that is no proportion has no interval: both ends equal it. Raises ValueError for no values.
-    """
-    array = np.asarray(values, dtype=np.float64)
-    if array.size == 0:
-        raise ValueError("no values to estimate a mean from")
-    mean, count = float(array.mean()), array.size
-    if np.isin(array, (0.0, 1.0)).all():
-        # Wilson (1927): stays inside [0, 1] and has a width also at 0 and 1.
-        centre = (mean + Z_95**2 / (2 * count)) / (1 + Z_95**2 / count)
-        half = Z_95 * math.sqrt(mean * (1 - mean) / count + Z_95**2 / (4 * count**2)) / (1 + Z_95**2 / count)
-        return Estimate(mean, max(0.0, centre - half), min(1.0, centre + half))
-    return _normal(array)
-
-
-def _normal(array: npt.NDArray[np.float64]) -> Estimate:
-    mean = float(array.mean())
-    half = Z_95 * float(array.std(ddof=1)) / math.sqrt(array.size) if array.size > 1 else 0.0
-    return Estimate(mean, mean - half, mean + half)
 
 
 def sign_test(differences: Sequence[float]) -> float:
@@ -71,25 +34,27 @@ def compare(before: Mapping[str, Sequence[float]], after: Mapping[str, Sequence[
     prompts differ.
     """
     shared = [name for name in before if name in after]
-    difference: dict[str, Any] = {}
-    for name in shared:
-        if len(before[name]) != len(after[name]):
-            raise ValueError(
-                f"{name}: {len(before[name])} prompts before training, {len(after[name])} after: a pair needs the same prompts"
-            )
-        change = np.asarray(after[name], dtype=np.float64) - np.asarray(before[name], dtype=np.float64)
-        old, new = mean_estimate(before[name]), mean_estimate(after[name])
-        difference[name] = {
-            **_normal(change).as_dict(),
-            "p_value": sign_test(change.tolist()),
-            "rises_beyond_intervals": new.low > old.high,
+    old = {name: mean_interval(before[name]) for name in shared}
+    new = {name: mean_interval(after[name]) for name in shared}
+    difference = {
+        name: {
+            **_plain(paired_difference(before[name], after[name])),
+            "p_value": sign_test(np.subtract(after[name], before[name]).tolist()),
+            "rises_beyond_intervals": new[name].low > old[name].high,
         }
+        for name in shared
+    }
     return {
         "prompts": len(before[shared[0]]) if shared else 0,
-        "before": {name: mean_estimate(before[name]).as_dict() for name in shared},
-        "after": {name: mean_estimate(after[name]).as_dict() for name in shared},
+        "before": {name: _plain(old[name]) for name in shared},
+        "after": {name: _plain(new[name]) for name in shared},
         "difference": difference,
     }
+
+
+def _plain(interval: Interval) -> dict[str, float | None]:
+    """mean, low, high; the ends are None when one prompt cannot tell them."""
+    return {end: plain_number(getattr(interval, end)) for end in ("mean", "low", "high")}
 
 
 def write_summary(
@@ -122,14 +87,15 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
     """The summary as a table: a row per measure, mean [95% interval] before and after, paired difference, p-value."""
     caption = f"{summary['steps']} steps in {summary['wall_time_s'] / 60:.1f} minutes, at most {summary['peak_memory_gb']:.1f} GB of memory"
     table = Table(title=f"Held-out prompts ({summary['prompts']}), mean [95% interval]", caption=caption)
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for column in ("before", "after", "paired difference", "p (sign test)"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     for name, change in summary["difference"].items():
         cells = [_cell(summary["before"][name]), _cell(summary["after"][name]), _cell(change, sign="+"), f"{change['p_value']:.1g}"]
         table.add_row(MEASURES.get(name, name), *cells)
     return table
 
 
-def _cell(estimate: Mapping[str, float], sign: str = "") -> str:
-    return f"{estimate['mean']:{sign}.3f} \\[{estimate['low']:{sign}.3f}, {estimate['high']:{sign}.3f}]"
+def _cell(interval: Mapping[str, float | None], sign: str = "") -> str:
+    mean, low, high = ("?" if interval[end] is None else f"{interval[end]:{sign}.3f}" for end in ("mean", "low", "high"))
+    return f"{mean} \\[{low}, {high}]"
