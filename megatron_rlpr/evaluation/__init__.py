@@ -1,0 +1,1 @@
+"""Held-out prompts: graders, LLM judge, and means with confidence intervals."""
