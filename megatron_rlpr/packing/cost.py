@@ -1,0 +1,83 @@
+"""What sequences cost to compute, in floating-point operations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from megatron_rlpr.packing.sequences import IntArray, SortedSequences
+
+FloatArray = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """FLOPs = linear per token + attention per query-key pair + head per selected row.
+
+    Only ratios matter to a plan, so forward figures also balance a step of forward and backward. The default counts
+    tokens alone.
+    """
+
+    linear_flops_per_token: float = 1.0
+    attention_flops_per_pair: float = 0.0
+    head_flops_per_row: float = 0.0
+
+    @classmethod
+    def of_transformer(
+        cls,
+        num_layers: int,
+        hidden_size: int,
+        ffn_hidden_size: int,
+        num_attention_heads: int,
+        num_query_groups: int,
+        head_dim: int,
+        vocab_size: int,
+    ) -> CostModel:
+        """Forward FLOPs of a dense decoder with a gated MLP: two per weight and token, two per score and two per value element."""
+        attention_weights = hidden_size * head_dim * (2 * num_attention_heads + 2 * num_query_groups)
+        mlp_weights = 3 * hidden_size * ffn_hidden_size
+        return cls(
+            linear_flops_per_token=2.0 * num_layers * (attention_weights + mlp_weights),
+            attention_flops_per_pair=4.0 * num_layers * num_attention_heads * head_dim,
+            head_flops_per_row=2.0 * hidden_size * vocab_size,
+        )
+
+    def flops(self, tokens: int, attention_pairs: int, head_rows: int) -> float:
+        """Cost of a micro-batch."""
+        return self.linear_flops_per_token * tokens + self.attention_flops_per_pair * attention_pairs + self.head_flops_per_row * head_rows
+
+    def prefix_flops(self, length: IntArray) -> FloatArray:
+        """Cost of the first `length` tokens of a sequence in linear layers and attention: float64, shape of length."""
+        pairs = length * (length + 1) / 2
+        return self.linear_flops_per_token * length + self.attention_flops_per_pair * pairs
+
+
+@dataclass(frozen=True)
+class SequenceCosts:
+    """What sorted sequences cost one by one, as float64 [n].
+
+    added: what a sequence adds behind its predecessor. again: what it costs more at the start of a tree of its own
+    (its shared prefix and shared rows are computed again). A contiguous run a..b costs added[a:b].sum() + again[a].
+    Rows are compared with the direct predecessor only, so a row shared over a distance is counted twice.
+    """
+
+    added: FloatArray
+    again: FloatArray
+
+    @classmethod
+    def of(cls, sequences: SortedSequences, model: CostModel) -> SequenceCosts:
+        """The costs of these sequences in this order."""
+        shared_rows = np.zeros(len(sequences), dtype=np.int64)
+        if len(sequences) > 1:
+            first = np.maximum(sequences.start[1:], sequences.start[:-1])
+            last = np.minimum(np.minimum(sequences.stop[1:], sequences.stop[:-1]), sequences.shared_with_targets[1:])
+            shared_rows[1:] = np.maximum(last - first, 0)
+        alone = model.prefix_flops(sequences.length) + model.head_flops_per_row * (sequences.stop - sequences.start)
+        again = model.prefix_flops(sequences.shared) + model.head_flops_per_row * shared_rows
+        return cls(alone - again, again)
+
+    def total(self) -> float:
+        """Cost of one tree of all the sequences."""
+        return float(np.cumsum(self.added)[-1]) if len(self.added) else 0.0
