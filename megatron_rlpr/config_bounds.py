@@ -58,6 +58,7 @@ BOUNDS = {
     "rollout.kv_cache_gb": POSITIVE,
     "rollout.gpu_memory_utilization": POSITIVE_SHARE,
     "reward.format_coefficient": Bounds(low=0, high=1, also=(-1,)),
+    "reward.repetition_penalty_max_repetitions_limit": AT_LEAST_ONE,
     "reward.pr_weight": AT_LEAST_ZERO,
     "reward.vr_weight": AT_LEAST_ZERO,
     "filter.ema_ratio": SHARE,

@@ -6,7 +6,9 @@ import importlib.util
 from pathlib import Path
 
 from megatron_rlpr import config_bounds, config_model_checks
+from megatron_rlpr.algorithm.std_filter import source_multipliers
 from megatron_rlpr.config import Config
+from megatron_rlpr.reward.shaping import discrete_function, shaping_function
 from megatron_rlpr.types import UserError
 
 GROUP_ESTIMATORS = ("grpo", "grpo_nostd", "prnostd_vrstd", "prstd_vrstd", "rloo")
@@ -121,6 +123,8 @@ def _check_batch(config: Config) -> None:
 
 def _check_reward(config: Config) -> None:
     reward = config.reward
+    shaping_function(reward.shaping_function_name)
+    discrete_function(reward.discrete_function_name)
     if config.data.prompt_rewrite == "llama_gemma" and reward.format_mode != "R1_nothink":
         raise UserError(
             f"data.prompt_rewrite=llama_gemma asks for answer tags only, reward.format_mode={reward.format_mode} wants think tags too: "
@@ -132,8 +136,6 @@ def _check_reward(config: Config) -> None:
 
 def _check_filter(config: Config) -> None:
     rules = config.filter
-    from megatron_rlpr.algorithm.std_filter import source_multipliers
-
     source_multipliers(rules.std_filter_beta_per_data_source)
     if rules.accuracy_lower_bound > rules.accuracy_upper_bound:
         raise UserError(
@@ -150,7 +152,8 @@ def _check_filter(config: Config) -> None:
             f"filter.ema_start_step={rules.ema_start_step} must come before filter.start_step={rules.start_step}: "
             "the first threshold is made from the steps between them"
         )
-    if rules.enabled and rules.target == "vr_acc" and config.reward.reward_manager == "prob":
+    graded = config.reward.reward_manager != "prob" or config.reward.reward_type == "pr+vr"
+    if rules.enabled and rules.target == "vr_acc" and not graded:
         raise UserError("filter.target=vr_acc needs graded answers: set reward.reward_manager to mix or naive")
     if rules.enabled and rules.target in ("scoreB", "scoreB-scoreA") and config.reward.reward_manager == "naive":
         raise UserError(f"filter.target={rules.target} needs the reference probability: set reward.reward_manager to prob or mix")

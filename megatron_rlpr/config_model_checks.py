@@ -3,44 +3,38 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from megatron_rlpr.config import Config
 from megatron_rlpr.types import UserError
+from megatron_rlpr.weights.architectures import ModelShape, model_shape, read_hf_config
+
+FETCH = "python -m tools.fetch_model puts a model into a local folder"
 
 
 def check(config: Config) -> None:
     """Raise UserError when model.path cannot be trained with this configuration."""
-    hf = read_hf_config(config.model.path)
+    shape = _shape(config.model.path)
     _check_tokenizer(config.model.path)
     _check_safetensors(config.model.path)
-    _check_architecture(config.model.path, hf)
-    _check_tensor_parallel(config, hf)
-    _check_pipeline_parallel(config, hf)
-    _check_lengths(config, hf)
-    _check_fp8_shapes(config, hf)
+    _check_tensor_parallel(config, shape)
+    _check_pipeline_parallel(config, shape)
+    _check_lengths(config, shape)
+    _check_fp8_sizes(config, shape)
+    _check_engine(config)
 
 
-def read_hf_config(path: str) -> dict[str, Any]:
-    """config.json of a Hugging Face folder. Raises UserError when the folder or the file is missing or broken."""
+def _shape(path: str) -> ModelShape:
     if not path:
-        raise UserError("model.path is empty: name the Hugging Face folder of the policy, model.path=models/smollm2-135m")
-    folder = Path(path)
-    if folder.is_file():
+        raise UserError(f"model.path is empty: name the Hugging Face folder of the policy; {FETCH}")
+    if Path(path).is_file():
         raise UserError(f"model.path={path} is a file: name the folder that holds config.json, the tokenizer and the safetensors")
-    if not folder.is_dir():
-        raise UserError(f"model.path: there is no folder {path}; python -m tools.fetch_model puts a model into a local folder")
-    if not (folder / "config.json").is_file():
-        raise UserError(f"model.path={path} holds no config.json: it is no Hugging Face model folder")
+    if not Path(path).exists():
+        raise UserError(f"model.path: there is no folder {path}; {FETCH}")
     try:
-        hf = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{folder / 'config.json'} is not JSON: {error}") from error
-    if not isinstance(hf, dict):
-        raise UserError(f"{folder / 'config.json'}: expected a JSON object")
-    return hf
+        return model_shape(read_hf_config(path))
+    except UserError as error:
+        raise UserError(f"model.path={path}: {error}") from error
 
 
 def _check_tokenizer(path: str) -> None:
@@ -56,43 +50,28 @@ def _check_safetensors(path: str) -> None:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         try:
-            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            shards = {str(shard) for shard in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{index} is no safetensors index: expected a JSON object with a 'weight_map'") from error
-        missing = sorted(shard for shard in shards if not (folder / str(shard)).is_file())
+            raise UserError(
+                f"{index} is no safetensors index: expected a JSON object with a 'weight_map'; fetch the model again"
+            ) from error
+        missing = sorted(shard for shard in shards if not (folder / shard).is_file())
         if missing:
-            raise UserError(f"model.path={path} lacks {len(missing)} of {len(shards)} weight files, e.g. {missing[0]}: fetch it again")
+            raise UserError(
+                f"model.path={path} lacks {len(missing)} of {len(shards)} weight files, e.g. {missing[0]}: fetch the model again"
+            )
     elif not any(folder.glob("*.safetensors")):
         pickled = any(folder.glob("*.bin"))
         hint = "pickled weights (*.bin) are not read for safety: save them as safetensors" if pickled else "fetch the model again"
         raise UserError(f"model.path={path} holds no *.safetensors: {hint}")
 
 
-def _check_architecture(path: str, hf: Mapping[str, Any]) -> None:
-    from megatron_rlpr.weights.architectures import SUPPORTED  # here, so that reading a recipe does not import torch
-
-    names = hf.get("architectures")
-    name = names[0] if isinstance(names, list) and names else None
-    if name not in SUPPORTED:
-        raise UserError(f"model.path={path}: architecture {name} is not supported; supported are {', '.join(SUPPORTED)}")
-
-
-def _number(path: str, hf: Mapping[str, Any], name: str) -> int:
-    value = hf.get(name)
-    if type(value) is not int or value < 1:
-        raise UserError(f"{Path(path) / 'config.json'}: expected '{name}' to be a positive integer, got {value!r}")
-    return value
-
-
-def _check_tensor_parallel(config: Config, hf: Mapping[str, Any]) -> None:
-    path = config.model.path
-    heads = _number(path, hf, "num_attention_heads")
-    key_value_heads = _number(path, hf, "num_key_value_heads") if hf.get("num_key_value_heads") is not None else heads
+def _check_tensor_parallel(config: Config, shape: ModelShape) -> None:
     # The vocabulary is not among them: the actor and the engine pad it to a multiple of the ranks.
     counts = {
-        "attention heads": heads,
-        "key/value heads": key_value_heads,
-        "feed-forward columns": _number(path, hf, "intermediate_size"),
+        "attention heads": shape.num_attention_heads,
+        "key/value heads": shape.num_query_groups,
+        "feed-forward columns": shape.ffn_hidden_size,
     }
     for key, size in (
         ("actor.tensor_model_parallel_size", config.actor.tensor_model_parallel_size),
@@ -100,44 +79,75 @@ def _check_tensor_parallel(config: Config, hf: Mapping[str, Any]) -> None:
     ):
         for what, count in counts.items():
             if count % size:
-                possible = ", ".join(str(n) for n in range(1, heads + 1) if all(c % n == 0 for c in counts.values()))
-                raise UserError(f"{key}={size} does not divide the {count} {what} of {path}: possible are {possible}")
+                possible = [n for n in range(1, shape.num_query_groups + 1) if all(c % n == 0 for c in counts.values())]
+                raise UserError(f"{key}={size} does not divide the {count} {what} of {config.model.path}: {_possible(possible)}")
 
 
-def _check_pipeline_parallel(config: Config, hf: Mapping[str, Any]) -> None:
-    stages, layers = config.actor.pipeline_model_parallel_size, _number(config.model.path, hf, "num_hidden_layers")
-    if layers % stages:
-        possible = ", ".join(str(n) for n in range(1, layers + 1) if layers % n == 0)
+def _check_pipeline_parallel(config: Config, shape: ModelShape) -> None:
+    stages = config.actor.pipeline_model_parallel_size
+    if shape.num_layers % stages:
+        possible = [n for n in range(1, shape.num_layers + 1) if shape.num_layers % n == 0]
         raise UserError(
-            f"actor.pipeline_model_parallel_size={stages} does not divide the {layers} layers of {config.model.path}: "
-            f"possible are {possible}"
+            f"actor.pipeline_model_parallel_size={stages} does not divide the {shape.num_layers} layers of {config.model.path}: "
+            f"{_possible(possible)}"
         )
 
 
-def _check_lengths(config: Config, hf: Mapping[str, Any]) -> None:
-    limit = _number(config.model.path, hf, "max_position_embeddings")
-    kinds = [("data.max_prompt_length", config.data.max_prompt_length)]
-    if config.data.val_files:
-        kinds.append(("data.val_max_prompt_length", config.data.val_max_prompt_length))
-    for key, prompt in kinds:
+def _possible(sizes: list[int]) -> str:
+    return f"possible {'are' if len(sizes) > 1 else 'is'} {', '.join(map(str, sizes))}"
+
+
+def _check_lengths(config: Config, shape: ModelShape) -> None:
+    for key, prompt in _prompt_lengths(config).items():
         longest = prompt + config.data.max_response_length
-        if longest > limit:
+        if longest > shape.max_position_embeddings:
             raise UserError(
                 f"{key}={prompt} + data.max_response_length={config.data.max_response_length} = {longest} tokens, but {config.model.path} "
-                f"has positions for {limit} (max_position_embeddings): lower them"
+                f"has positions for {shape.max_position_embeddings} (max_position_embeddings): lower them"
             )
 
 
-def _check_fp8_shapes(config: Config, hf: Mapping[str, Any]) -> None:
-    """FP8 matrix multiplications need sizes that are multiples of 16; MXFP8 scales blocks of 32 values."""
+def _prompt_lengths(config: Config) -> dict[str, int]:
+    lengths = {} if config.trainer.val_only else {"data.max_prompt_length": config.data.max_prompt_length}
+    if config.data.val_files:
+        lengths["data.val_max_prompt_length"] = config.data.val_max_prompt_length
+    return lengths
+
+
+def _check_fp8_sizes(config: Config, shape: ModelShape) -> None:
+    """FP8 matrix multiplications take sizes that are multiples of 16; MXFP8 scales blocks of 32 values."""
     if not config.actor.fp8:
         return
     block = 32 if config.actor.fp8_recipe == "mxfp8" else 16
     tensor = config.actor.tensor_model_parallel_size
-    hidden, ffn = _number(config.model.path, hf, "hidden_size"), _number(config.model.path, hf, "intermediate_size") // tensor
-    for what, size in (("hidden size", hidden), (f"feed-forward size / {tensor} ranks", ffn)):
+    attention = (shape.num_attention_heads + 2 * shape.num_query_groups) * shape.head_dim
+    sizes = {
+        "hidden size": shape.hidden_size,
+        f"attention size / {tensor} ranks": attention // tensor,
+        f"feed-forward size / {tensor} ranks": shape.ffn_hidden_size // tensor,
+    }
+    for what, size in sizes.items():
         if size % block:
             raise UserError(
                 f"actor.fp8_recipe={config.actor.fp8_recipe} needs multiples of {block}, but the {what} of {config.model.path} is {size}: "
                 "lower actor.tensor_model_parallel_size or choose another recipe"
             )
+
+
+def _check_engine(config: Config) -> None:
+    """What the engine can run, unless stored rollouts replace it and nothing is validated."""
+    if config.rollout.replay and not config.data.val_files:
+        return
+    import torch
+
+    from megatron_rlpr.rollout.engine_limits import check_engine_fits, read_model_config
+
+    name = config.actor.dtype if config.rollout.dtype == "auto" else config.rollout.dtype
+    check_engine_fits(
+        read_model_config(config.model.path),
+        dtype={"float32": torch.float32, "bfloat16": torch.bfloat16}[name],
+        max_model_len=max(_prompt_lengths(config).values(), default=0) + config.data.max_response_length,
+        kv_cache_gb=config.rollout.kv_cache_gb,
+        tensor_parallel_size=config.rollout.tensor_parallel_size,
+        on_cpu=not torch.cuda.is_available(),
+    )
