@@ -1,0 +1,228 @@
+"""What cannot work is refused before anything starts, in one line that names the key and the fix."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_rlpr.config import Config
+from megatron_rlpr.config_bounds import BOUNDS
+from megatron_rlpr.config_checks import check
+from megatron_rlpr.config_keys import all_keys
+from megatron_rlpr.config_loading import load_config
+from megatron_rlpr.types import UserError
+
+HF_CONFIG: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 256,
+    "head_dim": 32,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "intermediate_size": 512,
+    "num_hidden_layers": 6,
+    "vocab_size": 1001,
+    "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-6,
+    "eos_token_id": 1,
+}
+
+Run = Callable[..., Config]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """A configuration that passes all checks, with overrides; files it names exist below {here}. There is no GPU."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps(HF_CONFIG))
+    for name in ("tokenizer.json", "model.safetensors", "../train.parquet", "../val.parquet"):
+        (model / name).write_bytes(b"")
+
+    def build(*overrides: str, hf: dict[str, Any] | None = None) -> Config:
+        if hf:
+            (model / "config.json").write_text(json.dumps({**HF_CONFIG, **hf}))
+        valid = [f"model.path={model}", f"data.train_files={tmp_path}/train.parquet"]
+        return load_config([*valid, *(override.replace("{here}", str(tmp_path)) for override in overrides)])
+
+    return build
+
+
+def refusal(config: Config, world_size: int = 1) -> str:
+    with pytest.raises(UserError) as caught:
+        check(config, world_size)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize(
+    ("overrides", "world_size"),
+    [
+        ([], 1),
+        ([], 7),
+        (["actor.tensor_model_parallel_size=2", "actor.sequence_parallel=true"], 2),
+        (["actor.tensor_model_parallel_size=4", "actor.pipeline_model_parallel_size=3", "rollout.tensor_parallel_size=4"], 24),
+        (["actor.ppo_mini_batch_size=4", "data.train_batch_size=12"], 1),
+        (["algorithm.adv_estimator=reinforce_plus_plus", "rollout.n=1"], 1),
+        (["algorithm.adv_estimator=prstd_vrstd", "reward.reward_manager=mix"], 1),
+        (["data.prompt_rewrite=llama_gemma", "reward.format_mode=R1_nothink"], 1),
+        (["data.val_files={here}/val.parquet", "trainer.val_only=true", "data.train_files="], 1),
+        (["algorithm.kl_ctrl_type=adaptive", "algorithm.use_kl_loss=false", "algorithm.kl_loss_coef=0.001"], 1),
+        (["filter.mode=fixed", "filter.accuracy_lower_bound=0.1", "filter.ema_start_step=20"], 1),
+    ],
+)
+def test_what_can_work_is_accepted(run: Run, overrides: list[str], world_size: int) -> None:
+    check(run(*overrides), world_size)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "world_size", "named"),
+    [
+        (["actor.tensor_model_parallel_size=2", "actor.pipeline_model_parallel_size=3"], 8, ["8 processes", "2", "3", "multiple of 6"]),
+        (["actor.tensor_model_parallel_size=2"], 1, ["1 processes", "multiple of 2"]),
+        (["actor.sequence_parallel=true"], 1, ["actor.sequence_parallel", "actor.tensor_model_parallel_size > 1"]),
+        (["actor.context_parallel_size=2"], 2, ["actor.context_parallel_size=2", "not supported"]),
+        (["rollout.tensor_parallel_size=2"], 3, ["rollout.tensor_parallel_size=2", "3 processes"]),
+        (["actor.tensor_model_parallel_size=3"], 3, ["actor.tensor_model_parallel_size=3", "8 attention heads", "possible are 1, 2, 4"]),
+        (["actor.tensor_model_parallel_size=8"], 8, ["actor.tensor_model_parallel_size=8", "4 key/value heads", "possible are 1, 2, 4"]),
+        (["rollout.tensor_parallel_size=3"], 3, ["rollout.tensor_parallel_size=3", "8 attention heads"]),
+        (["actor.pipeline_model_parallel_size=4"], 4, ["actor.pipeline_model_parallel_size=4", "6 layers", "possible are 1, 2, 3, 6"]),
+        (["actor.pipeline_model_parallel_size=12"], 12, ["actor.pipeline_model_parallel_size=12", "6 layers"]),
+        (["actor.ppo_mini_batch_size=3"], 1, ["actor.ppo_mini_batch_size=3", "data.train_batch_size=8"]),
+        (["actor.max_tokens_per_micro_batch=1023"], 1, ["actor.max_tokens_per_micro_batch=1023", "at least 1024"]),
+        (
+            ["data.val_files={here}/val.parquet", "actor.max_tokens_per_micro_batch=3583"],
+            1,
+            ["data.val_max_prompt_length", "at least 3584", "evaluation.score_reward=false"],
+        ),
+        (["data.max_prompt_length=3585"], 1, ["data.max_prompt_length=3585", "4097 tokens", "max_position_embeddings"]),
+        (["data.val_files={here}/val.parquet", "data.val_max_prompt_length=3600"], 1, ["data.val_max_prompt_length=3600", "4112 tokens"]),
+        (["rollout.kv_cache_gb=0.001"], 1, ["rollout.kv_cache_gb"]),
+        (["rollout.n=1"], 1, ["rollout.n=1", "grpo", "rollout.n >= 2"]),
+        (["rollout.temperature=0"], 1, ["rollout.temperature=0.0", "greater than 0"]),
+        (["algorithm.adv_estimator=prnostd_vrstd"], 1, ["algorithm.adv_estimator=prnostd_vrstd", "reward.reward_manager=mix"]),
+        (["algorithm.kl_ctrl_type=adaptive"], 1, ["algorithm.kl_ctrl_type=adaptive", "algorithm.use_kl_loss=false"]),
+        (
+            ["algorithm.kl_ctrl_type=adaptive", "algorithm.use_kl_loss=false"],
+            1,
+            ["algorithm.kl_ctrl_type=adaptive", "algorithm.kl_loss_coef > 0"],
+        ),
+        (["algorithm.clip_ratio_dual=0.5"], 1, ["algorithm.clip_ratio_dual=0.5", "greater than 1, or 0"]),
+        (["actor.min_lr=1e-7"], 1, ["actor.min_lr", "actor.lr_decay_style=constant"]),
+        (["actor.min_lr=1", "actor.lr_decay_style=cosine"], 1, ["actor.min_lr=1.0", "actor.lr=1e-06"]),
+        (["actor.fp8=hybrid"], 1, ["actor.fp8=hybrid", "CUDA"]),
+        (["actor.fp8=hybrid", "actor.dtype=float32"], 1, ["actor.fp8=hybrid", "actor.dtype=bfloat16"]),
+        (["filter.ema_start_step=11"], 1, ["filter.ema_start_step=11", "filter.start_step=11"]),
+        (
+            ["filter.mode=fixed", "filter.accuracy_lower_bound=2", "filter.accuracy_upper_bound=1"],
+            1,
+            ["lower_bound=2.0", "upper_bound=1.0"],
+        ),
+        (["filter.accuracy_lower_bound=0.1"], 1, ["filter.accuracy_lower_bound=0.1", "filter.mode=EMA"]),
+        (["filter.target=vr_acc"], 1, ["filter.target=vr_acc", "mix or naive"]),
+        (["filter.target=scoreB", "reward.reward_manager=naive"], 1, ["filter.target=scoreB", "prob or mix"]),
+        (["filter.std_filter_beta_per_data_source=maths"], 1, ["filter.std_filter_beta_per_data_source", "'maths'"]),
+        (["reward.shaping_function_name=threshhold_0"], 1, ["reward.shaping_function_name", "threshhold_0"]),
+        (["reward.discrete_function_name=bin"], 1, ["reward.discrete_function_name", "bin_K"]),
+        (["reward.gt_tokens_one_more_adjusted=true"], 1, ["reward.gt_tokens_one_more_adjusted", "reward.gt_tokens_one_more=true"]),
+        (["data.prompt_rewrite=llama_gemma"], 1, ["data.prompt_rewrite=llama_gemma", "reward.format_mode=R1_nothink"]),
+        (["data.train_files="], 1, ["data.train_files is empty"]),
+        (["data.train_files={here}/none.parquet"], 1, ["data.train_files", "none.parquet"]),
+        (["data.train_files=[{here}/train.parquet,{here}/train.parquet]"], 1, ["data.train_files", "more than once"]),
+        (["data.val_files=[{here}/val.parquet,{here}/none.parquet]"], 1, ["data.val_files", "none.parquet"]),
+        (["rollout.replay={here}/none"], 1, ["rollout.replay", "no folder"]),
+        (["rollout.replay={here}/model"], 1, ["rollout.replay", "no parquet"]),
+        (["model.path="], 1, ["model.path is empty", "fetch_model"]),
+        (["model.path={here}/none"], 1, ["model.path", "none", "fetch_model"]),
+        (["model.path=Qwen/Qwen2.5-7B"], 1, ["model.path", "Qwen/Qwen2.5-7B", "fetch_model"]),
+        (["model.path={here}/train.parquet"], 1, ["model.path", "is a file"]),
+        (["model.path={here}"], 1, ["model.path", "no config.json"]),
+        (["model.megatron_checkpoint={here}/none"], 1, ["model.megatron_checkpoint", "hf_to_megatron"]),
+        (["trainer.name=a/b"], 1, ["trainer.name='a/b'", "separators"]),
+        (["trainer.name=.."], 1, ["trainer.name='..'"]),
+        (["trainer.name="], 1, ["trainer.name=''"]),
+        (["trainer.runs_dir={here}/train.parquet"], 1, ["trainer.runs_dir", "not a folder"]),
+        (["trainer.val_only=true"], 1, ["trainer.val_only", "data.val_files"]),
+        (["trainer.test_freq=5"], 1, ["trainer.test_freq=5", "data.val_files"]),
+        (["evaluation.strategies=[beam]"], 1, ["evaluation.strategies", "'greedy', 'sampling'"]),
+        (["evaluation.strategies=[]"], 1, ["evaluation.strategies"]),
+    ],
+)
+def test_what_cannot_work_is_refused(run: Run, overrides: list[str], world_size: int, named: list[str]) -> None:
+    message = refusal(run(*overrides), world_size)
+    assert [part for part in named if part not in message] == [], message
+
+
+@pytest.mark.parametrize(
+    ("hf", "named"),
+    [
+        ({"architectures": ["MixtralForCausalLM"]}, ["MixtralForCausalLM", "LlamaForCausalLM", "Qwen2ForCausalLM"]),
+        ({"architectures": None}, ["architectures"]),
+        ({"num_attention_heads": "8"}, ["num_attention_heads"]),
+        ({"head_dim": 48}, ["head_dim", "48"]),
+    ],
+)
+def test_a_model_that_cannot_be_trained_is_refused(run: Run, hf: dict[str, Any], named: list[str]) -> None:
+    message = refusal(run(hf=hf))
+    assert [part for part in named if part not in message] == [], message
+
+
+def test_an_incomplete_model_folder_is_refused(run: Run, tmp_path: Path) -> None:
+    config, model = run(), tmp_path / "model"
+    index = model / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}))
+    assert "lacks 1 of 2 weight files, e.g. model-2.safetensors" in refusal(config)
+    index.write_text("[]")
+    assert "no safetensors index" in refusal(config)
+    index.unlink()
+    (model / "model.safetensors").rename(model / "pytorch_model.bin")
+    assert "pickled weights" in refusal(config)
+    (model / "tokenizer.json").unlink()
+    assert "no tokenizer.json" in refusal(config)
+    (model / "config.json").write_text("{")
+    assert "config.json" in refusal(config)
+
+
+def test_replayed_rollouts_need_no_engine(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "rollouts").mkdir()
+    (tmp_path / "rollouts" / "step_000001.parquet").write_bytes(b"")
+    check(run("rollout.replay={here}/rollouts", "rollout.kv_cache_gb=0.000001", "data.train_files="), 1)
+
+
+def test_fp8_sizes_are_checked_per_rank(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    fp8 = ["actor.fp8=e4m3", "actor.tensor_model_parallel_size=4"]
+    check(run(*fp8), 4)
+    message = refusal(run(*fp8, "actor.fp8_recipe=mxfp8", hf={"intermediate_size": 4 * 48}), 4)
+    assert "multiples of 32" in message
+    assert "feed-forward size / 4 ranks" in message
+
+
+def test_every_number_has_a_range_that_holds_its_default() -> None:
+    numbers = {name: key.default for name, key in all_keys().items() if type(key.default) in (int, float)}
+    assert set(numbers) == set(BOUNDS), "a new number needs a line in config_bounds.BOUNDS"
+    for name, default in numbers.items():
+        assert BOUNDS[name].hold(default), name
+
+
+@pytest.mark.parametrize(
+    ("name", "inside", "outside"),
+    [
+        ("rollout.top_k", [-1, 1, 50], [0, -2]),
+        ("rollout.top_p", [1e-9, 1.0], [0.0, 1.1]),
+        ("reward.format_coefficient", [0.0, 1.0, -1.0], [-0.1, 1.1]),
+        ("algorithm.clip_ratio_dual", [0.0, 1.001], [1.0, -1.0]),
+        ("actor.adam_beta1", [0.0, 0.999], [1.0]),
+        ("trainer.save_freq", [-1, 0, 5], [-2]),
+    ],
+)
+def test_ranges(name: str, inside: list[float], outside: list[float]) -> None:
+    assert all(BOUNDS[name].hold(value) for value in inside)
+    assert not any(BOUNDS[name].hold(value) for value in outside)
