@@ -257,6 +257,6 @@ def test_saving_replaces_what_was_there(tmp_path: Path) -> None:
 def test_a_key_that_would_hold_a_secret_cannot_be_saved(tmp_path: Path) -> None:
     tracking = dataclasses.make_dataclass("Tracking", [("wandb_api_key", str, "x")])
     config = Config(tracking=tracking())  # type: ignore[arg-type]
-    with pytest.raises(RuntimeError, match="tracking.wandb_api_key"):
+    with pytest.raises(RuntimeError, match=r"tracking\.wandb_api_key"):
         save_resolved(config, tmp_path / "config.yaml")
     assert not (tmp_path / "config.yaml").exists()
