@@ -78,6 +78,6 @@ class SequenceCosts:
         again = model.prefix_flops(sequences.shared) + model.head_flops_per_row * shared_rows
         return cls(alone - again, again)
 
-    def total(self) -> float:
-        """Cost of one tree of all the sequences."""
-        return float(np.cumsum(self.added)[-1]) if len(self.added) else 0.0
+    def run_flops(self, starts: list[int]) -> float:
+        """Cost of all the sequences, cut into runs at `starts` (the first of which is 0)."""
+        return sum(self.added.tolist()) + sum(self.again[starts].tolist())

@@ -56,13 +56,13 @@ def cut_evenly(length: IntArray, shared: IntArray, price: FloatArray, max_tokens
     starts = cut_under_budget(length, shared, price, max_tokens)
     if len(starts) < 2:
         return starts
-    allowed = float(price[starts].sum()) * EVENNESS_PRICE
+    allowed = sum(price[starts].tolist()) * EVENNESS_PRICE
     tokens = int((length - shared).sum())
     low, high = max(int(length.max()), tokens // len(starts)), max_tokens
     for _ in range(EVENNESS_STEPS):
         middle = (low + high) // 2
         attempt = cut_under_budget(length, shared, price, middle)
-        if len(attempt) <= len(starts) and float(price[attempt].sum()) <= allowed:
+        if len(attempt) <= len(starts) and sum(price[attempt].tolist()) <= allowed:
             starts, high = attempt, middle
         else:
             low = middle

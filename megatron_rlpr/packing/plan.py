@@ -98,7 +98,7 @@ def plan(
         starts = cut_evenly(share.length, share.shared, costs.again + run_flops, budget)
         bounds = [*starts, len(share)]
         runs.append([share.subset(np.arange(a, b)) for a, b in pairwise(bounds)])
-        rank_flops.append(costs.total() + float(costs.again[starts].sum()))
+        rank_flops.append(costs.run_flops(starts))
     filler = sequences.subset(np.empty(0, dtype=np.int64))
     count = max(1, *(len(r) for r in runs))
     return Plan(tuple(tuple(r + [filler] * (count - len(r))) for r in runs), tuple(rank_flops), sequence_multiple)

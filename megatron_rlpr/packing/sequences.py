@@ -1,6 +1,6 @@
 """The sequences to pack, in an order that makes every shared prefix contiguous.
 
-Sorted lexicographically, all sequences that share a prefix are neighbours, and the lengths that neighbours have in
+Sorted like words in a dictionary, all sequences that share a prefix are neighbours, and the lengths that neighbours have in
 common describe the whole prefix tree: any ordered subset shares, between two sequences, the smallest of the lengths
 in between, and its tree has sum(length) - sum(shared) tokens.
 
@@ -81,8 +81,8 @@ def sort_sequences(requests: Sequence[ScoreRequest], share_prefixes: bool) -> So
     order = list(range(len(wanted)))
     shared_with_targets = np.zeros(len(wanted), dtype=np.int64)
     if share_prefixes:
-        # Bytes of big-endian integers compare as the integers do; comparing bytes is a memcmp.
-        keys = [row.astype(">u4").tobytes() for row in tokens]
+        # Any order of the tokens brings equal prefixes together, so compare ids by their bytes: that is a memcmp.
+        keys = [row.tobytes() for row in tokens]
         order.sort(key=keys.__getitem__)
         tokens = [tokens[i] for i in order]
         for i in range(1, len(tokens)):

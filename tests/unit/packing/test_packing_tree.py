@@ -30,7 +30,7 @@ def inputs(request: ScoreRequest) -> tuple[int, ...]:
 
 
 @given(request_lists, st.booleans())
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 def test_every_row_is_predicted_from_exactly_the_tokens_before_it(requests: list[ScoreRequest], share: bool) -> None:
     tree = build_tree(sort_sequences(requests, share))
     found = {}
@@ -43,7 +43,7 @@ def test_every_row_is_predicted_from_exactly_the_tokens_before_it(requests: list
 
 
 @given(request_lists)
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 def test_sharing_computes_every_distinct_prefix_and_every_distinct_row_once(requests: list[ScoreRequest]) -> None:
     tree = build_tree(sort_sequences(requests, share_prefixes=True))
     paths = token_paths(tree)
@@ -55,6 +55,7 @@ def test_sharing_computes_every_distinct_prefix_and_every_distinct_row_once(requ
 
 
 @given(request_lists)
+@settings(deadline=None)
 def test_without_sharing_every_sequence_is_a_root_with_rows_of_its_own(requests: list[ScoreRequest]) -> None:
     tree = build_tree(sort_sequences(requests, share_prefixes=False))
     wanted = [r for r in requests if r.stop > r.start]
@@ -65,7 +66,7 @@ def test_without_sharing_every_sequence_is_a_root_with_rows_of_its_own(requests:
 
 
 @given(request_lists, st.integers(1, 5))
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 def test_descendants_are_the_tokens_between_a_nodes_end_and_its_subtrees_end(requests: list[ScoreRequest], multiple: int) -> None:
     tree = build_tree(sort_sequences(requests, share_prefixes=True), multiple)
     assert tree.node_start.tolist() == [0, *tree.node_stop[:-1].tolist()]
@@ -80,7 +81,7 @@ def test_descendants_are_the_tokens_between_a_nodes_end_and_its_subtrees_end(req
 
 
 @given(request_lists)
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 def test_a_node_is_a_maximal_run_of_tokens_with_the_same_sequences_through_it(requests: list[ScoreRequest]) -> None:
     tree = build_tree(sort_sequences(requests, share_prefixes=True))
     wanted = [r for r in requests if r.stop > r.start]
