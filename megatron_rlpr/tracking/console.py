@@ -1,12 +1,13 @@
 """What a person sees: one line a step, and how far each phase is.
 
 On a terminal a phase is a rich progress bar that goes away when it ends. Elsewhere (a log file, CI) a phase prints a plain
-line every ten seconds or so, and nothing at all when it is shorter.
+line every ten seconds or so, also when it reports nothing itself, and nothing at all when it is shorter.
 """
 
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -74,12 +75,12 @@ class PhaseProgress:
         return self.elapsed_s * max(self.total - self.done, 0.0) / self.done
 
     def describe(self) -> str:
-        """'12/64  412 tok/s  ETA 0:00:37', without what is unknown."""
-        parts = [f"{self.done:g}/{self.total:g}" if self.total else f"{self.done:g}"]
+        """'12/64  412 tok/s  ETA 0:00:37' without what is unknown; the time so far where there is no time left to tell."""
+        parts = [f"{self.done:g}/{self.total:g}"] if self.total else [f"{self.done:g} done"] if self.done else []
         if self.tokens:
             parts.append(f"{self.tokens_per_s:.0f} tok/s")
-        if self.remaining_s is not None:
-            parts.append(f"ETA {duration(self.remaining_s)}")
+        remaining = self.remaining_s
+        parts.append(f"since {duration(self.elapsed_s)}" if remaining is None else f"ETA {duration(remaining)}")
         return "  ".join(parts)
 
 
@@ -91,12 +92,18 @@ class Console:
     """
 
     def __init__(
-        self, enabled: bool = True, rank: int = 0, file: IO[str] | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        enabled: bool = True,
+        rank: int = 0,
+        file: IO[str] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        plain_interval_s: float = PLAIN_INTERVAL_S,
     ) -> None:
         self._writes = rank == 0
         self._enabled = enabled and self._writes
         self._file = file if file is not None else sys.stdout
         self._clock = clock
+        self._plain_interval_s = plain_interval_s
         self._rich = RichConsole(file=self._file, highlight=False)
         if not self._rich.is_terminal:
             self._rich.width = PLAIN_WIDTH
@@ -154,14 +161,30 @@ class Console:
 
     def _plain(self, name: str, total: float | None) -> Iterator[PhaseProgress]:
         printed_at = self._clock()
+        one_at_a_time = threading.Lock()
 
         def report(phase: PhaseProgress) -> None:
             nonlocal printed_at
-            if self._clock() - printed_at >= PLAIN_INTERVAL_S:
-                printed_at = self._clock()
-                self.message(f"  {phase.name}  {phase.describe()}")
+            with one_at_a_time:
+                if self._clock() - printed_at >= self._plain_interval_s:
+                    printed_at = self._clock()
+                    self.message(f"  {phase.name}  {phase.describe()}")
 
-        yield PhaseProgress(name, total, report, self._clock)
+        phase = PhaseProgress(name, total, report, self._clock)
+        ended = threading.Event()
+
+        def keep_reporting() -> None:
+            while not ended.wait(self._plain_interval_s):
+                report(phase)
+
+        # A thread speaks for phases that are one long call and report nothing while they run.
+        reporter = threading.Thread(target=keep_reporting, name=f"progress of {name}", daemon=True)
+        reporter.start()
+        try:
+            yield phase
+        finally:
+            ended.set()
+            reporter.join()
 
     def _seconds_a_step(self, metrics: Mapping[str, Any]) -> float | None:
         if len(self._step_ends) > 1:

@@ -25,7 +25,6 @@ STEP_METRICS: dict[str, str] = {
     "filter/rounds": "generate-and-filter rounds the step took",
     "filter/cached_prompts": "surplus prompts kept for later steps",
     "filter/flat_groups": "share of trained groups whose rewards are all equal, so that they have no advantage",
-    "filter/truncated_groups": "share of generated groups dropped because a response was cut off",
     "response_length/mean": "mean tokens of a response, the end-of-sequence token included",
     "response_length/max": "tokens of the longest response",
     "response_length/min": "tokens of the shortest response",
@@ -33,23 +32,18 @@ STEP_METRICS: dict[str, str] = {
     "prompt_length/mean": "mean tokens of a prompt",
     "prompt_length/max": "tokens of the longest prompt",
     "actor/loss": "value of the whole loss: policy gradient, entropy bonus and KL",
-    "actor/policy_loss": "clipped policy-gradient part of the loss",
     "actor/entropy": "mean entropy of the policy at the response tokens, in nats",
-    "actor/kl": "mean estimate of the KL to the reference policy, when it has a coefficient",
     "actor/ppo_kl": "mean of old minus new log-probability over the response tokens",
     "actor/grad_norm": "global L2 norm of the gradient before clipping",
     "actor/clip_fraction": "share of response tokens whose probability ratio was clipped",
     "actor/lr": "learning rate of the step",
     "actor/optimizer_steps": "optimizer steps taken in this training step",
     "actor/skipped_steps": "optimizer steps skipped because the gradient was not finite",
-    "actor/micro_batches": "micro-batches of the update on one data-parallel rank",
     "actor/shared_token_fraction": "share of the tokens that prefix sharing did not have to compute",
     "rollout/log_prob_gap": "mean absolute difference between the engine's and the actor's log-probability of a response token",
     "rollout/log_prob_gap_max": "largest such difference",
-    "rollout/weight_version": "hand-over that gave the engine the weights it sampled with",
     "tokens/s": "prompt and response tokens of the step's generated sequences divided by time/step",
     "tokens/s_rollout": "response tokens generated a second while generating",
-    "tokens/s_score": "distinct tokens scored a second while scoring",
     "tokens/s_update": "distinct tokens trained on a second while updating",
     "time/rollout": "seconds spent generating",
     "time/score": "seconds spent scoring",
@@ -57,7 +51,6 @@ STEP_METRICS: dict[str, str] = {
     "time/update": "seconds spent in the policy's update",
     "time/hand_over": "seconds to give the engines the new weights",
     "time/step": "seconds of the whole step, checkpoint and validation apart",
-    "time/checkpoint": "seconds the last checkpoint before this step's line took",
     "memory/peak_gb": "peak resident memory of the first rank's process so far, in GB (1e9 bytes)",
     "memory/peak_all_ranks_gb": "sum of the ranks' peak resident memories so far, in GB",
     "memory/peak_device_gb": "peak memory allocated on the first rank's GPU so far, in GB",
@@ -85,14 +78,7 @@ REQUIRED: tuple[str, ...] = (
     "time/hand_over",
     "time/step",
 )
-"""Metrics that every line of metrics.jsonl has besides step."""
-
-PATTERNS: dict[str, str] = {
-    "reward/mean/{data_source}": "reward/mean over the prompts of one data source",
-    "reward/reference_probability/{data_source}": "reward/reference_probability over the prompts of one data source",
-    "reward/std_per_group/{data_source}": "reward/std_per_group over the prompts of one data source",
-    "reward/{term}": "any other term of the reward, mean over responses",
-}
+"""Metrics that every line of metrics.jsonl has besides step, when the step trained on something."""
 
 VALIDATION_METRICS: dict[str, str] = {
     "step": "training step after which the validation ran; 0: before training",
@@ -111,7 +97,7 @@ def _matches(pattern: str, name: str) -> bool:
 
 def undocumented(names: Iterable[str]) -> list[str]:
     """Those of the names that no table here explains."""
-    known = [*STEP_METRICS, *PATTERNS, *VALIDATION_METRICS]
+    known = [*STEP_METRICS, *VALIDATION_METRICS]
     return [name for name in names if not any(_matches(pattern, name) for pattern in known)]
 
 
@@ -133,13 +119,9 @@ One JSON object a training step, the same numbers in Weights & Biases and Tensor
 written as `null`. A run that resumes at step k first removes the lines after k, so the file reads like that of a run that
 never stopped. Means are over the responses (or groups) of all data-parallel ranks.
 
-Always there: `step`, {required}.
+In every step that trained on something: `step`, {required}.
 
 {table(STEP_METRICS)}
-
-For each data source, and for reward terms that are not in the table:
-
-{table(PATTERNS)}
 
 ## Every validation: `runs/<name>/validation.jsonl`
 

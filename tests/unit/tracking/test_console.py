@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import re
+import threading
+import time
 
 import pytest
 
@@ -111,9 +113,23 @@ def test_pieces_add_up() -> None:
 
 
 def test_a_phase_of_unknown_length_shows_no_time_left() -> None:
-    with Console(enabled=False, clock=Clock()).phase("load") as phase:
+    clock = Clock()
+    with Console(enabled=False, clock=clock).phase("load") as phase:
+        clock.now += 61.0
+        assert phase.describe() == "since 0:01:01"
         phase.update(3)
-        assert phase.describe() == "3"
+        assert phase.describe() == "3 done  since 0:01:01"
+
+
+def test_a_phase_that_reports_nothing_still_shows_that_it_is_alive() -> None:
+    file = io.StringIO()
+    before = threading.active_count()
+    with Console(file=file, plain_interval_s=0.02).phase("start the engines"):
+        deadline = time.monotonic() + 10
+        while len(lines(file)) < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert lines(file)[:2] == ["  start the engines  since 0:00:00"] * 2
+    assert threading.active_count() == before
 
 
 def test_a_terminal_draws_the_phase_and_removes_it(monkeypatch: pytest.MonkeyPatch) -> None:
