@@ -1,114 +1,118 @@
 """The model's weights as a stream of full tensors with Hugging Face names, the same on every rank.
 
 Parameters travel in buckets of bounded size. Per bucket: the owning stage's tensor-parallel ranks gather their shards,
-the stage sends them to the other stages, every rank puts the full tensors together. Nothing but the bucket in flight
-exists twice; with one rank the stream yields views of the model itself.
+the stage sends them to the other stages, and every rank puts the full tensors together. Nothing but the bucket in flight
+exists twice (once as gathered shards, once as full tensors); with one rank the stream yields views of the model itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
-from megatron_rlpr.weights.local_parameters import NamedParameter, all_parameters, local_tensors
-from megatron_rlpr.weights.mapping import split, unshard
+from megatron_rlpr.weights.architectures import parameter_table
+from megatron_rlpr.weights.load_hf import hf_manifest
+from megatron_rlpr.weights.local_parameters import local_parameters
 from megatron_rlpr.weights.shape import ModelShape
+
+NamedTensors = list[tuple[str, torch.Tensor]]
 
 
 @dataclass(frozen=True)
-class _Stored:
-    """Where a parameter lives: its pipeline stage and the shape of one tensor-parallel shard."""
+class _Bucket:
+    """Consecutive entries of the table that one pipeline stage owns."""
 
     stage: int
-    shard_shape: tuple[int, ...]
+    indices: tuple[int, ...]
 
 
 class WeightExporter:
     """Exports one model again and again. All ranks make it together and iterate together."""
 
-    def __init__(self, model: torch.nn.Module, shape: ModelShape, bucket_mb: int) -> None:
+    def __init__(self, model: torch.nn.Module, shape: ModelShape, bucket_mb: float) -> None:
+        """bucket_mb: size of a bucket in MiB; a parameter that is larger travels alone."""
         self._shape = shape
-        self._tensors = local_tensors(model, shape)
-        self._order = list(all_parameters(shape))
-        self._dtype = next(iter(self._tensors.values())).dtype
-        self._device = next(iter(self._tensors.values())).device
-        self._tensor_group = parallel_state.get_tensor_model_parallel_group()
-        self._tensor_size = parallel_state.get_tensor_model_parallel_world_size()
-        self._pipeline_group = parallel_state.get_pipeline_model_parallel_group()
-        self._pipeline_size = parallel_state.get_pipeline_model_parallel_world_size()
+        self._table = parameter_table(shape)
+        local = local_parameters(model, shape)
+        self._tensors = {p.index: p.tensor for p in local if not p.mapping.is_copy}
+        self._dtype, self._device = local[0].tensor.dtype, local[0].tensor.device
+        self._tp_group = parallel_state.get_tensor_model_parallel_group()
+        self._tp_size = parallel_state.get_tensor_model_parallel_world_size()
+        self._pp_group = parallel_state.get_pipeline_model_parallel_group()
+        self._pp_size = parallel_state.get_pipeline_model_parallel_world_size()
         self._stage = parallel_state.get_pipeline_model_parallel_rank()
-        self._stored = self._locate()
-        self._buckets = self._fill_buckets(bucket_mb * 2**20)
+        self._buckets = self._fill_buckets(int(bucket_mb * 2**20))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of every exported tensor: the model's."""
+        return self._dtype
 
     def manifest(self) -> dict[str, tuple[int, ...]]:
-        """Hugging Face name -> full shape of everything the stream will hold, in order, without moving any weight."""
-        names: dict[str, tuple[int, ...]] = {}
-        for parameter in self._order:
-            shard_shape = self._stored[parameter].shard_shape
-            parts = [torch.empty(shard_shape, device="meta")] * self._tensor_size
-            full = unshard(parameter.mapping, parts)
-            pieces = split(parameter.mapping, full, self._shape)
-            names.update((name, tuple(piece.shape)) for name, piece in zip(parameter.hf_names, pieces, strict=True))
-        return names
+        """Hugging Face name -> full shape of everything the stream holds, in its order, without moving any weight."""
+        return hf_manifest(self._shape)
 
     def stream(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """(Hugging Face name, full tensor) in the manifest's order. Tensors may be views of the live weights."""
+        """(Hugging Face name, full contiguous tensor) in the manifest's order."""
+        return chain.from_iterable(self.buckets())
+
+    def buckets(self) -> Iterator[NamedTensors]:
+        """The same stream, one bucket at a time.
+
+        Collective: every rank must take all of it. Tensors may be views of the live weights: read them before the
+        next update and never write. Their storage is not used again for later buckets.
+        """
         for bucket in self._buckets:
-            gathered = self._gather(bucket)
-            first = 0
-            for parameter in bucket:
-                shard_shape = self._stored[parameter].shard_shape
-                count = torch.Size(shard_shape).numel()
-                parts = [flat[first : first + count].view(shard_shape) for flat in gathered] if gathered else [self._tensors[parameter].detach()]
-                first += count
-                pieces = split(parameter.mapping, unshard(parameter.mapping, parts), self._shape)
-                yield from zip(parameter.hf_names, pieces, strict=True)
+            yield self._export(bucket)
 
-    def _gather(self, bucket: list[NamedParameter]) -> list[torch.Tensor]:
-        """Every tensor-parallel rank's flat shards of a bucket; [] when this rank holds the full tensors itself."""
-        if self._tensor_size == 1 and self._pipeline_size == 1:
-            return []
-        stage = self._stored[bucket[0]].stage
-        if self._stage == stage:
-            mine = torch.cat([self._tensors[p].detach().flatten() for p in bucket])
-            parts = [mine]
-            if self._tensor_size > 1:
-                parts = [torch.empty_like(mine) for _ in range(self._tensor_size)]
-                dist.all_gather(parts, mine, group=self._tensor_group)
-        else:
-            count = sum(torch.Size(self._stored[p].shard_shape).numel() for p in bucket)
-            parts = [torch.empty(count, dtype=self._dtype, device=self._device) for _ in range(self._tensor_size)]
-        if self._pipeline_size > 1:
-            source = dist.get_process_group_ranks(self._pipeline_group)[stage]
-            for part in parts:
-                dist.broadcast(part, source, group=self._pipeline_group)
-        return parts
+    @torch.no_grad()
+    def _export(self, bucket: _Bucket) -> NamedTensors:
+        shards = self._all_shards(bucket)
+        named: NamedTensors = []
+        for index in bucket.indices:
+            mapping = self._table[index]
+            named += zip((t.name for t in mapping.hf), mapping.join(shards.pop(index)), strict=True)
+        return named
 
-    def _locate(self) -> dict[NamedParameter, _Stored]:
-        """Ask every stage what it holds. Raises KeyError when a parameter is nowhere."""
-        mine = [(self._order.index(p), tuple(t.shape)) for p, t in self._tensors.items()]
-        held: list[list[tuple[int, tuple[int, ...]]]] = [[] for _ in range(self._pipeline_size)]
-        dist.all_gather_object(held, mine, group=self._pipeline_group)
-        stored = {self._order[i]: _Stored(stage, shape) for stage, items in enumerate(held) for i, shape in items}
-        missing = [p.hf_names[0] for p in self._order if p not in stored]
-        if missing:
-            raise KeyError(f"no stage holds {missing}")
-        return stored
+    def _all_shards(self, bucket: _Bucket) -> dict[int, list[torch.Tensor]]:
+        """Table index -> the shards of all tensor-parallel ranks, on every rank."""
+        if self._tp_size == 1 and self._pp_size == 1:
+            return {index: [self._tensors[index].detach()] for index in bucket.indices}
+        counts = [self._table[index].shard_numel(self._tp_size) for index in bucket.indices]
+        gathered = torch.empty(self._tp_size, sum(counts), dtype=self._dtype, device=self._device)
+        if self._stage == bucket.stage:
+            mine = torch.cat([self._tensors[index].detach().flatten() for index in bucket.indices])
+            dist.all_gather(list(gathered.unbind()), mine, group=self._tp_group)
+        if self._pp_size > 1:
+            dist.broadcast(gathered, dist.get_global_rank(self._pp_group, bucket.stage), group=self._pp_group)
+        by_parameter = zip(bucket.indices, gathered.split(counts, dim=1), strict=True)
+        return {index: [flat.view(self._table[index].shard_shape(self._tp_size)) for flat in part] for index, part in by_parameter}
 
-    def _fill_buckets(self, limit_bytes: int) -> list[list[NamedParameter]]:
-        """Consecutive parameters of one stage, up to the limit; a larger parameter is a bucket of its own."""
-        buckets: list[list[NamedParameter]] = []
+    def _fill_buckets(self, limit_bytes: int) -> tuple[_Bucket, ...]:
+        buckets: list[_Bucket] = []
         size = 0
-        for parameter in self._order:
-            stored = self._stored[parameter]
-            count = torch.Size(stored.shard_shape).numel() * self._dtype.itemsize * self._tensor_size
-            if not buckets or size + count > limit_bytes or self._stored[buckets[-1][0]].stage != stored.stage:
-                buckets.append([])
-                size = 0
-            buckets[-1].append(parameter)
-            size += count
-        return buckets
+        for index, stage in self._owners().items():
+            nbytes = self._table[index].shard_numel(self._tp_size) * self._tp_size * self._dtype.itemsize
+            if buckets and buckets[-1].stage == stage and size + nbytes <= limit_bytes:
+                buckets[-1] = _Bucket(stage, (*buckets[-1].indices, index))
+                size += nbytes
+            else:
+                buckets.append(_Bucket(stage, (index,)))
+                size = nbytes
+        return tuple(buckets)
+
+    def _owners(self) -> dict[int, int]:
+        """Table index -> the pipeline stage that holds it, in table order. Raises ValueError for a parameter that is nowhere."""
+        held: list[list[int]] = [[] for _ in range(self._pp_size)]
+        dist.all_gather_object(held, list(self._tensors), group=self._pp_group)
+        stage_of = {index: stage for stage, indices in enumerate(held) for index in indices}
+        wanted = [index for index, mapping in enumerate(self._table) if not mapping.is_copy]
+        missing = [self._table[index].megatron[0] for index in wanted if index not in stage_of]
+        if missing:
+            raise ValueError(f"no pipeline stage holds {', '.join(missing)}")
+        return {index: stage_of[index] for index in wanted}

@@ -1,90 +1,58 @@
-"""Read a Hugging Face folder's safetensors into this rank's shards, tensor by tensor."""
+"""Read a Hugging Face folder's safetensors into this rank's shards, parameter by parameter."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from megatron.core import parallel_state
-from safetensors import safe_open
 
-from megatron_rlpr.types import UserError
-from megatron_rlpr.weights.local_parameters import NamedParameter, all_parameters, local_tensors
-from megatron_rlpr.weights.mapping import merge, shard
+from megatron_rlpr.weights.architectures import parameter_table
+from megatron_rlpr.weights.hf_tensors import HfTensors
+from megatron_rlpr.weights.local_parameters import local_parameters
+from megatron_rlpr.weights.mapping import ParamMapping
 from megatron_rlpr.weights.shape import ModelShape
 
+TIED_HEAD = "lm_head.weight"
 
-class HfTensors:
-    """The tensors of a Hugging Face folder by name, one file or sharded with an index. Reads only what is asked for."""
-
-    def __init__(self, folder: str | Path) -> None:
-        self._folder = Path(folder)
-        index = self._folder / "model.safetensors.index.json"
-        if index.is_file():
-            names: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            self._file_of = {name: self._folder / file for name, file in names.items()}
-        else:
-            self._file_of = {}
-            for file in sorted(self._folder.glob("*.safetensors")):
-                with safe_open(file, framework="pt") as tensors:
-                    self._file_of.update(dict.fromkeys(tensors.keys(), file))
-        if not self._file_of:
-            raise UserError(f"{self._folder}: no *.safetensors there; expected a Hugging Face model folder")
-
-    def names(self) -> set[str]:
-        """All stored names."""
-        return set(self._file_of)
-
-    def read(self, name: str) -> torch.Tensor:
-        """One tensor. Raises UserError when the folder lacks it or its file cannot be read."""
-        file = self._file_of.get(name)
-        if file is None:
-            raise UserError(f"{self._folder}: tensor {name} is missing; the folder is incomplete or of another architecture")
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                tensor: torch.Tensor = tensors.get_tensor(name)
-                return tensor
-        except (OSError, ValueError, RuntimeError) as error:
-            raise UserError(f"{file}: cannot read {name}: {error}; fetch the model again") from error
+BytesLoaded = Callable[[int], None]
+"""Called with the number of bytes of each parameter that was filled."""
 
 
-def load_hf_weights(model: torch.nn.Module, shape: ModelShape, folder: str | Path) -> None:
-    """Fill this rank's part of the model from a Hugging Face folder.
+def hf_manifest(shape: ModelShape) -> dict[str, tuple[int, ...]]:
+    """Hugging Face name -> full shape of every tensor of the model, in export order; tied embeddings once."""
+    return {t.name: t.shape for mapping in parameter_table(shape) if not mapping.is_copy for t in mapping.hf}
 
-    Every tensor of the folder must have a place in the model and the other way round; a wrong shape is refused. Values
-    are converted to the model's dtype.
+
+def open_hf_weights(shape: ModelShape, folder: str | Path) -> HfTensors:
+    """The folder's tensors, after checking that they are exactly the model's. Raises UserError.
+
+    With tied embeddings a stored output head is allowed and not used, as in transformers.
     """
     source = HfTensors(folder)
-    tensors = local_tensors(model, shape)
-    _refuse_unknown(source, shape, folder)
+    source.check(hf_manifest(shape), frozenset({TIED_HEAD}) if shape.tied_embeddings else frozenset())
+    return source
+
+
+def load_hf_weights(model: torch.nn.Module, shape: ModelShape, folder: str | Path, on_loaded: BytesLoaded | None = None) -> None:
+    """Fill this rank's part of the model from a Hugging Face folder, converted to the model's dtype.
+
+    Only this rank's slices are read; vocabulary padding becomes zero. Raises UserError when a tensor is missing, has no
+    place in the model, or has a wrong shape; nothing is loaded then.
+    """
+    source = open_hf_weights(shape, folder)
     with torch.no_grad():
-        for parameter, target in tensors.items():
-            target.copy_(_local_value(source, parameter, target, shape, folder))
-        # The last stage of a pipeline holds its own copy of a tied embedding.
-        if shape.tied_embeddings and model.post_process and not model.pre_process:
-            embedding = next(p for p in all_parameters(shape) if p.mapping.kind == "vocab")
-            target = model.output_layer.weight
-            target.copy_(_local_value(source, embedding, target, shape, folder))
+        for parameter in local_parameters(model, shape):
+            parameter.tensor.copy_(_shard(source, parameter.mapping))
+            if on_loaded is not None:
+                on_loaded(parameter.tensor.nbytes)
 
 
-def _local_value(
-    source: HfTensors, parameter: NamedParameter, target: torch.Tensor, shape: ModelShape, folder: str | Path
-) -> torch.Tensor:
-    full = merge(parameter.mapping, [source.read(name) for name in parameter.hf_names], shape)
+def _shard(source: HfTensors, mapping: ParamMapping) -> torch.Tensor:
     rank, size = parallel_state.get_tensor_model_parallel_rank(), parallel_state.get_tensor_model_parallel_world_size()
-    part = shard(parameter.mapping, full, rank, size)
-    if part.shape != target.shape:
-        raise UserError(
-            f"{folder}: {' + '.join(parameter.hf_names)} make a shard of shape {list(part.shape)}, "
-            f"the model of config.json needs {list(target.shape)}"
-        )
-    return part
-
-
-def _refuse_unknown(source: HfTensors, shape: ModelShape, folder: str | Path) -> None:
-    known = {name for p in all_parameters(shape) for name in p.hf_names}
-    known |= {"lm_head.weight"} if shape.tied_embeddings else set()
-    unknown = sorted(n for n in source.names() - known if not n.endswith("rotary_emb.inv_freq"))
-    if unknown:
-        raise UserError(f"{folder}: {len(unknown)} tensors have no place in {shape.architecture}, e.g. {unknown[0]}")
+    dim = mapping.layout.cut_dim
+    if dim is None:
+        return mapping.merge([source.read(t.name) for t in mapping.hf])
+    pieces = [source.read(t.name, dim, *mapping.bounds(t, rank, size)) for t in mapping.hf]
+    return mapping.layout.fuse([mapping.pad(piece, t, size) for piece, t in zip(pieces, mapping.hf, strict=True)])

@@ -2,61 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
 from dataclasses import dataclass
 
 import torch
+from megatron.core import parallel_state
 
-from megatron_rlpr.weights.architectures import parameters
-from megatron_rlpr.weights.shape import ModelShape
+from megatron_rlpr.weights.architectures import parameter_table
 from megatron_rlpr.weights.mapping import ParamMapping
+from megatron_rlpr.weights.shape import ModelShape
+
+_LAYER = re.compile(r"(decoder\.layers\.)(\d+)(\..+)")
 
 
 @dataclass(frozen=True)
-class NamedParameter:
-    """One parameter of the whole model. layer: number over the whole model, None outside the layers."""
+class LocalParameter:
+    """A parameter of this rank. index: its place in the architecture's table, the same on every rank."""
 
+    index: int
     mapping: ParamMapping
-    layer: int | None
-
-    @property
-    def hf_names(self) -> list[str]:
-        return self.mapping.hf_names(self.layer)
+    tensor: torch.nn.Parameter
 
 
-def all_parameters(shape: ModelShape) -> Iterator[NamedParameter]:
-    """The whole model's parameters in forward order: embedding, layers, final norm, output layer."""
-    table = parameters(shape)
-    first_after_layers = max(i for i, m in enumerate(table) if m.per_layer) + 1
-    for mapping in table[:first_after_layers]:
-        if not mapping.per_layer:
-            yield NamedParameter(mapping, None)
-    for layer in range(shape.num_layers):
-        for mapping in table:
-            if mapping.per_layer:
-                yield NamedParameter(mapping, layer)
-    for mapping in table[first_after_layers:]:
-        if not mapping.per_layer:
-            yield NamedParameter(mapping, None)
+def local_parameters(model: torch.nn.Module, shape: ModelShape) -> list[LocalParameter]:
+    """This rank's parameters in table order.
 
-
-def local_tensors(model: torch.nn.Module, shape: ModelShape) -> dict[NamedParameter, torch.nn.Parameter]:
-    """This rank's tensors by their place in the whole model; raises KeyError for a parameter the table does not know.
-
-    A pipeline stage numbers its layers from 0; the offset is that of its first layer. The copy of a tied embedding that
-    a last stage holds for its output layer is left out: the first stage's is the one that is loaded and exported.
+    model: a bare GPTModel, local or Transformer Engine spec. Raises ValueError for a parameter the table does not know
+    or whose shape is not the one the table and the tensor-parallel size give.
     """
-    offset = model.decoder.layers[0].layer_number - 1 if len(model.decoder.layers) else 0
-    left = dict(model.named_parameters())
-    found: dict[NamedParameter, torch.nn.Parameter] = {}
-    for parameter in all_parameters(shape):
-        local_layer = None if parameter.layer is None else parameter.layer - offset
-        for pattern in (parameter.mapping.megatron, parameter.mapping.transformer_engine):
-            tensor = left.pop(pattern.format(layer=local_layer), None)
-            if tensor is not None:
-                found[parameter] = tensor
-    if shape.tied_embeddings:
-        left.pop("output_layer.weight", None)
-    if left:
-        raise KeyError(f"no Hugging Face name for the Megatron parameters {sorted(left)}")
-    return found
+    place = {name: (index, mapping) for index, mapping in enumerate(parameter_table(shape)) for name in mapping.megatron}
+    tp_size = parallel_state.get_tensor_model_parallel_world_size()
+    found = []
+    for local_name, tensor in model.named_parameters():
+        name = _global_name(local_name, model)
+        if name not in place:
+            raise ValueError(f"the Megatron parameter {name} has no place in the table of {shape.architecture}")
+        index, mapping = place[name]
+        expected = mapping.shard_shape(tp_size)
+        if tuple(tensor.shape) != expected:
+            raise ValueError(f"{name} has shape {list(tensor.shape)}, the table gives {list(expected)} at tensor-parallel size {tp_size}")
+        found.append(LocalParameter(index, mapping, tensor))
+    return sorted(found, key=lambda p: p.index)
+
+
+def _global_name(name: str, model: torch.nn.Module) -> str:
+    """A pipeline stage numbers its layers from 0; `layer_number` counts from 1 over the whole model."""
+    match = _LAYER.fullmatch(name)
+    if match is None:
+        return name
+    before, layer, after = match.groups()
+    return f"{before}{model.decoder.layers[int(layer)].layer_number - 1}{after}"

@@ -1,98 +1,202 @@
-"""How one Megatron parameter is made of Hugging Face tensors, and how it is cut over tensor-parallel ranks.
+"""How one Megatron parameter is made of Hugging Face tensors, and how tensor parallelism cuts it.
 
-    Hugging Face tensors --merge--> full Megatron tensor --shard--> this rank's tensor
-    Hugging Face tensors <--split-- full Megatron tensor <--unshard-- all ranks' tensors
+Every kind of parameter is a `TensorLayout`: the dimension along which tensor-parallel ranks cut each of its Hugging
+Face tensors, and how equally cut pieces are fused into one Megatron tensor. Because fusing works on pieces as on
+wholes, a rank's shard is the fusion of its pieces, and everything else follows:
 
-All four are pure tensor functions, so that a round trip can be checked bit by bit without a model.
+    hf tensors --merge--> full Megatron tensor --shard--> one per rank
+    hf tensors <--split-- full Megatron tensor <--unshard-- all ranks
+
+Pure functions of tensors: no process groups, no model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from math import ceil, prod
 
 import torch
 
-from megatron_rlpr.weights.shape import ModelShape
+Shape = tuple[int, ...]
+Tensors = tuple[torch.Tensor, ...]
 
-Kind = Literal["replicated", "row", "vocab", "qkv", "gate_up"]
+
+@dataclass(frozen=True)
+class TensorLayout:
+    """One Hugging Face tensor is one Megatron tensor, whole on every tensor-parallel rank."""
+
+    @property
+    def cut_dim(self) -> int | None:
+        """The dimension of the Hugging Face tensors that ranks cut evenly; None: every rank holds all of it."""
+        return None
+
+    def padded_size(self, size: int, tp_size: int) -> int:
+        """Size of the cut dimension over all ranks."""
+        return size
+
+    def piece_shape(self, shape: Shape, tp_size: int) -> Shape:
+        """Shape of a rank's piece of a Hugging Face tensor of this shape, padding included."""
+        if self.cut_dim is None:
+            return shape
+        size = self.padded_size(shape[self.cut_dim], tp_size)
+        if size % tp_size:
+            raise ValueError(f"{tp_size} tensor-parallel ranks do not divide dimension {self.cut_dim} of a tensor of shape {list(shape)}")
+        return (*shape[: self.cut_dim], size // tp_size, *shape[self.cut_dim + 1 :])
+
+    def fuse(self, pieces: Sequence[torch.Tensor]) -> torch.Tensor:
+        """One rank's pieces of the Hugging Face tensors -> its Megatron tensor."""
+        (piece,) = pieces
+        return piece
+
+    def unfuse(self, fused: torch.Tensor, shapes: Sequence[Shape]) -> Tensors:
+        """Inverse of `fuse`; shapes are those of the pieces. The results may be views."""
+        return (fused,)
+
+
+class Replicated(TensorLayout):
+    """Norms."""
+
+
+@dataclass(frozen=True)
+class Column(TensorLayout):
+    """Output features are cut: dimension 0."""
+
+    @property
+    def cut_dim(self) -> int:
+        return 0
+
+
+@dataclass(frozen=True)
+class Row(TensorLayout):
+    """Input features are cut: dimension 1."""
+
+    @property
+    def cut_dim(self) -> int:
+        return 1
+
+
+class Vocab(Column):
+    """Token rows are cut, after zero rows that make them a multiple of the ranks."""
+
+    def padded_size(self, size: int, tp_size: int) -> int:
+        return ceil(size / tp_size) * tp_size
+
+
+class GateUp(Column):
+    """Gate and up projection: every rank holds [its gate rows; its up rows]."""
+
+    def fuse(self, pieces: Sequence[torch.Tensor]) -> torch.Tensor:
+        return torch.cat(tuple(pieces))
+
+    def unfuse(self, fused: torch.Tensor, shapes: Sequence[Shape]) -> Tensors:
+        return fused.split([shape[0] for shape in shapes])
+
+
+@dataclass(frozen=True)
+class Qkv(Column):
+    """Query, key and value projections, interleaved by query group.
+
+    [groups, (heads / groups + 2) * head_dim, ...] flattened over the first two. A group is the query heads that share
+    one key/value head; ranks hold whole groups.
+    """
+
+    head_dim: int
+
+    def piece_shape(self, shape: Shape, tp_size: int) -> Shape:
+        if shape[0] % (self.head_dim * tp_size):
+            raise ValueError(f"{tp_size} tensor-parallel ranks do not divide the {shape[0] // self.head_dim} heads of {list(shape)}")
+        return super().piece_shape(shape, tp_size)
+
+    def fuse(self, pieces: Sequence[torch.Tensor]) -> torch.Tensor:
+        groups = pieces[1].shape[0] // self.head_dim
+        return torch.cat([p.reshape(groups, -1, *p.shape[1:]) for p in pieces], dim=1).flatten(0, 1)
+
+    def unfuse(self, fused: torch.Tensor, shapes: Sequence[Shape]) -> Tensors:
+        groups = shapes[1][0] // self.head_dim
+        rows = [shape[0] // groups for shape in shapes]
+        by_group = fused.view(groups, sum(rows), *fused.shape[1:])
+        return tuple(part.flatten(0, 1) for part in by_group.split(rows, dim=1))
+
+
+@dataclass(frozen=True)
+class HfTensor:
+    """A tensor of the Hugging Face model: its name and full shape."""
+
+    name: str
+    shape: Shape
 
 
 @dataclass(frozen=True)
 class ParamMapping:
-    """One parameter in both worlds. Names hold "{layer}" where they belong to a layer.
+    """One Megatron parameter and the Hugging Face tensors it is made of.
 
-    megatron: name in the local layer spec; transformer_engine: name in the Transformer Engine spec, where it differs.
-    kind: replicated: the same on every rank. row: cut along dim 1. vocab: cut along dim 0, padded with zero rows.
-    qkv: query, key and value interleaved by query group, [groups, (heads per group + 2) * head_dim, ...], cut along
-    groups. gate_up: each half cut along dim 0 by itself.
+    megatron: its name with the local layer spec, then, where it differs, with the Transformer Engine spec. Layers are
+    numbered over the whole model, not within a pipeline stage.
+    hf: in the order the layout fuses them. is_copy: holds a second copy of what another entry owns (a tied output layer).
     """
 
-    megatron: str
-    hf: tuple[str, ...]
-    kind: Kind
-    transformer_engine: str = ""
+    megatron: tuple[str, ...]
+    hf: tuple[HfTensor, ...]
+    layout: TensorLayout
+    is_copy: bool = False
 
-    @property
-    def per_layer(self) -> bool:
-        return "{layer}" in self.megatron
+    def piece_shapes(self, tp_size: int) -> tuple[Shape, ...]:
+        """Shapes of one rank's pieces of the Hugging Face tensors. Raises ValueError when tp_size does not divide them."""
+        return tuple(self.layout.piece_shape(t.shape, tp_size) for t in self.hf)
 
-    def hf_names(self, layer: int | None) -> list[str]:
-        """The Hugging Face names, the layer number (over the whole model) filled in."""
-        return [name.format(layer=layer) for name in self.hf]
+    def shard_shape(self, tp_size: int) -> Shape:
+        """Shape of one rank's Megatron tensor."""
+        pieces = self.piece_shapes(tp_size)
+        return (sum(p[0] for p in pieces), *pieces[0][1:])
 
+    def shard_numel(self, tp_size: int) -> int:
+        """Elements of one rank's Megatron tensor."""
+        return prod(self.shard_shape(tp_size))
 
-def merge(mapping: ParamMapping, tensors: Sequence[torch.Tensor], shape: ModelShape) -> torch.Tensor:
-    """Hugging Face tensors, in the mapping's order -> the full Megatron tensor (vocabulary not padded)."""
-    if mapping.kind == "qkv":
-        groups, dim = shape.num_query_groups, shape.head_dim
-        per_group = shape.num_attention_heads // groups
-        parts = [t.reshape(groups, n * dim, *t.shape[1:]) for t, n in zip(tensors, (per_group, 1, 1), strict=True)]
-        return torch.cat(parts, dim=1).flatten(0, 1)
-    return torch.cat(list(tensors)) if len(tensors) > 1 else tensors[0]
+    def merge(self, hf: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Full Hugging Face tensors -> the full Megatron tensor, as a single rank holds it."""
+        return self.layout.fuse(hf)
 
+    def split(self, full: torch.Tensor) -> Tensors:
+        """Inverse of `merge`. The results may be views of `full`."""
+        return self.layout.unfuse(full, self.piece_shapes(1))
 
-def split(mapping: ParamMapping, full: torch.Tensor, shape: ModelShape) -> list[torch.Tensor]:
-    """Inverse of `merge`; padding rows of the vocabulary are cut off. The results may be views."""
-    if mapping.kind == "qkv":
-        groups, dim = shape.num_query_groups, shape.head_dim
-        per_group = shape.num_attention_heads // groups
-        grouped = full.reshape(groups, (per_group + 2) * dim, *full.shape[1:])
-        parts = grouped.split([per_group * dim, dim, dim], dim=1)
-        return [part.reshape(-1, *full.shape[1:]) for part in parts]
-    if mapping.kind == "gate_up":
-        return list(full.chunk(2))
-    if mapping.kind == "vocab":
-        return [full[: shape.vocab_size]]
-    return [full]
+    def shard(self, full: torch.Tensor, tp_rank: int, tp_size: int) -> torch.Tensor:
+        """One rank's part of the full Megatron tensor, padding filled with zeros."""
+        tensors = zip(self.split(full), self.hf, strict=True)
+        return self.layout.fuse([self._piece(t, hf, tp_rank, tp_size) for t, hf in tensors])
 
+    def unshard(self, shards: Sequence[torch.Tensor]) -> torch.Tensor:
+        """All ranks' parts in rank order -> the full Megatron tensor without padding."""
+        return self.merge(self.join(shards))
 
-def shard(mapping: ParamMapping, full: torch.Tensor, rank: int, size: int) -> torch.Tensor:
-    """The part of the full Megatron tensor that tensor-parallel rank `rank` of `size` holds."""
-    match mapping.kind:
-        case "replicated":
-            return full
-        case "row":
-            return full.chunk(size, dim=1)[rank]
-        case "gate_up":
-            return torch.cat([half.chunk(size)[rank] for half in full.chunk(2)])
-        case "vocab":
-            rows = -(-full.shape[0] // size)
-            part = full[rank * rows : (rank + 1) * rows]
-            missing = rows - part.shape[0]
-            return torch.cat([part, part.new_zeros(missing, *part.shape[1:])]) if missing else part
-        case "qkv":
-            return full.chunk(size)[rank]
+    def join(self, shards: Sequence[torch.Tensor]) -> Tensors:
+        """All ranks' parts in rank order -> full, contiguous Hugging Face tensors; views of the shards where possible."""
+        dim = self.layout.cut_dim
+        if dim is None:
+            return (shards[0],)
+        shapes = self.piece_shapes(len(shards))
+        by_rank = [self.layout.unfuse(shard, shapes) for shard in shards]
+        wholes = [torch.cat(pieces, dim) if len(pieces) > 1 else pieces[0] for pieces in zip(*by_rank, strict=True)]
+        return tuple(t.narrow(dim, 0, hf.shape[dim]).contiguous() for t, hf in zip(wholes, self.hf, strict=True))
 
+    def bounds(self, tensor: HfTensor, tp_rank: int, tp_size: int) -> tuple[int, int]:
+        """[start, stop) of a rank's piece along the cut dimension, padding left out; (0, 0) when nothing is cut."""
+        dim = self.layout.cut_dim
+        if dim is None:
+            return 0, 0
+        length, size = self.layout.piece_shape(tensor.shape, tp_size)[dim], tensor.shape[dim]
+        return min(tp_rank * length, size), min((tp_rank + 1) * length, size)
 
-def unshard(mapping: ParamMapping, parts: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Inverse of `shard`, from the parts of all ranks in rank order (the vocabulary's padding rows stay)."""
-    if len(parts) == 1 or mapping.kind == "replicated":
-        return parts[0]
-    if mapping.kind == "row":
-        return torch.cat(list(parts), dim=1)
-    if mapping.kind == "gate_up":
-        halves = [part.chunk(2) for part in parts]
-        return torch.cat([half[i] for i in (0, 1) for half in halves])
-    return torch.cat(list(parts))
+    def pad(self, piece: torch.Tensor, tensor: HfTensor, tp_size: int) -> torch.Tensor:
+        """A piece with zero rows appended up to its padded shape."""
+        missing = self.layout.piece_shape(tensor.shape, tp_size)[0] - piece.shape[0]
+        return torch.cat([piece, piece.new_zeros(missing, *piece.shape[1:])]) if missing else piece
+
+    def _piece(self, tensor: torch.Tensor, hf: HfTensor, tp_rank: int, tp_size: int) -> torch.Tensor:
+        dim = self.layout.cut_dim
+        if dim is None:
+            return tensor
+        start, stop = self.bounds(hf, tp_rank, tp_size)
+        return self.pad(tensor.narrow(dim, start, stop - start), hf, tp_size)

@@ -1,29 +1,62 @@
-"""One module per architecture: its shape from config.json, and its parameters in both worlds."""
+"""The model families this project trains, one file each.
+
+A family is a module of this folder with a constant `ARCHITECTURE`; it is found by being here.
+"""
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from collections.abc import Mapping
-from types import ModuleType
 from typing import Any
 
 from megatron_rlpr.types import UserError
-from megatron_rlpr.weights.architectures import llama, qwen2
-from megatron_rlpr.weights.shape import ModelShape
+from megatron_rlpr.weights.architectures.architecture import Architecture
+from megatron_rlpr.weights.architectures.fields import architecture_name
 from megatron_rlpr.weights.mapping import ParamMapping
+from megatron_rlpr.weights.shape import ModelShape, RopeScaling, read_hf_config
 
-SUPPORTED: dict[str, ModuleType] = {"LlamaForCausalLM": llama, "Qwen2ForCausalLM": qwen2}
+__all__ = [
+    "SUPPORTED",
+    "Architecture",
+    "ModelShape",
+    "RopeScaling",
+    "architecture_for",
+    "model_shape",
+    "parameter_table",
+    "read_hf_config",
+]
 
 
-def model_shape(config: Mapping[str, Any]) -> ModelShape:
-    """The shape of the model a Hugging Face configuration describes. Raises UserError when it is not supported."""
-    names = config.get("architectures") or [None]
-    if names[0] not in SUPPORTED:
-        raise UserError(f"config.json: architecture {names[0]} is not supported; supported are {', '.join(SUPPORTED)}")
-    shape: ModelShape = SUPPORTED[names[0]].shape(config)
-    return shape
+def _found() -> dict[str, Architecture]:
+    modules = (importlib.import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__))
+    architectures = [m.ARCHITECTURE for m in modules if hasattr(m, "ARCHITECTURE")]
+    return {a.name: a for a in sorted(architectures, key=lambda a: a.name)}
 
 
-def parameters(shape: ModelShape) -> tuple[ParamMapping, ...]:
-    """Every parameter of the model in both worlds, in forward order."""
-    table: tuple[ParamMapping, ...] = SUPPORTED[shape.architecture].parameters(shape)
-    return table
+_BY_NAME = _found()
+
+SUPPORTED: tuple[str, ...] = tuple(_BY_NAME)
+"""Supported class names, as they stand in `architectures` of a config.json."""
+
+
+def architecture_for(hf_config: Mapping[str, Any]) -> Architecture:
+    """The family of a config.json. Raises UserError for an unsupported one."""
+    name = architecture_name(hf_config)
+    if name not in _BY_NAME:
+        raise UserError(f"architecture {name} is not supported; supported are {', '.join(SUPPORTED)}")
+    return _BY_NAME[name]
+
+
+def model_shape(hf_config: Mapping[str, Any]) -> ModelShape:
+    """What the Megatron model is built from.
+
+    Raises UserError for an unsupported architecture, a missing or ill-typed field, and any field that would make
+    the model compute other numbers than transformers does.
+    """
+    return architecture_for(hf_config).shape(hf_config)
+
+
+def parameter_table(shape: ModelShape) -> tuple[ParamMapping, ...]:
+    """Every parameter of the model in both worlds, in export order."""
+    return _BY_NAME[shape.architecture].parameters(shape)

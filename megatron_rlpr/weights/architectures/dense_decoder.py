@@ -1,0 +1,72 @@
+"""The decoder that Llama and Qwen2 share: RMSNorm, grouped-query attention with rotary positions, gated feed-forward."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from megatron_rlpr.weights.architectures import fields
+from megatron_rlpr.weights.mapping import GateUp, HfTensor, ParamMapping, Qkv, Replicated, Row, Vocab
+from megatron_rlpr.weights.shape import ModelShape
+
+
+def dense_decoder_shape(config: Mapping[str, Any], qkv_bias: bool) -> ModelShape:
+    """Read the fields all dense decoders share; refuse those that would change the numbers."""
+    fields.refuse_what_changes_numbers(config)
+    theta, scaling = fields.rope(config)
+    return ModelShape(
+        architecture=fields.architecture_name(config),
+        num_layers=fields.positive_integer(config, "num_hidden_layers"),
+        hidden_size=fields.positive_integer(config, "hidden_size"),
+        num_attention_heads=fields.positive_integer(config, "num_attention_heads"),
+        num_query_groups=fields.query_groups(config),
+        head_dim=fields.head_dim(config),
+        ffn_hidden_size=fields.positive_integer(config, "intermediate_size"),
+        vocab_size=fields.positive_integer(config, "vocab_size"),
+        max_position_embeddings=fields.positive_integer(config, "max_position_embeddings"),
+        norm_eps=fields.positive_number(config, "rms_norm_eps"),
+        rope_theta=theta,
+        rope_scaling=scaling,
+        tied_embeddings=fields.flag(config, "tie_word_embeddings", default=False),
+        qkv_bias=qkv_bias,
+    )
+
+
+def dense_decoder_parameters(shape: ModelShape) -> tuple[ParamMapping, ...]:
+    """Names, shapes and layouts in both worlds, first layer to last."""
+    hidden, vocab = shape.hidden_size, shape.vocab_size
+    embedding = HfTensor("model.embed_tokens.weight", (vocab, hidden))
+    table = [ParamMapping(("embedding.word_embeddings.weight",), (embedding,), Vocab())]
+    for layer in range(shape.num_layers):
+        table += _layer(shape, f"decoder.layers.{layer}", f"model.layers.{layer}")
+    table.append(ParamMapping(("decoder.final_layernorm.weight",), (HfTensor("model.norm.weight", (hidden,)),), Replicated()))
+    # With tied embeddings the last pipeline stage holds a copy of the embedding under the output layer's name.
+    head = embedding if shape.tied_embeddings else HfTensor("lm_head.weight", (vocab, hidden))
+    table.append(ParamMapping(("output_layer.weight",), (head,), Vocab(), is_copy=shape.tied_embeddings))
+    return tuple(table)
+
+
+def _layer(shape: ModelShape, megatron: str, hf: str) -> list[ParamMapping]:
+    hidden, ffn = shape.hidden_size, shape.ffn_hidden_size
+    query, key_value = shape.num_attention_heads * shape.head_dim, shape.num_query_groups * shape.head_dim
+    qkv_rows = (("q", query), ("k", key_value), ("v", key_value))
+    attention, mlp = f"{megatron}.self_attention", f"{megatron}.mlp"
+
+    def norm(local: str, fused: str, name: str) -> ParamMapping:
+        names = (f"{megatron}.{local}.weight", f"{fused}.layer_norm_weight")
+        return ParamMapping(names, (HfTensor(f"{hf}.{name}.weight", (hidden,)),), Replicated())
+
+    def qkv(kind: str, *columns: int) -> ParamMapping:
+        tensors = tuple(HfTensor(f"{hf}.self_attn.{x}_proj.{kind}", (rows, *columns)) for x, rows in qkv_rows)
+        return ParamMapping((f"{attention}.linear_qkv.{kind}",), tensors, Qkv(shape.head_dim))
+
+    gate_up = tuple(HfTensor(f"{hf}.mlp.{x}_proj.weight", (ffn, hidden)) for x in ("gate", "up"))
+    return [
+        norm("input_layernorm", f"{attention}.linear_qkv", "input_layernorm"),
+        qkv("weight", hidden),
+        *([qkv("bias")] if shape.qkv_bias else []),
+        ParamMapping((f"{attention}.linear_proj.weight",), (HfTensor(f"{hf}.self_attn.o_proj.weight", (hidden, query)),), Row()),
+        norm("pre_mlp_layernorm", f"{mlp}.linear_fc1", "post_attention_layernorm"),
+        ParamMapping((f"{mlp}.linear_fc1.weight",), gate_up, GateUp()),
+        ParamMapping((f"{mlp}.linear_fc2.weight",), (HfTensor(f"{hf}.mlp.down_proj.weight", (hidden, ffn)),), Row()),
+    ]

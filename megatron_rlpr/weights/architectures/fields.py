@@ -1,0 +1,127 @@
+"""Typed, checked access to the fields of a Hugging Face config.json; what we would compute differently is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from megatron_rlpr.types import UserError
+from megatron_rlpr.weights.shape import RopeScaling
+
+HfConfig = Mapping[str, Any]
+
+# transformers' default for Llama and Qwen2 when neither rope_theta nor rope_parameters is written.
+_DEFAULT_ROPE_THETA = 10000.0
+
+# Fields that change a dense decoder's numbers, with the values under which they do not.
+_INERT: dict[str, tuple[Any, ...]] = {
+    "hidden_act": ("silu", "swish"),
+    "mlp_bias": (False,),
+    "quantization_config": ({},),
+    "partial_rotary_factor": (1, 1.0),
+    "rope_interleaved": (False,),
+    "use_mrope": (False,),
+    "use_qk_norm": (False,),
+    "attn_logit_softcapping": (),
+    "final_logit_softcapping": (),
+    "layer_types": (),
+}
+
+
+def architecture_name(config: HfConfig) -> str:
+    """The one class name in `architectures`."""
+    names = config.get("architectures")
+    if not isinstance(names, list) or len(names) != 1 or not isinstance(names[0], str):
+        raise UserError(f"config.json: expected 'architectures' to be a list of one class name, found {names!r}")
+    return names[0]
+
+
+def positive_integer(config: HfConfig, field: str) -> int:
+    """A required field that must be a positive integer."""
+    value = config.get(field)
+    if type(value) is not int or value < 1:
+        raise UserError(f"config.json: expected '{field}' to be a positive integer, found {value!r}")
+    return value
+
+
+def positive_number(config: HfConfig, field: str) -> float:
+    """A required field that must be a positive number."""
+    value = config.get(field)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+        raise UserError(f"config.json: expected '{field}' to be a positive number, found {value!r}")
+    return float(value)
+
+
+def flag(config: HfConfig, field: str, default: bool) -> bool:
+    """A field that must be true or false; `default` is transformers' own where the field is not written."""
+    value = config.get(field, default)
+    if not isinstance(value, bool):
+        raise UserError(f"config.json: expected '{field}' to be true or false, found {value!r}")
+    return value
+
+
+def head_dim(config: HfConfig) -> int:
+    """`head_dim`, or hidden size / heads where it is not written. Rotary embedding needs an even one."""
+    heads = positive_integer(config, "num_attention_heads")
+    if config.get("head_dim") is None:
+        hidden = positive_integer(config, "hidden_size")
+        if hidden % heads:
+            raise UserError(f"config.json: hidden_size={hidden} is no multiple of num_attention_heads={heads} and there is no 'head_dim'")
+        dim = hidden // heads
+    else:
+        dim = positive_integer(config, "head_dim")
+    if dim % 2:
+        raise UserError(f"config.json: head_dim={dim} is odd; rotary embedding needs an even one")
+    return dim
+
+
+def query_groups(config: HfConfig) -> int:
+    """Key/value heads: `num_key_value_heads`, or as many as query heads."""
+    heads = positive_integer(config, "num_attention_heads")
+    if config.get("num_key_value_heads") is None:
+        return heads
+    groups = positive_integer(config, "num_key_value_heads")
+    if heads % groups:
+        raise UserError(f"config.json: num_attention_heads={heads} is no multiple of num_key_value_heads={groups}")
+    return groups
+
+
+def rope(config: HfConfig) -> tuple[float, RopeScaling | None]:
+    """Rotary base and scaling, from `rope_theta` and `rope_scaling` or from transformers 5's `rope_parameters`.
+
+    As in transformers, rope_scaling wins over rope_parameters, and a rope_theta inside them over the one outside.
+    """
+    given = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    if not isinstance(given, Mapping) or any(isinstance(v, Mapping) for v in given.values()):
+        raise UserError(f"config.json: one set of rotary parameters for all layers is supported, found {given!r}")
+    _refuse_partial_rotary(given)
+    kind = given.get("rope_type", given.get("type", "default"))
+    where = given if given.get("rope_theta") is not None else config
+    theta = positive_number(where, "rope_theta") if where.get("rope_theta") is not None else _DEFAULT_ROPE_THETA
+    if kind == "default":
+        return theta, None
+    if kind != "llama3":
+        raise UserError(f"config.json: rotary scaling {kind!r} is not supported; supported are 'default' and 'llama3'")
+    return theta, RopeScaling(
+        factor=positive_number(given, "factor"),
+        low_freq_factor=positive_number(given, "low_freq_factor"),
+        high_freq_factor=positive_number(given, "high_freq_factor"),
+        original_max_position_embeddings=positive_integer(given, "original_max_position_embeddings"),
+    )
+
+
+def refuse_what_changes_numbers(config: HfConfig) -> None:
+    """Raise UserError for a field that would make this project compute other numbers than transformers does."""
+    for field, inert in _INERT.items():
+        value = config.get(field)
+        if value is None or any(value == same and type(value) is type(same) for same in inert):
+            continue
+        if field == "layer_types" and isinstance(value, list) and set(value) == {"full_attention"}:
+            continue
+        expected = " or ".join(repr(v) for v in inert) or ("all 'full_attention'" if field == "layer_types" else "null")
+        raise UserError(f"config.json: {field}={value!r} is not supported for {architecture_name(config)}; supported is {expected}")
+
+
+def _refuse_partial_rotary(parameters: Mapping[str, Any]) -> None:
+    if parameters.get("partial_rotary_factor") not in (None, 1):
+        raise UserError(f"config.json: partial_rotary_factor={parameters['partial_rotary_factor']!r} is not supported; supported is 1")

@@ -1,0 +1,82 @@
+"""Load weights from a Megatron distributed checkpoint into a model of any layout.
+
+Two kinds of folder hold one, both with the weights in `megatron/` and what they belong to in `model_shape.json`: those
+that `checkpoint_conversion.hf_to_megatron` makes, and the training checkpoints of a run.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.dist_checkpointing.core import CheckpointingException
+
+from megatron_rlpr.types import UserError
+from megatron_rlpr.weights.local_parameters import local_parameters
+from megatron_rlpr.weights.mapping import Vocab
+from megatron_rlpr.weights.shape import ModelShape, RopeScaling
+
+WEIGHTS = "megatron"
+SHAPE = "model_shape.json"
+
+# Transformer Engine's FP8 state: absent from checkpoints written on a CPU, and rebuilt by the first steps.
+_EXTRA_STATE = "_extra_state"
+
+
+def check_megatron_checkpoint(shape: ModelShape, path: str | Path) -> None:
+    """Raise UserError unless the folder is a complete Megatron checkpoint of a model of this shape."""
+    stored, wanted = asdict(read_checkpoint_shape(path)), asdict(shape)
+    different = [f"{field}={stored[field]!r}, expected {value!r}" for field, value in wanted.items() if stored[field] != value]
+    if different:
+        raise UserError(f"{path} is a checkpoint of another model: {'; '.join(different)}; convert the model at hand, or name that one")
+
+
+def read_checkpoint_shape(path: str | Path) -> ModelShape:
+    """What the weights of a checkpoint folder belong to. Raises UserError when the folder is foreign or half-written."""
+    folder = Path(path)
+    if not folder.is_dir():
+        raise UserError(f"there is no Megatron checkpoint {folder}: make it with python -m checkpoint_conversion.hf_to_megatron")
+    for needed in (SHAPE, f"{WEIGHTS}/metadata.json", f"{WEIGHTS}/.metadata"):
+        if not (folder / needed).is_file():
+            raise UserError(f"{folder} is no complete Megatron checkpoint, it holds no {needed}: convert or save it again")
+    try:
+        fields: dict[str, Any] = json.loads((folder / SHAPE).read_text(encoding="utf-8"))
+        scaling = fields["rope_scaling"]
+        return ModelShape(**{**fields, "rope_scaling": scaling and RopeScaling(**scaling)})
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder / SHAPE} is not the description of a model ({error}): convert or save the checkpoint again") from error
+
+
+def load_megatron_checkpoint(model: torch.nn.Module, shape: ModelShape, path: str | Path) -> None:
+    """Fill this rank's part of the model, whatever layout the checkpoint was written from. All ranks call it together.
+
+    Values are converted to the model's dtype; vocabulary padding becomes zero. Raises UserError for a folder that is
+    foreign, half-written, damaged or of another model.
+    """
+    check_megatron_checkpoint(shape, path)
+    weights = Path(path) / WEIGHTS
+    wanted = {name: part for name, part in model.sharded_state_dict().items() if not name.endswith(_EXTRA_STATE)}
+    try:
+        loaded = dist_checkpointing.load({"model": wanted}, str(weights))["model"]
+    except (OSError, EOFError, RuntimeError, CheckpointingException) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{weights} cannot be loaded ({reason}): convert or save the checkpoint again") from error
+    faults = model.load_state_dict(loaded, strict=False)
+    left = [name for name in (*faults.missing_keys, *faults.unexpected_keys) if not name.endswith(_EXTRA_STATE)]
+    if left:
+        raise ValueError(f"{weights} and the model do not fit: {', '.join(left)}")
+    _clear_padding(model, shape)
+
+
+@torch.no_grad()
+def _clear_padding(model: torch.nn.Module, shape: ModelShape) -> None:
+    """A checkpoint written with less padding leaves the rows beyond it as they were."""
+    rank, size = parallel_state.get_tensor_model_parallel_rank(), parallel_state.get_tensor_model_parallel_world_size()
+    for parameter in local_parameters(model, shape):
+        if isinstance(parameter.mapping.layout, Vocab):
+            start, stop = parameter.mapping.bounds(parameter.mapping.hf[0], rank, size)
+            parameter.tensor[stop - start :].zero_()
