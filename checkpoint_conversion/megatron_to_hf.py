@@ -1,0 +1,108 @@
+"""Convert a Megatron checkpoint (a conversion's or a training run's) into a Hugging Face folder for vLLM and transformers.
+
+    python -m checkpoint_conversion.megatron_to_hf --megatron checkpoints/smollm2-135m --out models/back
+    python -m checkpoint_conversion.megatron_to_hf --megatron runs/x/checkpoints/step_000040 --hf models/smollm2-135m --out models/trained
+
+A training checkpoint holds no tokenizer: --hf names the folder the run started from. The output appears at once, when
+everything in it is written and checked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core import dist_checkpointing
+
+from checkpoint_conversion.companion_files import companion_files, copy_companions, record_dtype
+from checkpoint_conversion.hf_to_megatron import CONVERSION, HF_FILES
+from checkpoint_conversion.single_process import DTYPE_NAMES, byte_progress, whole_model
+from megatron_rlpr.types import UserError
+from megatron_rlpr.weights.architectures import model_shape
+from megatron_rlpr.weights.checksum import weights_checksum
+from megatron_rlpr.weights.export import WeightExporter
+from megatron_rlpr.weights.load_megatron import WEIGHTS, check_megatron_checkpoint, load_megatron_checkpoint, read_checkpoint_shape
+from megatron_rlpr.weights.save_hf import save_hf_weights
+from megatron_rlpr.weights.shape import ModelShape, read_hf_config
+from tools.command_line import exit_status
+from tools.sealed_folder import empty, make_once, sha256
+
+
+def convert(megatron: Path, out: Path, hf: Path | None = None, max_shard_gb: float = 5.0) -> bool:
+    """Write the Hugging Face folder of a checkpoint; False when it is already there, complete and from the same files.
+
+    hf: folder of config.json and tokenizer; None: the copy that a conversion keeps. The dtype is the checkpoint's.
+    """
+    read_checkpoint_shape(megatron)
+    companions = hf or megatron / HF_FILES
+    if not companions.is_dir():
+        raise UserError(f"there is no folder {companions} with config.json and tokenizer: name the model folder of the run with --hf")
+    shape = model_shape(read_hf_config(companions))
+    check_megatron_checkpoint(shape, megatron)
+    files = sorted(path for path in (megatron / WEIGHTS).iterdir() if path.is_file()) + companion_files(companions)
+    made_from = {"max_shard_gb": max_shard_gb, "files": {file.name: sha256(file) for file in files}}
+
+    def build(staging: Path) -> None:
+        empty(staging)
+        dtype = _stored_dtype(megatron / WEIGHTS)
+        _write_weights(megatron, shape, dtype, staging, int(max_shard_gb * 10**9))
+        copy_companions(companions, staging)
+        record_dtype(staging, dtype)
+
+    return make_once(out, made_from, build)
+
+
+def _write_weights(megatron: Path, shape: ModelShape, dtype: torch.dtype, staging: Path, max_file_bytes: int) -> None:
+    with whole_model(shape, dtype) as model:
+        load_megatron_checkpoint(model, shape, megatron)
+        exporter = WeightExporter(model, shape, bucket_mb=256)
+        recorded = _conversion(megatron).get("weights_checksum")
+        if recorded is not None and weights_checksum(exporter.stream()) != recorded:
+            raise UserError(f"{megatron}: the weights are not those that were converted (checksum differs): convert the model again")
+        with byte_progress("writing", sum(p.nbytes for p in model.parameters())) as advance:
+            save_hf_weights(exporter.stream(), exporter.manifest(), dtype, staging, max_file_bytes, advance)
+
+
+def _conversion(megatron: Path) -> dict[str, Any]:
+    """What a conversion wrote about itself; empty for a training checkpoint."""
+    file = megatron / CONVERSION
+    if not file.is_file():
+        return {}
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{file} is not readable ({error}): convert the model again") from error
+
+
+def _stored_dtype(weights: Path) -> torch.dtype:
+    """The dtype of the checkpoint's weights. Raises UserError when it is none a model here can have."""
+    dtypes = {tensor.dtype for name, tensor in dist_checkpointing.load_tensors_metadata(str(weights)).items() if name.endswith("weight")}
+    found = {dtype for dtype in dtypes if dtype is not None}
+    if len(found) != 1 or not found <= DTYPE_NAMES.keys():
+        raise UserError(f"{weights}: expected weights of one dtype, {' or '.join(DTYPE_NAMES.values())}, found {sorted(map(str, found))}")
+    return found.pop()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--megatron", type=Path, required=True, help="a conversion's output, or a run's checkpoints/step_*")
+    parser.add_argument("--out", type=Path, required=True, help="Hugging Face folder to write")
+    parser.add_argument("--hf", type=Path, help="folder with config.json and tokenizer; needed for training checkpoints")
+    parser.add_argument("--max-shard-gb", type=float, default=5.0, help="largest safetensors file, in 10^9 bytes")
+    options = parser.parse_args()
+    if not options.max_shard_gb > 0:
+        raise UserError(f"--max-shard-gb={options.max_shard_gb}: expected a positive number")
+    start = time.perf_counter()
+    if convert(options.megatron, options.out, options.hf, options.max_shard_gb):
+        print(f"{options.out}: converted from {options.megatron} in {time.perf_counter() - start:.1f} s")
+    else:
+        print(f"{options.out}: already complete and made from the same files, nothing to do")
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(main))

@@ -1,0 +1,40 @@
+"""A whole model in this one process, as both conversions need it, and how far they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from megatron_rlpr.actor import parallel
+from megatron_rlpr.actor.model import DTYPES, TreePolicy, build_model
+from megatron_rlpr.config import ActorConfig
+from megatron_rlpr.weights.shape import ModelShape
+
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+@contextmanager
+def whole_model(shape: ModelShape, dtype: torch.dtype) -> Iterator[TreePolicy]:
+    """The model with random weights, in a world of one process; the process groups end with the block."""
+    actor = ActorConfig(dtype=DTYPE_NAMES[dtype])  # type: ignore[arg-type]
+    parallel.initialize(actor, seed=0)
+    try:
+        yield build_model(shape, actor).requires_grad_(False)
+    finally:
+        parallel_state.destroy_model_parallel()
+        dist.destroy_process_group()
+
+
+@contextmanager
+def byte_progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on standard error; the callable advances it by a number of bytes."""
+    columns = (TextColumn(what), BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda nbytes: progress.advance(task, nbytes)
