@@ -1,0 +1,91 @@
+"""What an engine can run, checked from config.json alone, before any process group or engine starts.
+
+An engine that fails while it starts leaves the other ranks waiting in a collective; these checks give every rank the
+same clear error first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
+
+from megatron_rlpr.rollout.engine import GenerationRequest
+from megatron_rlpr.types import UserError
+
+CPU_HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+"""Head sizes of vLLM's CPU attention kernels (vllm 0.32.0, CPUAttentionBackend.get_supported_head_sizes)."""
+
+CPU_BLOCK_SIZE = 32
+"""Tokens per key/value block on CPU: the smallest the kernels take. Prompts share whole blocks, so small blocks share more."""
+
+
+def read_model_config(model_path: str | Path) -> PretrainedConfig:
+    """The HF configuration of a local folder, defaults of its architecture filled in; UserError when there is none."""
+    folder = Path(model_path)
+    if not (folder / "config.json").is_file():
+        raise UserError(f"model.path={model_path}: no config.json there; give a Hugging Face folder (config.json, tokenizer, safetensors)")
+    try:
+        return AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+    except (ValueError, OSError) as error:
+        raise UserError(f"{folder / 'config.json'}: cannot be read as a model configuration: {error}") from error
+
+
+def check_engine_fits(
+    config: PretrainedConfig, *, dtype: torch.dtype, max_model_len: int, kv_cache_gb: float, tensor_parallel_size: int, on_cpu: bool
+) -> None:
+    """Raise UserError when an engine with these settings cannot serve one sequence of max_model_len tokens."""
+    heads = config.num_attention_heads
+    key_value_heads = getattr(config, "num_key_value_heads", None) or heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    if heads % tensor_parallel_size:
+        raise UserError(
+            f"rollout.tensor_parallel_size={tensor_parallel_size} does not divide the model's {heads} attention heads; use a divisor"
+        )
+    limit = getattr(config, "max_position_embeddings", None)
+    if limit is not None and max_model_len > limit:
+        raise UserError(
+            f"prompt and response may reach {max_model_len} tokens, but the model has {limit} positions; "
+            "lower data.max_prompt_length, data.val_max_prompt_length or data.max_response_length"
+        )
+    if not on_cpu:
+        return
+    if head_dim not in CPU_HEAD_DIMS:
+        raise UserError(f"the model's head_dim is {head_dim}; vLLM on CPU supports {', '.join(map(str, CPU_HEAD_DIMS))}")
+    shard_heads = max(1, key_value_heads // tensor_parallel_size)
+    blocks = -(-max_model_len // CPU_BLOCK_SIZE) + 1
+    needed = 2 * config.num_hidden_layers * shard_heads * head_dim * dtype.itemsize * blocks * CPU_BLOCK_SIZE
+    if kv_cache_gb * 2**30 < needed:
+        raise UserError(
+            f"rollout.kv_cache_gb={kv_cache_gb:g} cannot hold one sequence of {max_model_len} tokens; it takes {needed / 2**30:.3f} GiB"
+        )
+
+
+def end_of_sequence_ids(model_path: str | Path, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Every token id that ends a response: those of generation_config.json (else config.json) and the tokenizer's eos."""
+    if (Path(model_path) / "generation_config.json").is_file():
+        configured = GenerationConfig.from_pretrained(str(model_path)).eos_token_id
+    else:
+        configured = config.eos_token_id
+    ids = {configured} if isinstance(configured, int) else set(configured or ())
+    if tokenizer.eos_token_id is not None:
+        ids.add(tokenizer.eos_token_id)
+    return tuple(sorted(ids))
+
+
+def check_requests(requests: Sequence[GenerationRequest], max_tokens: int, max_model_len: int, vocab_size: int) -> None:
+    """Raise UserError for the first prompt that is empty, too long for its response to fit, or holds an unknown token id."""
+    for number, request in enumerate(requests):
+        name = request.label or f"request {number}"
+        length = len(request.prompt_token_ids)
+        if length == 0:
+            raise UserError(f"{name}: the prompt has no tokens")
+        if length + max_tokens > max_model_len:
+            raise UserError(
+                f"{name}: {length} prompt tokens and up to {max_tokens} response tokens exceed the engine's {max_model_len}; "
+                "drop the prompt or raise the prompt length limit of the run"
+            )
+        if max(request.prompt_token_ids) >= vocab_size or min(request.prompt_token_ids) < 0:
+            raise UserError(f"{name}: token ids reach beyond the model's vocabulary of {vocab_size}; use the model's own tokenizer")

@@ -1,0 +1,245 @@
+"""A vLLM (V1) engine inside the training process: one per rank, or one over consecutive tensor-parallel ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from transformers import AutoTokenizer
+
+from megatron_rlpr.rollout.engine import GenerationRequest, ProgressCallback, RolloutError, SamplingSettings, WeightHandoverError
+from megatron_rlpr.rollout.engine_limits import (
+    CPU_BLOCK_SIZE,
+    check_engine_fits,
+    check_requests,
+    end_of_sequence_ids,
+    read_model_config,
+)
+from megatron_rlpr.rollout.vllm_process import engine_call, prepare_environment, process_state_kept
+from megatron_rlpr.rollout.weight_update import TIED_HEAD, VerifiedStream, check_manifest, required_weights
+from megatron_rlpr.types import Response
+
+
+@dataclass
+class _Sampled:
+    """What has been generated for one request so far."""
+
+    token_ids: list[int] = field(default_factory=list)
+    log_probs: list[float] = field(default_factory=list)
+    shared_tokens: int = 0
+    finish_reason: str | None = None
+
+
+class VllmEngine:
+    """vLLM with the policy's weights, driven step by step by the training process.
+
+    Keep it for the life of the process; nothing is cleaned up before its end. With more than one rank, start the
+    ranks with torchrun, initialise torch.distributed first and make the engine on all ranks at the same time: its
+    start is collective, and the ranks of one engine are consecutive.
+    """
+
+    def __init__(
+        self,
+        model_path: str,
+        *,
+        dtype: torch.dtype,
+        max_model_len: int,
+        max_num_seqs: int = 64,
+        kv_cache_gb: float = 1.0,
+        gpu_memory_utilization: float = 0.4,
+        enforce_eager: bool = True,
+        tensor_parallel_size: int = 1,
+        seed: int = 0,
+        threads: int | None = None,
+    ) -> None:
+        """Start the engine with the weights of the HF folder model_path.
+
+        max_model_len: most tokens of prompt and response together. kv_cache_gb: GiB of key/value cache on CPU; on GPU
+        gpu_memory_utilization decides. threads: intra-op threads of this process afterwards; None: unchanged.
+        """
+        on_cpu = not torch.cuda.is_available()
+        config = read_model_config(model_path)
+        check_engine_fits(
+            config,
+            dtype=dtype,
+            max_model_len=max_model_len,
+            kv_cache_gb=kv_cache_gb,
+            tensor_parallel_size=tensor_parallel_size,
+            on_cpu=on_cpu,
+        )
+        self._required, self._tied_head = required_weights(model_path)
+        self._tokenizer = AutoTokenizer.from_pretrained(model_path, trust_remote_code=False)
+        self._stop_ids = list(end_of_sequence_ids(model_path, config, self._tokenizer))
+        self._max_model_len = max_model_len
+        self._vocab_size = config.vocab_size
+        self._eager = enforce_eager
+        self._version = 0
+        self._unusable: str | None = None
+        self._broken = False
+        self.shared_prompt_tokens = 0
+        """Prompt tokens of the last call that came from the prefix cache instead of a forward pass."""
+
+        prepare_environment()
+        arguments = {
+            "model": model_path,
+            "skip_tokenizer_init": True,
+            "dtype": str(dtype).removeprefix("torch."),
+            "max_model_len": max_model_len,
+            "max_num_seqs": max_num_seqs,
+            "enforce_eager": enforce_eager,
+            "tensor_parallel_size": tensor_parallel_size,
+            "seed": seed,
+            # the log-probs of the distribution that was sampled from (temperature, top_p and top_k applied)
+            "logprobs_mode": "processed_logprobs",
+            "generation_config": "vllm",
+            "enable_prefix_caching": True,
+            "use_tqdm_on_load": False,
+            **(_cpu_arguments(max_model_len, kv_cache_gb) if on_cpu else _gpu_arguments(max_model_len, gpu_memory_utilization)),
+        }
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            arguments["distributed_executor_backend"] = "external_launcher"
+        with process_state_kept(threads), torch.compiler.set_stance("force_eager" if enforce_eager else "default"):
+            from vllm import LLM
+
+            self._llm = LLM(**arguments)
+        # vLLM's clean-up would destroy the default process group, which is Megatron's too; the process's end is clean-up enough
+        self._llm.llm_engine.engine_core._finalizer.detach()
+
+    @property
+    def weight_version(self) -> int:
+        """The hand-over that gave the engine its weights; 0 = the model folder's."""
+        return self._version
+
+    def generate(
+        self, requests: Sequence[GenerationRequest], sampling: SamplingSettings, on_progress: ProgressCallback | None = None
+    ) -> list[Response]:
+        """One response per request, in request order.
+
+        A function of the weights and the requests alone: the prefix cache is emptied first, since a cached prefix is
+        computed in another batch shape than a fresh one and rounds differently. Requests with the same prompt or the
+        same beginning share it within the call. engine_log_probs are those of the sampling distribution; with
+        temperature 0 those of temperature 1.
+        """
+        if self._unusable:
+            raise RolloutError(f"the engine holds no usable weights: {self._unusable}")
+        check_requests(requests, sampling.max_tokens, self._max_model_len, self._vocab_size)
+        with engine_call(self._eager):
+            self._llm.reset_prefix_cache()
+            sampled = self._run(requests, sampling, on_progress)
+        self.shared_prompt_tokens = sum(s.shared_tokens for s in sampled)
+        return [
+            Response(
+                token_ids=tuple(s.token_ids),
+                text=self._tokenizer.decode(s.token_ids, skip_special_tokens=False),
+                engine_log_probs=tuple(s.log_probs),
+                finish_reason=str(s.finish_reason),
+                seed=request.seed,
+                weight_version=self._version,
+            )
+            for s, request in zip(sampled, requests, strict=True)
+        ]
+
+    def check_weights(self, manifest: Mapping[str, tuple[int, ...]]) -> None:
+        """Raise WeightHandoverError unless the announced names and shapes are exactly those of the model folder."""
+        check_manifest(manifest, self._required, self._tied_head)
+
+    def update_weights(
+        self, manifest: Mapping[str, tuple[int, ...]], tensors: Iterable[tuple[str, torch.Tensor]], version: int
+    ) -> None:
+        """Replace all weights; on success the engine equals one started from a folder with these weights, bit for bit.
+
+        A wrong manifest changes nothing. A fault in the stream leaves the engine unusable until the next good update.
+        """
+        self.check_weights(manifest)
+        if self._broken:
+            raise WeightHandoverError(f"the engine cannot be loaded any more, start the run again: {self._unusable}")
+        stream = VerifiedStream(manifest, tensors, skip=frozenset({TIED_HEAD} if self._tied_head else ()))
+        self._unusable = f"hand-over {version} was interrupted"
+        try:
+            with engine_call(self._eager), torch.no_grad():
+                self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": stream})
+                if self._tied_head:
+                    self._llm.collective_rpc(_repack_tied_head)
+                self._llm.reset_prefix_cache()
+        except Exception as error:
+            self._broken = True
+            self._unusable = f"vLLM failed while it took hand-over {version}: {error}"
+            raise WeightHandoverError(self._unusable) from error
+        if stream.failure is not None:
+            self._unusable = f"hand-over {version} failed: {stream.failure}"
+            raise WeightHandoverError(self._unusable) from stream.failure
+        self._unusable = None
+        self._version = version
+
+    def _run(
+        self, requests: Sequence[GenerationRequest], sampling: SamplingSettings, on_progress: ProgressCallback | None
+    ) -> list[_Sampled]:
+        from vllm import SamplingParams, TokensPrompt
+        from vllm.sampling_params import RequestOutputKind
+
+        engine = self._llm.llm_engine
+        sampled = [_Sampled() for _ in requests]
+        finished = 0
+        number_of: dict[str, int] = {}
+        try:
+            for number, request in enumerate(requests):
+                parameters = SamplingParams(
+                    temperature=sampling.temperature,
+                    top_p=sampling.top_p,
+                    top_k=sampling.top_k,
+                    max_tokens=sampling.max_tokens,
+                    seed=request.seed,
+                    stop_token_ids=self._stop_ids,
+                    logprobs=0,
+                    detokenize=False,
+                    output_kind=RequestOutputKind.DELTA,
+                )
+                engine.add_request(str(number), TokensPrompt(prompt_token_ids=list(request.prompt_token_ids)), parameters)
+                number_of[str(number)] = number
+            while engine.has_unfinished_requests():
+                for output in engine.step():
+                    finished += _append(sampled[number_of[output.request_id]], output)
+                if on_progress is not None:
+                    on_progress(sum(len(s.token_ids) for s in sampled), finished, len(requests))
+        except BaseException:
+            engine.abort_request(list(number_of))
+            raise
+        return sampled
+
+
+def _append(sampled: _Sampled, output: Any) -> bool:
+    """Take over the new tokens of a vLLM RequestOutput; True when the request is finished."""
+    delta = output.outputs[0]
+    sampled.token_ids.extend(delta.token_ids)
+    sampled.log_probs.extend(step[token].logprob for token, step in zip(delta.token_ids, delta.logprobs or (), strict=True))
+    sampled.shared_tokens = output.num_cached_tokens or sampled.shared_tokens
+    if not output.finished:
+        return False
+    if delta.finish_reason not in ("stop", "length"):
+        raise RolloutError(f"vLLM ended a request with {delta.finish_reason!r}")
+    sampled.finish_reason = delta.finish_reason
+    return True
+
+
+def _cpu_arguments(max_model_len: int, kv_cache_gb: float) -> dict[str, Any]:
+    return {
+        "kv_cache_memory_bytes": int(kv_cache_gb * 2**30),
+        "block_size": CPU_BLOCK_SIZE,
+        # seeded requests and chunked prefill together kill the CPU engine, so every prompt must fit into one batch
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(max_model_len, 4096),
+    }
+
+
+def _gpu_arguments(max_model_len: int, gpu_memory_utilization: float) -> dict[str, Any]:
+    return {"gpu_memory_utilization": gpu_memory_utilization, "max_num_batched_tokens": max(max_model_len, 8192)}
+
+
+def _repack_tied_head(worker: Any) -> None:
+    """On CPU the output head multiplies with a packed copy of the tied embedding, which vLLM's reload leaves stale."""
+    head = getattr(worker.model_runner.get_model(), "lm_head", None)
+    if head is not None:
+        head.quant_method.process_weights_after_loading(head)

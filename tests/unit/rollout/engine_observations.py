@@ -1,0 +1,164 @@
+"""Drives real engines in a process of their own and prints what was observed as JSON.
+
+usage: engine_observations.py FOLDER    (FOLDER holds the models llama_a, llama_b, qwen_a, qwen_b)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from megatron_rlpr.rollout.engine import GenerationRequest, SamplingSettings
+from megatron_rlpr.rollout.vllm_engine import VllmEngine
+from megatron_rlpr.types import Response
+
+SAMPLED = SamplingSettings(temperature=0.7, max_tokens=60)
+GREEDY = SamplingSettings(temperature=0.0, max_tokens=24)
+
+
+def requests(count: int = 16, length: int = 70) -> list[GenerationRequest]:
+    """count requests over count / 4 prompts; all prompts share their first 64 tokens."""
+    numbers = random.Random(0)
+    beginning = [numbers.randrange(200, 1600) for _ in range(64)]
+    prompts = [tuple(beginning + [numbers.randrange(200, 1600) for _ in range(length - 64)]) for _ in range(count // 4)]
+    return [GenerationRequest(prompts[i // 4], seed=i, label=f"prompt {i // 4}") for i in range(count)]
+
+
+def error_of(call: Callable[[], Any]) -> str:
+    try:
+        call()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "no error"
+
+
+def weights_of(folder: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, torch.Tensor]]:
+    tensors = load_file(folder / "model.safetensors")
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}, tensors
+
+
+def breaking(tensors: dict[str, torch.Tensor], after: int) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from list(tensors.items())[:after]
+    raise OSError("the exporter went away")
+
+
+def process_state() -> list[Any]:
+    return [
+        torch.get_rng_state().tolist(),
+        random.getstate(),
+        np.random.get_state()[1].tolist(),
+        torch.get_num_threads(),
+        id(torch.set_num_threads),
+        os.environ.get("LOCAL_WORLD_SIZE"),
+        os.environ.get("LD_PRELOAD"),
+        str(torch.get_default_dtype()),
+    ]
+
+
+def engine(folder: Path, dtype: torch.dtype) -> VllmEngine:
+    return VllmEngine(str(folder), dtype=dtype, max_model_len=256, max_num_seqs=16, kv_cache_gb=0.05)
+
+
+def largest_gap_to_transformers(folder: Path, sent: list[GenerationRequest], got: list[Response], temperature: float) -> float:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    gap = 0.0
+    for request, response in zip(sent, got, strict=True):
+        token_ids = torch.tensor([request.prompt_token_ids + response.token_ids])
+        start = len(request.prompt_token_ids)
+        with torch.no_grad():
+            logits = model(token_ids).logits[0, start - 1 : -1] / temperature
+        log_probs = logits.log_softmax(-1).gather(1, token_ids[0, start:, None])[:, 0]
+        gap = max(gap, float((log_probs - torch.tensor(response.engine_log_probs)).abs().max()))
+    return gap
+
+
+def observe_generation(tested: VllmEngine, folder: Path) -> dict[str, Any]:
+    seen: list[tuple[int, int, int]] = []
+    sent = requests()
+    before = process_state()
+    got = tested.generate(sent, SAMPLED, lambda *progress: seen.append(progress))
+    shared = tested.shared_prompt_tokens
+    greedy = tested.generate(sent, GREEDY)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    long_prompt = GenerationRequest((200,) * 200, 0, "prompt 7")
+
+    def interrupt(*_: int) -> None:
+        raise InterruptedError("stop")
+
+    return {
+        "state_kept_while_generating": process_state() == before,
+        "responses": [vars(response) for response in got],
+        "decoded": [tokenizer.decode(r.token_ids, skip_special_tokens=False) for r in got],
+        "shared_prompt_tokens": shared,
+        "progress": seen,
+        "gap_sampled": largest_gap_to_transformers(folder, sent, got, 0.7),
+        "gap_greedy": largest_gap_to_transformers(folder, sent, greedy, 1.0),
+        "greedy_ignores_seeds": len({r.token_ids for r in greedy[:4]}) == 1,
+        "too_long": error_of(lambda: tested.generate([sent[0], long_prompt], SAMPLED)),
+        "interrupted": error_of(lambda: tested.generate(sent, SAMPLED, interrupt)),
+        "repeated_is_equal": tested.generate(sent, SAMPLED) == got,
+        "reversed_tokens_are_equal": [r.token_ids for r in tested.generate(sent[::-1], SAMPLED)] == [r.token_ids for r in got][::-1],
+        "no_requests": tested.generate([], SAMPLED),
+    }
+
+
+def observe_updates(tested: VllmEngine, fresh: VllmEngine, folder: Path) -> dict[str, Any]:
+    """tested holds other weights than fresh, which was started from folder."""
+    manifest, tensors = weights_of(folder)
+    names = list(manifest)
+    sent = requests(count=8)
+
+    def outputs(of: VllmEngine) -> list[tuple]:
+        got = of.generate(sent, SAMPLED) + of.generate(sent, GREEDY)
+        return [(r.token_ids, r.engine_log_probs) for r in got]
+
+    start = outputs(tested)
+    misshapen = {**manifest, names[3]: (1, 2)}
+    bent = [(name, tensor[:1] if name == names[3] else tensor) for name, tensor in tensors.items()]
+    seen: dict[str, Any] = {
+        "wrong_manifest": error_of(lambda: tested.update_weights(misshapen, tensors.items(), 1)),
+        "wrong_manifest_changes_nothing": outputs(tested) == start and tested.weight_version == 0,
+        "update": error_of(lambda: tested.update_weights(manifest, tensors.items(), 2)),
+        "updated_equals_fresh": outputs(tested) == outputs(fresh) != start,
+        "version": [tested.weight_version, tested.generate(sent[:1], GREEDY)[0].weight_version],
+        "bent_stream": error_of(lambda: tested.update_weights(manifest, bent, 3)),
+        "refusal": error_of(lambda: tested.generate(sent, SAMPLED)),
+        "version_after_failure": tested.weight_version,
+    }
+    recovered = []
+    for after in range(len(names)):
+        with contextlib.suppress(Exception):
+            tested.update_weights(manifest, breaking({name: tensor * 2 for name, tensor in tensors.items()}, after), 4)
+        refused = "the exporter went away" in error_of(lambda: tested.generate(sent, SAMPLED))
+        tested.update_weights(manifest, tensors.items(), 5)
+        recovered.append(refused and outputs(tested) == outputs(fresh))
+    return {**seen, "recovers_from_a_break_anywhere": recovered}
+
+
+def main(folder: Path) -> None:
+    before = process_state()
+    llama = engine(folder / "llama_a", torch.float32)
+    kept = process_state() == before
+    generation = observe_generation(llama, folder / "llama_a")
+    updates = {
+        "llama, tied, fp32": observe_updates(llama, engine(folder / "llama_b", torch.float32), folder / "llama_b"),
+        "qwen2, untied, bf16": observe_updates(
+            engine(folder / "qwen_a", torch.bfloat16), engine(folder / "qwen_b", torch.bfloat16), folder / "qwen_b"
+        ),
+    }
+    print(json.dumps({"state_kept_by_the_start": kept, "generation": generation, "updates": updates}))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

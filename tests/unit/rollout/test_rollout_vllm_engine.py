@@ -1,0 +1,132 @@
+"""What a real vLLM engine of this project promises, observed in a process of its own (engine_observations.py)."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_models import EOS, EOS_IDS, save_llama, save_qwen2
+
+HERE = Path(__file__).parent
+UPDATED = ["llama, tied, fp32", "qwen2, untied, bf16"]
+
+
+@pytest.fixture(scope="module")
+def observed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("models")
+    for name, save, seed in [("llama_a", save_llama, 0), ("llama_b", save_llama, 1), ("qwen_a", save_qwen2, 0), ("qwen_b", save_qwen2, 1)]:
+        save(folder / name, seed)
+    environment = {**os.environ, "PYTHONPATH": str(HERE.parents[2]), "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    run = subprocess.run(
+        [sys.executable, str(HERE / "engine_observations.py"), str(folder)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr[-4000:]
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def generation(observed: dict[str, Any]) -> dict[str, Any]:
+    return observed["generation"]
+
+
+@pytest.fixture(params=UPDATED)
+def update(observed: dict[str, Any], request: pytest.FixtureRequest) -> dict[str, Any]:
+    return observed["updates"][request.param]
+
+
+def test_an_engine_leaves_random_states_threads_and_launcher_variables_alone(observed: dict[str, Any]) -> None:
+    assert observed["state_kept_by_the_start"]
+    assert observed["generation"]["state_kept_while_generating"]
+
+
+def test_log_probs_are_those_of_the_tempered_policy(generation: dict[str, Any]) -> None:
+    assert generation["gap_sampled"] < 1e-4
+
+
+def test_greedy_log_probs_are_those_of_temperature_one(generation: dict[str, Any]) -> None:
+    assert generation["gap_greedy"] < 1e-4
+    assert generation["greedy_ignores_seeds"]
+
+
+def test_a_response_ends_with_its_end_of_sequence_token_or_at_the_limit(generation: dict[str, Any]) -> None:
+    ends = {*EOS_IDS, EOS}
+    reasons = {response["finish_reason"] for response in generation["responses"]}
+    assert reasons == {"stop", "length"}
+    for response in generation["responses"]:
+        token_ids = response["token_ids"]
+        assert not ends & set(token_ids[:-1])
+        assert (token_ids[-1] in ends) == (response["finish_reason"] == "stop")
+        assert response["finish_reason"] == "stop" or len(token_ids) == 60
+        assert len(response["engine_log_probs"]) == len(token_ids)
+
+
+def test_the_text_is_the_decoded_tokens_with_special_ones(generation: dict[str, Any]) -> None:
+    assert [response["text"] for response in generation["responses"]] == generation["decoded"]
+
+
+def test_responses_keep_request_order_seed_and_version(generation: dict[str, Any]) -> None:
+    assert [response["seed"] for response in generation["responses"]] == list(range(16))
+    assert {response["weight_version"] for response in generation["responses"]} == {0}
+
+
+def test_samples_of_one_prompt_differ(generation: dict[str, Any]) -> None:
+    token_ids = [tuple(response["token_ids"]) for response in generation["responses"]]
+    assert len(set(token_ids)) == len(token_ids)
+
+
+def test_generation_is_a_function_of_weights_and_requests(generation: dict[str, Any]) -> None:
+    assert generation["repeated_is_equal"]
+    assert generation["reversed_tokens_are_equal"]
+    assert generation["no_requests"] == []
+
+
+def test_all_but_the_first_request_share_the_two_whole_blocks_of_the_common_beginning(generation: dict[str, Any]) -> None:
+    assert generation["shared_prompt_tokens"] == 15 * 64
+
+
+def test_progress_counts_tokens_and_requests_to_the_end(generation: dict[str, Any]) -> None:
+    progress = generation["progress"]
+    tokens, finished, totals = zip(*progress, strict=True)
+    assert list(tokens) == sorted(tokens)
+    assert list(finished) == sorted(finished)
+    assert set(totals) == {16}
+    assert progress[-1] == [sum(len(response["token_ids"]) for response in generation["responses"]), 16, 16]
+
+
+def test_an_over_long_prompt_is_named_and_an_interrupted_call_leaves_nothing_behind(generation: dict[str, Any]) -> None:
+    assert generation["too_long"].startswith("UserError: prompt 7: 200 prompt tokens and up to 60 response tokens exceed")
+    assert generation["interrupted"] == "InterruptedError: stop"
+    assert generation["repeated_is_equal"]  # observed after both
+
+
+def test_an_updated_engine_equals_one_started_with_those_weights(update: dict[str, Any]) -> None:
+    assert update["update"] == "no error"
+    assert update["updated_equals_fresh"]
+    assert update["version"] == [2, 2]
+
+
+def test_a_wrong_manifest_never_touches_the_engine(update: dict[str, Any]) -> None:
+    assert update["wrong_manifest"].startswith("WeightHandoverError: weights do not fit the engine's model; wrong shape: model.layers.0")
+    assert update["wrong_manifest_changes_nothing"]
+
+
+def test_after_a_fault_in_the_stream_the_engine_refuses_and_names_the_cause(update: dict[str, Any]) -> None:
+    assert "with shape [1, " in update["bent_stream"]
+    cause = update["bent_stream"].removeprefix("WeightHandoverError: ")
+    assert update["refusal"] == f"RolloutError: the engine holds no usable weights: {cause}"
+    assert update["version_after_failure"] == 2
+
+
+def test_a_good_update_repairs_an_engine_wherever_the_stream_broke(update: dict[str, Any]) -> None:
+    assert len(update["recovers_from_a_break_anywhere"]) >= 20
+    assert all(update["recovers_from_a_break_anywhere"])

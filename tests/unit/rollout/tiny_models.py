@@ -1,0 +1,56 @@
+"""Tiny random HF folders that vLLM can run: a tokenizer of the goldens and a two-layer model with heads of 32."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
+
+TOKENIZER = Path(__file__).parents[2] / "goldens" / "tokenizers" / "bpe_chat"
+VOCAB_SIZE = 1603
+EOS = 1602  # <|im_end|>
+SECOND_EOS = 1600  # <|endoftext|>
+EOS_IDS = (SECOND_EOS, *range(100, 160))
+"""End-of-sequence ids of generation_config.json: many, so that random models end some responses; EOS is the tokenizer's alone."""
+
+
+def save_llama(folder: Path, seed: int, tied: bool = True) -> Path:
+    """A random Llama; a wide initialisation makes its distribution peaked enough for greedy decoding to be clear."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(**_sizes(), num_key_value_heads=2, head_dim=32, tie_word_embeddings=tied)
+    return _save(LlamaForCausalLM(config), folder)
+
+
+def save_qwen2(folder: Path, seed: int) -> Path:
+    """A random Qwen2 with one key/value head, untied, with biases that matter."""
+    torch.manual_seed(seed)
+    model = Qwen2ForCausalLM(Qwen2Config(**_sizes(), num_key_value_heads=1, tie_word_embeddings=False))
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter)
+    return _save(model, folder)
+
+
+def _sizes() -> dict:
+    return {
+        "vocab_size": VOCAB_SIZE,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 512,
+        "initializer_range": 0.2,
+        "bos_token_id": None,
+        "eos_token_id": SECOND_EOS,
+        "pad_token_id": SECOND_EOS,
+    }
+
+
+def _save(model: PreTrainedModel, folder: Path) -> Path:
+    model.generation_config.eos_token_id = list(EOS_IDS)
+    model.save_pretrained(folder)
+    for file in TOKENIZER.iterdir():
+        shutil.copy(file, folder)
+    return folder
