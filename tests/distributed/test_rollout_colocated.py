@@ -1,0 +1,192 @@
+"""Engines of several ranks act as one: same groups everywhere, whatever the layout; one rank's error is everybody's.
+
+Run as a script by torchrun, this file is one rank:  test_rollout_colocated.py MODELS TENSOR_PARALLEL_SIZE RESULT
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tests" / "unit" / "rollout"))
+
+LAYOUTS = {"1 process": (1, 1), "2 engines": (2, 1), "1 engine over 2 ranks": (2, 2)}
+
+
+def observe(models: Path, tensor_parallel_size: int) -> dict[str, Any]:
+    """What this rank sees; every call is made on all ranks."""
+    from safetensors.torch import load_file
+
+    from megatron_rlpr.rollout.agreement import gather_or_raise
+    from megatron_rlpr.rollout.colocated import ColocatedRollouts
+    from megatron_rlpr.rollout.engine import SamplingSettings
+    from megatron_rlpr.rollout.vllm_engine import VllmEngine
+    from megatron_rlpr.types import Prompt
+
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    engine = VllmEngine(
+        str(models / "a"),
+        dtype=torch.float32,
+        max_model_len=128,
+        max_num_seqs=16,
+        kv_cache_gb=0.05,
+        tensor_parallel_size=tensor_parallel_size,
+    )
+    rollouts = ColocatedRollouts(engine, tensor_parallel_size)
+    token_ids = [tuple(range(200 + 10 * i, 240 + 10 * i)) for i in range(5)]
+    prompts = [Prompt(index=20 + i, token_ids=ids, messages=(), reference_answer="", data_source="sums") for i, ids in enumerate(token_ids)]
+    unknown_token = Prompt(index=99, token_ids=(1, 5000), messages=(), reference_answer="", data_source="sums")
+    tensors = load_file(models / "b" / "model.safetensors")
+    manifest = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    taken: list[str] = []
+
+    def groups(of: list[Prompt], step: int = 1) -> list[list[Any]]:
+        made = rollouts.generate(of, n=3, step=step, run_seed=7, sampling=SamplingSettings(temperature=0.7, max_tokens=24))
+        return [[g.prompt.index, [[r.seed, r.token_ids, r.engine_log_probs, r.weight_version] for r in g.responses]] for g in made]
+
+    def stream(breaks: bool) -> Iterator[tuple[str, torch.Tensor]]:
+        for number, (name, tensor) in enumerate(tensors.items()):
+            if breaks and number == 5:
+                raise OSError("the exporter went away")
+            taken.append(name)
+            yield name, tensor
+
+    def error_of(call: Callable[[], Any]) -> str:
+        try:
+            call()
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+        return "no error"
+
+    last = dist.get_world_size() - 1 if dist.is_initialized() else 0
+    seen = {
+        "groups": groups(prompts),
+        "fewer_prompts_than_engines": groups(prompts[:1]),
+        "other_step": groups(prompts[:2], step=2),
+        "prompt_twice": groups([prompts[0], prompts[0]]),
+        "unknown_token_on_one_rank": error_of(lambda: groups([prompts[0], unknown_token])),
+        "wrong_manifest_on_one_rank": error_of(
+            lambda: rollouts.update_weights({**manifest, **({"surplus": (1,)} if rank == last else {})}, stream(breaks=False), 1)
+        ),
+        "tensors_taken_before_agreement": len(taken),
+        "broken_stream_on_one_rank": error_of(lambda: rollouts.update_weights(manifest, stream(breaks=rank == last), 1)),
+        "generation_after_a_broken_hand_over": error_of(lambda: groups(prompts)) if tensor_parallel_size == 1 else "not tried",
+        "update": error_of(lambda: rollouts.update_weights(manifest, stream(breaks=False), 2)),
+        "groups_after_update": groups(prompts),
+        "version": rollouts.weight_version,
+    }
+    every_rank = gather_or_raise(lambda: seen, dist.group.WORLD, "comparison")
+    return {**seen, "same_on_all_ranks": all(other == seen for other in every_rank)}
+
+
+def main(models: Path, tensor_parallel_size: int, result: Path) -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        dist.init_process_group("gloo")
+    seen = observe(models, tensor_parallel_size)
+    if int(os.environ.get("RANK", "0")) == 0:
+        result.write_text(json.dumps(seen))
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def observed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    from tiny_models import save_llama
+
+    models = tmp_path_factory.mktemp("models")
+    save_llama(models / "a", 0)
+    save_llama(models / "b", 1)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    results = {}
+    for layout, (world_size, tensor_parallel_size) in LAYOUTS.items():
+        result = models / f"{layout}.json"
+        torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", str(world_size), "--standalone"] if world_size > 1 else []
+        run = subprocess.run(
+            [sys.executable, *torchrun, __file__, str(models), str(tensor_parallel_size), str(result)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert run.returncode == 0, f"{layout}: {run.stderr[-4000:]}"
+        results[layout] = json.loads(result.read_text())
+    return results
+
+
+pytestmark = pytest.mark.distributed
+
+
+def tokens(groups: list[list[Any]]) -> list[Any]:
+    return [[index, [[seed, token_ids] for seed, token_ids, _, _ in responses]] for index, responses in groups]
+
+
+def log_probs(groups: list[list[Any]]) -> list[float]:
+    return [number for _, responses in groups for response in responses for number in response[2]]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_rank_gets_the_same_groups_in_prompt_order(observed: dict[str, Any], layout: str) -> None:
+    seen = observed[layout]
+    assert seen["same_on_all_ranks"]
+    assert [index for index, _ in seen["groups"]] == [20, 21, 22, 23, 24]
+    assert {len(responses) for _, responses in seen["groups"]} == {3}
+    assert len(seen["fewer_prompts_than_engines"]) == 1
+
+
+@pytest.mark.parametrize("layout", list(LAYOUTS)[1:])
+@pytest.mark.parametrize("call", ["groups", "other_step", "prompt_twice", "groups_after_update"])
+def test_the_layout_changes_neither_tokens_nor_seeds(observed: dict[str, Any], layout: str, call: str) -> None:
+    alone, split = observed["1 process"][call], observed[layout][call]
+    assert tokens(split) == tokens(alone)
+    assert log_probs(split) == pytest.approx(log_probs(alone), abs=1e-4)
+
+
+def test_other_steps_and_repeated_prompts_get_other_seeds(observed: dict[str, Any]) -> None:
+    seen = observed["1 process"]
+    calls = [seen["groups"], seen["other_step"], seen["prompt_twice"][1:]]
+    seeds = [seed for call in calls for _, responses in call for seed, *_ in responses]
+    assert len(set(seeds)) == len(seeds)
+    assert seen["prompt_twice"][0] == seen["groups"][0]
+
+
+def test_a_users_mistake_on_one_rank_is_raised_on_all(observed: dict[str, Any]) -> None:
+    for seen in observed.values():
+        assert seen["unknown_token_on_one_rank"] == (
+            "UserError: prompt 99 (sums): token ids reach beyond the model's vocabulary of 1603; use the model's own tokenizer"
+        )
+
+
+def test_a_failure_on_one_rank_is_raised_on_all_and_named(observed: dict[str, Any]) -> None:
+    for layout in ("2 engines", "1 engine over 2 ranks"):
+        seen = observed[layout]
+        prefix = "RolloutError: the weight hand-over failed on 1 of 2 ranks: rank 1: WeightHandoverError: "
+        assert seen["wrong_manifest_on_one_rank"] == prefix + "weights do not fit the engine's model; unexpected: surplus"
+        assert seen["broken_stream_on_one_rank"] == prefix + "hand-over 1 failed: the exporter went away"
+        assert seen["tensors_taken_before_agreement"] == 0
+    refused = observed["2 engines"]["generation_after_a_broken_hand_over"]
+    assert refused.startswith("RolloutError: generation failed on 1 of 2 ranks: rank 1: RolloutError: the engine holds no usable weights")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_good_hand_over_reaches_every_engine(observed: dict[str, Any], layout: str) -> None:
+    seen = observed[layout]
+    assert seen["update"] == "no error"
+    assert seen["version"] == 2
+    assert tokens(seen["groups_after_update"]) != tokens(seen["groups"])
+    assert {response[3] for _, responses in seen["groups_after_update"] for response in responses} == {2}
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
