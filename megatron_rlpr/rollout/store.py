@@ -1,0 +1,213 @@
+"""Rollouts of a training step as one parquet file, one row per response.
+
+Everything that was generated is stored, groups that the filter dropped included, in the order the step made them. The
+same file feeds a reader's eyes, the sample tables and `rollout.replay`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from megatron_rlpr.types import Prompt, Response, ResponseReward, RolloutGroup, ScoredGroup, UserError
+
+_FORMAT_KEY, _FORMAT = b"megatron_rlpr.rollouts", b"1"
+_FILE_NAME = re.compile(r"step_(\d{6,})\.parquet")
+
+SCHEMA = pa.schema(
+    [
+        ("step", pa.int64()),
+        ("group", pa.int64()),  # position of the rollout group in the step
+        ("prompt_index", pa.int64()),
+        ("sample", pa.int64()),
+        ("data_source", pa.string()),
+        ("prompt", pa.string()),
+        ("response", pa.string()),
+        ("reference_answer", pa.string()),
+        ("extracted_answer", pa.string()),
+        ("reward", pa.float64()),
+        ("reference_probability", pa.float64()),
+        ("base_probability", pa.float64()),
+        ("format", pa.float64()),
+        ("repetition", pa.float64()),
+        ("accuracy", pa.float64()),
+        ("splice_valid", pa.bool_()),
+        ("kept", pa.bool_()),  # passed the filter
+        ("advantage", pa.float64()),  # null: the response was not trained on
+        ("finish_reason", pa.string()),
+        ("seed", pa.int64()),
+        ("weight_version", pa.int64()),
+        ("prompt_tokens", pa.list_(pa.int32())),
+        ("response_tokens", pa.list_(pa.int32())),
+        ("engine_log_probs", pa.list_(pa.float64())),
+        ("old_log_probs", pa.list_(pa.float32())),
+        ("entropies", pa.list_(pa.float32())),
+        ("messages", pa.string()),  # JSON
+        ("extra", pa.string()),  # JSON
+    ],
+    metadata={_FORMAT_KEY: _FORMAT},
+)
+
+
+def write_rollouts(
+    folder: str | Path,
+    step: int,
+    groups: Sequence[ScoredGroup],
+    *,
+    advantages: Sequence[Sequence[float] | None],
+    kept: Sequence[bool],
+    decode: Callable[[Sequence[int]], str],
+) -> Path:
+    """Write <folder>/step_<step>.parquet in one piece (an interrupted write leaves no or the old file); returns its path.
+
+    advantages: per group the advantage of each response, None for a group that was not trained on.
+    kept: per group, whether the filter kept it. decode: prompt token ids -> text, special tokens kept.
+    """
+    rows = [
+        row
+        for number, (scored, group_advantages, group_kept) in enumerate(zip(groups, advantages, kept, strict=True))
+        for row in _rows(step, number, scored, group_advantages, bool(group_kept), decode(scored.group.prompt.token_ids))
+    ]
+    path = Path(folder) / f"step_{step:06d}.parquet"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    try:
+        pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), unfinished, compression="zstd")
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return path
+
+
+def stored_steps(folder: str | Path) -> list[int]:
+    """The steps that have a file in folder, ascending."""
+    if not Path(folder).is_dir():
+        raise UserError(f"{folder}: no such folder of stored rollouts; give a run's rollouts folder, e.g. runs/<name>/rollouts")
+    return sorted(int(match.group(1)) for file in Path(folder).iterdir() if (match := _FILE_NAME.fullmatch(file.name)))
+
+
+def read_table(folder: str | Path, step: int) -> pa.Table:
+    """The stored rows of a step with the columns of SCHEMA; UserError when they are missing or of another format."""
+    steps = stored_steps(folder)
+    if step not in steps:
+        available = ", ".join(map(str, steps)) or "none"
+        raise UserError(f"{folder}: no rollouts of step {step} are stored there; stored steps: {available}")
+    path = Path(folder) / f"step_{step:06d}.parquet"
+    try:
+        table = pq.read_table(path)
+    except pa.ArrowInvalid as error:
+        raise UserError(f"{path}: is not a readable parquet file ({error}); write it again or remove it") from None
+    if (table.schema.metadata or {}).get(_FORMAT_KEY) != _FORMAT or not table.schema.equals(SCHEMA):
+        stored = {field.name: field.type for field in table.schema}
+        differing = [field.name for field in SCHEMA if stored.get(field.name) != field.type]
+        raise UserError(
+            f"{path}: was not written by this version's rollout store (missing or different columns: {', '.join(differing) or 'none'}); "
+            "replay rollouts that this version stored"
+        )
+    return table
+
+
+def read_rollouts(folder: str | Path, step: int) -> list[RolloutGroup]:
+    """All rollout groups of a step, in the order they were made, equal to those that were written."""
+    responses: dict[int, list[Response]] = {}
+    prompts: dict[int, Prompt] = {}
+    for row in read_table(folder, step).to_pylist():
+        number = row["group"]
+        if number not in prompts:
+            prompts[number] = _prompt(row)
+        responses.setdefault(number, []).append(_response(row))
+    return [RolloutGroup(prompts[number], tuple(responses[number])) for number in sorted(prompts)]
+
+
+def _rows(
+    step: int, number: int, scored: ScoredGroup, advantages: Sequence[float] | None, kept: bool, prompt_text: str
+) -> list[dict[str, Any]]:
+    prompt = scored.group.prompt
+    shared = {
+        "step": step,
+        "group": number,
+        "prompt_index": prompt.index,
+        "data_source": prompt.data_source,
+        "prompt": prompt_text,
+        "reference_answer": prompt.reference_answer,
+        "prompt_tokens": prompt.token_ids,
+        "messages": json.dumps(prompt.messages, ensure_ascii=False),
+        "extra": json.dumps(prompt.extra, ensure_ascii=False, default=_plain),
+        "kept": kept,
+    }
+    given: Sequence[float | None] = [None] * len(scored.group.responses) if advantages is None else advantages
+    return [
+        {
+            **shared,
+            "sample": sample,
+            **_response_columns(response),
+            **_reward_columns(reward),
+            "old_log_probs": scores.log_probs,
+            "entropies": scores.entropies,
+            "advantage": None if advantage is None else float(advantage),
+        }
+        for sample, (response, scores, reward, advantage) in enumerate(
+            zip(scored.group.responses, scored.scores, scored.rewards, given, strict=True)
+        )
+    ]
+
+
+def _response_columns(response: Response) -> dict[str, Any]:
+    return {
+        "response": response.text,
+        "response_tokens": response.token_ids,
+        "engine_log_probs": response.engine_log_probs,
+        "finish_reason": response.finish_reason,
+        "seed": response.seed,
+        "weight_version": response.weight_version,
+    }
+
+
+def _reward_columns(reward: ResponseReward) -> dict[str, Any]:
+    return {
+        "reward": float(reward.reward),
+        "reference_probability": float(reward.reference_probability),
+        "base_probability": float(reward.base_probability),
+        "format": float(reward.format),
+        "repetition": float(reward.repetition),
+        "splice_valid": bool(reward.splice_valid),
+        "extracted_answer": reward.extracted_answer,
+        "accuracy": float(reward.accuracy),
+    }
+
+
+def _prompt(row: dict[str, Any]) -> Prompt:
+    return Prompt(
+        index=row["prompt_index"],
+        token_ids=tuple(row["prompt_tokens"]),
+        messages=tuple(json.loads(row["messages"])),
+        reference_answer=row["reference_answer"],
+        data_source=row["data_source"],
+        extra=json.loads(row["extra"]),
+    )
+
+
+def _response(row: dict[str, Any]) -> Response:
+    return Response(
+        token_ids=tuple(row["response_tokens"]),
+        text=row["response"],
+        engine_log_probs=tuple(row["engine_log_probs"]),
+        finish_reason=row["finish_reason"],
+        seed=row["seed"],
+        weight_version=row["weight_version"],
+    )
+
+
+def _plain(value: Any) -> Any:
+    """numpy values of a data row as JSON knows them."""
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    raise TypeError(f"an extra column of the data holds a {type(value).__name__}, which the rollout store cannot keep")

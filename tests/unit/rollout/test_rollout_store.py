@@ -1,0 +1,202 @@
+"""What is stored comes back equal, and what is not a stored step is refused by name."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from megatron_rlpr.rollout.engine import SamplingSettings
+from megatron_rlpr.rollout.replay import ReplayRollouts
+from megatron_rlpr.rollout.store import SCHEMA, read_rollouts, read_table, stored_steps, write_rollouts
+from megatron_rlpr.types import Prompt, Response, ResponseReward, RolloutGroup, ScoredGroup, TokenScores, UserError
+
+TOKENS = st.lists(st.integers(0, 2**31 - 1), max_size=6).map(tuple)
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+PROBABILITIES = st.floats(-1, 1)
+
+
+@st.composite
+def responses(draw: st.DrawFn) -> Response:
+    token_ids = draw(TOKENS)
+    log_probs = st.lists(st.floats(max_value=0, allow_nan=False), min_size=len(token_ids), max_size=len(token_ids))
+    return Response(
+        token_ids=token_ids,
+        text=draw(st.text()),
+        engine_log_probs=tuple(draw(log_probs)),
+        finish_reason=draw(st.sampled_from(["stop", "length"])),
+        seed=draw(st.integers(0, 2**31 - 1)),
+        weight_version=draw(st.integers(0, 2**40)),
+    )
+
+
+@st.composite
+def scored_groups(draw: st.DrawFn) -> ScoredGroup:
+    prompt = Prompt(
+        index=draw(st.integers(0, 2**40)),
+        token_ids=draw(TOKENS),
+        messages=tuple(draw(st.lists(st.fixed_dictionaries({"role": st.text(), "content": st.text()}), max_size=3))),
+        reference_answer=draw(st.text()),
+        data_source=draw(st.text()),
+        extra=draw(st.dictionaries(st.text(), JSON_VALUES, max_size=3)),
+    )
+    group = RolloutGroup(prompt, tuple(draw(st.lists(responses(), min_size=1, max_size=3))))
+    lengths = [len(response.token_ids) for response in group.responses]
+    return ScoredGroup(
+        group,
+        tuple(TokenScores(np.linspace(-2, 0, n, dtype=np.float32), np.ones(n, np.float32)) for n in lengths),
+        tuple(
+            ResponseReward(
+                draw(PROBABILITIES), draw(PROBABILITIES), draw(PROBABILITIES), 1.0, 0.0, draw(st.booleans()), draw(st.text()), 0.5
+            )
+            for _ in lengths
+        ),
+    )
+
+
+def one_group(index: int = 3, n: int = 2, extra: dict | None = None) -> ScoredGroup:
+    prompt = Prompt(index, (5, 6), ({"role": "user", "content": "5+6?"},), "11", "sums", extra or {})
+    made = tuple(Response((7, 8 + i), f"answer {i}", (-0.5, -0.25), "stop", seed=i, weight_version=4) for i in range(n))
+    scores = tuple(TokenScores(np.array([-0.5, -0.25], np.float32), np.array([1, 2], np.float32)) for _ in made)
+    rewards = tuple(ResponseReward(0.1 * i, 0.6, 0.2, 1.0, -0.5, True, "11", 1.0) for i in range(n))
+    return ScoredGroup(RolloutGroup(prompt, made), scores, rewards)
+
+
+def write(folder: Path, step: int, groups: list[ScoredGroup], advantages: list | None = None, kept: list[bool] | None = None) -> Path:
+    return write_rollouts(
+        folder,
+        step,
+        groups,
+        advantages=advantages or [None] * len(groups),
+        kept=kept or [True] * len(groups),
+        decode=lambda token_ids: " ".join(map(str, token_ids)),
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(scored_groups(), max_size=4), st.data())
+def test_every_prompt_and_response_comes_back_equal(groups: list[ScoredGroup], data: st.DataObject) -> None:
+    advantages = [
+        data.draw(st.none() | st.lists(st.floats(-5, 5), min_size=len(g.rewards), max_size=len(g.rewards))) for g in groups
+    ]
+    with TemporaryDirectory() as folder:
+        write(Path(folder), 12, groups, advantages)
+        back = read_rollouts(folder, 12)
+        rows = read_table(folder, 12).to_pylist()
+    assert back == [g.group for g in groups]
+    assert [b.prompt.extra for b in back] == [g.group.prompt.extra for g in groups]
+    flat = [a for g, given_ in zip(groups, advantages, strict=True) for a in (given_ or [None] * len(g.rewards))]
+    assert [row["advantage"] for row in rows] == flat
+
+
+def test_a_row_holds_everything_that_was_said_about_a_response(tmp_path: Path) -> None:
+    path = write(tmp_path, 7, [one_group(), one_group(index=9)], advantages=[[-1.0, 1.0], None], kept=[True, False])
+    assert path == tmp_path / "step_000007.parquet"
+    rows = pq.read_table(path).to_pylist()
+    assert [(row["prompt_index"], row["group"], row["sample"], row["kept"]) for row in rows] == [
+        (3, 0, 0, True),
+        (3, 0, 1, True),
+        (9, 1, 0, False),
+        (9, 1, 1, False),
+    ]
+    second = rows[1]
+    assert second["prompt"] == "5 6"
+    assert second["response"] == "answer 1"
+    assert (second["reward"], second["reference_probability"], second["base_probability"]) == (0.1, 0.6, 0.2)
+    assert (second["format"], second["repetition"], second["accuracy"], second["splice_valid"]) == (1.0, -0.5, 1.0, True)
+    assert (second["reference_answer"], second["extracted_answer"], second["data_source"]) == ("11", "11", "sums")
+    assert (second["old_log_probs"], second["entropies"]) == ([-0.5, -0.25], [1.0, 2.0])
+    assert (second["step"], second["seed"], second["weight_version"], second["finish_reason"]) == (7, 1, 4, "stop")
+    assert second["messages"] == '[{"role": "user", "content": "5+6?"}]'
+    assert [row["advantage"] for row in rows] == [-1.0, 1.0, None, None]
+
+
+def test_one_prompt_may_have_two_groups_in_a_step(tmp_path: Path) -> None:
+    write(tmp_path, 1, [one_group(n=2), one_group(n=3)])
+    assert [len(group.responses) for group in read_rollouts(tmp_path, 1)] == [2, 3]
+
+
+def test_a_step_is_written_in_one_piece(tmp_path: Path) -> None:
+    write(tmp_path, 1, [one_group(n=2)])
+    with pytest.raises(TypeError, match="extra column of the data holds a set"):
+        write(tmp_path, 1, [one_group(n=3), one_group(extra={"x": {1}})])
+    assert [file.name for file in tmp_path.iterdir()] == ["step_000001.parquet"]
+    assert len(read_rollouts(tmp_path, 1)[0].responses) == 2
+    write(tmp_path, 1, [one_group(n=3)])
+    assert len(read_rollouts(tmp_path, 1)[0].responses) == 3
+
+
+def test_numpy_values_of_a_data_row_are_stored_as_plain_ones(tmp_path: Path) -> None:
+    write(tmp_path, 1, [one_group(extra={"index": np.int64(4), "options": np.array(["a", "b"])})])
+    assert read_rollouts(tmp_path, 1)[0].prompt.extra == {"index": 4, "options": ["a", "b"]}
+
+
+def test_a_missing_step_is_named_with_those_there_are(tmp_path: Path) -> None:
+    for step in (2, 10):
+        write(tmp_path, step, [one_group()])
+    assert stored_steps(tmp_path) == [2, 10]
+    with pytest.raises(UserError, match=r"no rollouts of step 3 are stored there; stored steps: 2, 10$") as error:
+        read_rollouts(tmp_path, 3)
+    assert str(tmp_path) in str(error.value)
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nowhere: no such folder of stored rollouts"):
+        stored_steps(tmp_path / "nowhere")
+
+
+def test_a_foreign_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "step_000001.parquet"
+    pq.write_table(pa.table({"prompt": ["a"], "seed": ["not a number"]}), path)
+    with pytest.raises(UserError, match=r"step_000001\.parquet: was not written by this version's rollout store .*step, group.*seed"):
+        read_rollouts(tmp_path, 1)
+    pq.write_table(pa.Table.from_pylist([], schema=SCHEMA.with_metadata(None)), path)
+    with pytest.raises(UserError, match="was not written by"):
+        read_rollouts(tmp_path, 1)
+    path.write_bytes(b"no parquet")
+    with pytest.raises(UserError, match="is not a readable parquet file"):
+        read_rollouts(tmp_path, 1)
+
+
+def test_a_replay_answers_with_the_whole_stored_step(tmp_path: Path) -> None:
+    groups = [one_group(index=3), one_group(index=9)]
+    write(tmp_path, 4, groups, advantages=[[0.5, -0.5], None], kept=[True, False])
+    seen: list[tuple[int, int, int]] = []
+    replay = ReplayRollouts(tmp_path)
+    answer = replay.generate([], n=8, step=4, run_seed=1, sampling=SamplingSettings(), on_progress=lambda *p: seen.append(p))
+    assert answer == [scored.group for scored in groups]
+    assert seen == [(8, 4, 4)]
+    with pytest.raises(UserError, match="no rollouts of step 5 are stored there; stored steps: 4"):
+        replay.generate([], n=8, step=5, run_seed=1, sampling=SamplingSettings())
+
+
+def test_a_replay_takes_no_weights_but_counts_the_hand_overs(tmp_path: Path) -> None:
+    write(tmp_path, 1, [one_group()])
+    replay = ReplayRollouts(tmp_path)
+    stream = iter([("a", None)])
+    replay.update_weights({}, stream, version=3)
+    assert replay.weight_version == 3
+    assert next(stream, None) is not None
+
+
+def test_a_replay_folder_without_steps_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"rollout\.replay=.*holds no step_\*\.parquet"):
+        ReplayRollouts(tmp_path)
+
+
+def test_infinite_log_probs_survive(tmp_path: Path) -> None:
+    scored = one_group(n=1)
+    response = Response((7, 8), "x", (-math.inf, -1e-45), "length", 0)
+    write(tmp_path, 1, [ScoredGroup(RolloutGroup(scored.group.prompt, (response,)), scored.scores, scored.rewards)])
+    assert read_rollouts(tmp_path, 1)[0].responses == (response,)
