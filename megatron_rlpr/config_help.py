@@ -20,7 +20,7 @@ are written [a,b]. Every run writes its resolved configuration to <trainer.runs_
 
 def help_text() -> str:
     """Every key of the configuration; no line is longer than WIDTH columns."""
-    parts = ["\n".join(_wrapped(paragraph, "") for paragraph in _USAGE.split("\n\n"))]
+    parts = ["\n\n".join(_wrapped(paragraph, "") for paragraph in _USAGE.split("\n\n"))]
     for section, cls in sections().items():
         lines = [_wrapped(f"{section}: {inspect.getdoc(cls)}", "")]
         lines += [_describe(key) for key in all_keys().values() if key.section == section]
