@@ -16,6 +16,8 @@ from megatron_rlpr.config_keys import Key, all_keys, sections
 from megatron_rlpr.config_loading import load_config, resolved, save_resolved
 from megatron_rlpr.types import UserError
 
+EXAMPLES = Path(__file__).parents[3] / "examples"
+
 
 def recipe(folder: Path, text: str) -> str:
     path = folder / "recipe.yaml"
@@ -178,6 +180,13 @@ def test_a_broken_recipe_names_file_and_line(tmp_path: Path, text: str, message:
 
 def test_a_section_without_keys_is_allowed(tmp_path: Path) -> None:
     assert load_config(["--config", recipe(tmp_path, "actor:\n  # lr: 1\nrollout: {n: 3}\n")]).rollout.n == 3
+
+
+@pytest.mark.parametrize(
+    "path", sorted((EXAMPLES / "quickstart").glob("*.yaml")) + sorted((EXAMPLES / "recipes").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_every_recipe_of_the_examples_is_understood(path: Path) -> None:
+    assert load_config(["--config", str(path)]) != Config()
 
 
 def test_recipe_numbers_follow_yaml_1_2(tmp_path: Path) -> None:
