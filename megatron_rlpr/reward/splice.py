@@ -13,6 +13,7 @@ from typing import Any
 
 from megatron_rlpr.config import RewardConfig
 from megatron_rlpr.reward.answer_tags import CLOSE_ANSWER, OPEN_ANSWER, AnswerSlot, find_answer_slot, strip_padding
+from megatron_rlpr.reward.prompt_heads import PromptHeads
 from megatron_rlpr.reward.token_spans import overlapping_tokens
 from megatron_rlpr.types import Prompt, Response, ScoreRequest
 
@@ -37,6 +38,9 @@ class Splice:
         """What the policy is asked to score: the sequence up to the last scored token. None when invalid."""
         return ScoreRequest(self.token_ids[: self.stop], self.start, self.stop) if self.valid else None
 
+
+_BOUNDARY = 8
+"""Tokens on either side of the boundary between prompt and response that are looked at; no character has more."""
 
 INVALID = Splice((), 0, 0, 0, valid=False)
 
@@ -65,34 +69,58 @@ def whitespace_around(slot: AnswerSlot, config: RewardConfig) -> tuple[str, str]
 
 
 def splice_texts(tokenizer: Any, pairs: Sequence[tuple[Prompt, Response]], config: RewardConfig, limits: SpliceLimits) -> list[Splice]:
-    """One splice per (prompt, response), with one batched decode and one batched tokenisation for all of them."""
+    """One splice per (prompt, response), with one batched tokenisation for all of them."""
     eos, pad = tokenizer.eos_token, tokenizer.pad_token or ""
     slots = [find_answer_slot(response.text, config.format_mode, eos, pad) for _, response in pairs]
-    usable = [row for row, slot in enumerate(slots) if slot is not None]
+    usable = [(row, slot) for row, slot in enumerate(slots) if slot is not None]
     splices = [INVALID] * len(pairs)
     if not usable:
         return splices
 
-    # Prompt and response are decoded together: some decoders treat the start of a text differently.
-    full_texts = tokenizer.batch_decode([[*pairs[row][0].token_ids, *pairs[row][1].token_ids] for row in usable], skip_special_tokens=False)
+    starts = _sequence_starts(tokenizer, [pairs[row] for row, _ in usable])
     texts: list[str] = []
     spans: list[tuple[int, int]] = []
-    for row, full_text in zip(usable, full_texts, strict=True):
-        slot = slots[row]
-        assert slot is not None
+    for (row, slot), (_, text_to_tag) in zip(usable, starts, strict=True):
         leading, trailing = whitespace_around(slot, config)
-        stripped = strip_padding(full_text, pad)
-        before = stripped[: stripped.rindex(OPEN_ANSWER) + len(OPEN_ANSWER)] + leading
-        answer = pairs[row][0].reference_answer
+        before, answer = text_to_tag + leading, pairs[row][0].reference_answer
         texts.append(before + answer + trailing + CLOSE_ANSWER + eos)
         spans.append((len(before), len(before) + len(answer)))
 
     encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False)
-    for row, encoding, text, (answer_start, answer_stop) in zip(usable, encoded.encodings, texts, spans, strict=True):
-        tag_start = text.rindex(OPEN_ANSWER, 0, answer_start)
-        tag = overlapping_tokens(encoding, tag_start, tag_start + len(OPEN_ANSWER))[0]
-        start, stop = overlapping_tokens(encoding, answer_start, answer_stop)
+    for number, ((row, _), (head, text_to_tag)) in enumerate(zip(usable, starts, strict=True)):
+        encoding = encoded.encodings[number]
+        tag, _ = overlapping_tokens(encoding, len(text_to_tag) - len(OPEN_ANSWER), len(text_to_tag))
+        start, stop = overlapping_tokens(encoding, *spans[number])
         if config.gt_tokens_one_more and start < stop:
             stop = min(stop + 1, len(encoding))
-        splices[row] = limits.checked(Splice(tuple(encoding.ids), tag, start, stop))
+        if start < stop:
+            token_ids = head + tuple(encoded["input_ids"][number])
+            splices[row] = limits.checked(Splice(token_ids, len(head) + tag, len(head) + start, len(head) + stop))
     return splices
+
+
+def _sequence_starts(tokenizer: Any, pairs: Sequence[tuple[Prompt, Response]]) -> list[tuple[tuple[int, ...], str]]:
+    """(tokens that are known already, text after them up to and including the response's answer tag) of every pair.
+
+    The text is that of prompt and response decoded together. Decoding them apart gives the same unless a character or a space
+    is lost between them, which the tokens next to the boundary tell.
+    """
+    prompts = {id(prompt): prompt for prompt, _ in pairs}
+    split = dict(zip(prompts, PromptHeads(tokenizer).split(list(prompts.values())), strict=True))
+    prompt_ends = {key: tokenizer.decode(list(prompt.token_ids[-_BOUNDARY:])) for key, prompt in prompts.items()}
+    response_starts = tokenizer.batch_decode([list(response.token_ids[:_BOUNDARY]) for _, response in pairs])
+    boundaries = tokenizer.batch_decode([[*prompt.token_ids[-_BOUNDARY:], *response.token_ids[:_BOUNDARY]] for prompt, response in pairs])
+
+    starts = []
+    for (prompt, response), response_start, boundary in zip(pairs, response_starts, boundaries, strict=True):
+        if boundary == prompt_ends[id(prompt)] + response_start:
+            head = split[id(prompt)]
+            starts.append((head.head_ids, head.tail_text + _up_to_tag(response.text)))
+        else:
+            whole = strip_padding(tokenizer.decode([*prompt.token_ids, *response.token_ids]), tokenizer.pad_token or "")
+            starts.append(((), _up_to_tag(whole)))
+    return starts
+
+
+def _up_to_tag(text: str) -> str:
+    return text[: text.rindex(OPEN_ANSWER) + len(OPEN_ANSWER)]
