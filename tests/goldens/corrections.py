@@ -9,6 +9,43 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 
 CORRECTIONS: dict[tuple[str, str], tuple[str, str]] = {
+    # reward
+    ("pr_splice.json", "overflow_batch-*"): (
+        "Q2",
+        "the reference zeroes every row of a batch with an overlong one: each row counts for itself",
+    ),
+    ("pr_splice.json", "*-with-nothing-after-the-answer-tag"): (
+        "Q3",
+        "the reference's test for an empty answer never fires: the row is invalid",
+    ),
+    ("pr_splice.json", "*-with-an-answer-tag-in-the-reference"): (
+        "Q24",
+        "the reference looks for the tag inside the answer: the inserted one counts",
+    ),
+    ("pr_splice.json", "*-masked-out"): (
+        "not applicable",
+        "the reference scores a row without a place for the answer and masks it: nothing is scored",
+    ),
+    ("prob_reward_manager.json", "pr_plus_vr-with-a-tuple-for-a-response"): (
+        "Q13",
+        "the reference grades and shows the text of a Python tuple: the response itself is graded, and no closed answer is shown as none",
+    ),
+    ("mix_naive_reward_managers.json", "columns"): (
+        "Q11",
+        "the reference writes every row at the last row's length: one number per response",
+    ),
+    ("mix_naive_reward_managers.json", "scores-of-other-rows"): (
+        "unlisted",
+        "the reference puts scores back from an order they were never in, so they belong to other rows: every row has its own",
+    ),
+    ("mix_naive_reward_managers.json", "mix_type_hard_error"): (
+        "Q15",
+        "the reference's default mix is not implemented: there is one mix and no key",
+    ),
+    ("tensor_helpers.json", "value_loss"): ("not applicable", "there is no critic"),
+    ("tensor_helpers.json", "get_eos_mask"): ("not applicable", "responses end where the engine ended them and are never padded"),
+    ("tensor_helpers.json", "seqlen_balanced_partitions"): ("not applicable", "packing/ balances prefix trees by cost, not rows by length"),
+    ("tensor_helpers.json", "calculate_ema"): ("not applicable", "no part of the reference's training uses it"),
     # algorithm
     ("advantages.json", "gae_*"): ("Q9", "the reference's trainer crashes on gae, which needs a critic RLPR does not have: it is refused"),
     ("advantage_dispatch.json", "rloo"): ("Q9", "the reference crashes (filter_rate unbound): it works"),
