@@ -1,0 +1,55 @@
+"""The stored table of base probabilities: survives a restart exactly, and is never used for other data or settings."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from megatron_rlpr.reward.base_probability import BaseProbabilityTable
+from megatron_rlpr.types import Prompt, UserError
+
+SETTINGS = {"compute_score_name": "mean_exp_log_softmax", "temperature": 1.0}
+PROMPTS = [Prompt(index, (1, 2, index), (), f"answer {index}", "unit") for index in (3, 0, 7)]
+
+
+def filled() -> BaseProbabilityTable:
+    table = BaseProbabilityTable(SETTINGS)
+    for prompt in PROMPTS[:2]:
+        table.record(prompt, 0.1 + prompt.index / 3)
+    return table
+
+
+def test_a_table_is_read_back_exactly(tmp_path: Path) -> None:
+    filled().save(tmp_path / "run" / "base.json")
+    table = BaseProbabilityTable.load(tmp_path / "run" / "base.json", SETTINGS)
+    assert [table.probability(prompt) for prompt in PROMPTS[:2]] == [0.1 + 1.0, 0.1]
+    assert table.missing(PROMPTS) == [PROMPTS[2]]
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["base.json"], "nothing unfinished is left"
+
+
+def test_a_prompt_that_was_never_scored_has_no_probability() -> None:
+    with pytest.raises(KeyError, match="7"):
+        filled().probability(PROMPTS[2])
+
+
+@pytest.mark.parametrize("change", [{"reference_answer": "another"}, {"token_ids": (1, 2, 4)}])
+def test_another_prompt_under_the_same_index_is_refused(change: dict[str, object]) -> None:
+    with pytest.raises(UserError, match="other data"):
+        filled().probability(replace(PROMPTS[0], **change))
+
+
+def test_other_settings_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "base.json"
+    filled().save(path)
+    with pytest.raises(UserError, match=r"base\.json: made with .*temperature"):
+        BaseProbabilityTable.load(path, {**SETTINGS, "temperature": 0.6})
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"settings": {}}', '{"settings": {}, "entries": {"x": 1}}'])
+def test_a_broken_file_is_refused_by_name(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "base.json"
+    path.write_text(content)
+    with pytest.raises(UserError, match=r"base\.json: no readable table"):
+        BaseProbabilityTable.load(path, {})
