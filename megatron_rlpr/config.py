@@ -102,7 +102,7 @@ class FilterConfig:
     ema_start_step: int = key(6, "first step whose stds are collected")
     start_step: int = key(11, "first step that filters")
     std_filter_beta: float = key(0.5, "threshold = beta * average std")
-    std_filter_beta_per_data_source: str = key("", "per-source multipliers of the target: 'value_is_source+value2_is_source2'")
+    std_filter_beta_per_data_source: str = key("", "per-source multipliers of the target: 'source_is_value+source2_is_value2'")
     accuracy_lower_bound: float = key(0.0, "fixed lower bound of the target")
     accuracy_upper_bound: float = key(1e6, "fixed upper bound of the target")
     cache_regenerate: bool = key(True, "keep surplus prompts for later steps, with new responses")

@@ -21,14 +21,17 @@ from megatron_rlpr.actor.policy_gradient import STATISTICS, LossTerms, RowValues
 from megatron_rlpr.actor.rotary import inverse_frequencies
 from megatron_rlpr.actor.schedule import MicroBatchRunner, Progress
 from megatron_rlpr.config import ActorConfig
-from megatron_rlpr.packing import Plan, TreeMicroBatch, plan
+from megatron_rlpr.packing import CostModel, Plan, TreeMicroBatch, plan
 from megatron_rlpr.types import ScoreRequest, TokenScores, TrainSequence
 from megatron_rlpr.weights.shape import ModelShape
 
 
 @dataclass(frozen=True)
 class UpdateResult:
-    """One optimizer step: means over the trained tokens, and the gradient norm before clipping."""
+    """One optimizer step: means over the trained tokens, and the gradient norm before clipping.
+
+    computed_tokens: distinct tokens of the micro-batches; sequence_tokens: what they would be without prefix sharing.
+    """
 
     loss: float
     entropy: float
@@ -37,6 +40,7 @@ class UpdateResult:
     grad_norm: float
     trained_tokens: int
     computed_tokens: int
+    sequence_tokens: int
 
 
 class MegatronPolicy:
@@ -49,6 +53,15 @@ class MegatronPolicy:
     def __init__(self, shape: ModelShape, actor: ActorConfig, layout: Layout, temperature: float, trainable: bool = True) -> None:
         self.layout = layout
         self._config = actor
+        self._costs = CostModel.of_transformer(
+            num_layers=shape.num_layers,
+            hidden_size=shape.hidden_size,
+            ffn_hidden_size=shape.ffn_hidden_size,
+            num_attention_heads=shape.num_attention_heads,
+            num_query_groups=shape.num_query_groups,
+            head_dim=shape.head_dim,
+            vocab_size=shape.vocab_size,
+        )
         self.model = build_model(shape, actor)
         self.model.requires_grad_(trainable)
         self._runner = MicroBatchRunner(inverse_frequencies(shape), DTYPES[actor.dtype], temperature, actor.head_chunk_rows)
@@ -129,6 +142,7 @@ class MegatronPolicy:
             grad_norm=grad_norm,
             trained_tokens=tokens,
             computed_tokens=packed.num_tokens,
+            sequence_tokens=sum(s.stop - 1 for s in sequences),
         )
 
     def _pack(self, requests: Sequence[ScoreRequest]) -> Plan:
@@ -137,6 +151,7 @@ class MegatronPolicy:
             max_tokens=self._config.max_tokens_per_micro_batch,
             data_parallel_size=self.layout.data_size,
             share_prefixes=self._config.share_prefixes,
+            cost_model=self._costs,
             sequence_multiple=self.layout.tensor_size if self._config.sequence_parallel else 1,
         )
 

@@ -15,7 +15,7 @@ class BatchFill:
             fill.offer(groups, keep)
         batch, surplus = fill.take()
 
-    Every group is in exactly one of batch, surplus (kept, but one too many) and `dropped`.
+    `history` holds every offered group in order. Every group is in exactly one of batch, surplus (kept, but one too many) and `dropped`.
     carried: surplus of an earlier step that is used again with its old responses (filter.cache_regenerate=false).
     """
 
@@ -25,6 +25,7 @@ class BatchFill:
         self.rounds = 0
         self.offered = 0
         self.dropped: list[ScoredGroup] = []
+        self.history: list[ScoredGroup] = []
         self._kept = list(carried)
 
     @property
@@ -46,6 +47,7 @@ class BatchFill:
         """Add one round: groups[i] is used if keep[i], else dropped."""
         for group, wanted in zip(groups, keep, strict=True):
             (self._kept if wanted else self.dropped).append(group)
+        self.history.extend(groups)
         self.offered += len(groups)
         self.rounds += 1
 

@@ -1,0 +1,217 @@
+"""Put a run together: from a checked configuration to the parts the trainer works with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from megatron_rlpr import config_loading
+from megatron_rlpr.actor import parallel
+from megatron_rlpr.actor.checkpoint import CheckpointStore
+from megatron_rlpr.actor.model import DTYPES
+from megatron_rlpr.actor.policy import MegatronPolicy
+from megatron_rlpr.algorithm.std_filter import StdFilter
+from megatron_rlpr.clock import Clock
+from megatron_rlpr.config import Config
+from megatron_rlpr.data.dataset import PromptSet, load_prompts, samples_per_prompt
+from megatron_rlpr.data.prompt_rewrite import prompt_rewrite
+from megatron_rlpr.data.sampler import PromptSampler
+from megatron_rlpr.data.tokenizer import load_tokenizer
+from megatron_rlpr.evaluation.graders.pool import GraderPool
+from megatron_rlpr.evaluation.graders.result import GradeTask
+from megatron_rlpr.evaluation.held_out import HeldOutEvaluation, ValidationSet
+from megatron_rlpr.process_environment import default_threads
+from megatron_rlpr.prompt_source import PromptSource
+from megatron_rlpr.reward.base_probability import BaseProbabilityTable
+from megatron_rlpr.reward.manager import Grade, RewardManager
+from megatron_rlpr.rollout.colocated import ColocatedRollouts
+from megatron_rlpr.rollout.engine import Rollouts
+from megatron_rlpr.rollout.replay import ReplayRollouts
+from megatron_rlpr.rollout.store import read_rollouts, stored_steps
+from megatron_rlpr.rollout.vllm_engine import VllmEngine
+from megatron_rlpr.run_parts import RunParts
+from megatron_rlpr.scoring import GroupScorer
+from megatron_rlpr.tracking.console import Console
+from megatron_rlpr.tracking.tracker import Tracker
+from megatron_rlpr.types import Prompt, Response
+from megatron_rlpr.validation_schedule import ValidationSchedule
+from megatron_rlpr.weights.architectures import model_shape, read_hf_config
+from megatron_rlpr.weights.export import WeightExporter
+from megatron_rlpr.weights.handover import HandOver
+from megatron_rlpr.weights.load_hf import load_hf_weights
+from megatron_rlpr.weights.load_megatron import load_megatron_checkpoint
+from megatron_rlpr.weights.shape import ModelShape
+
+
+def build_parts(config: Config) -> RunParts:
+    """Start the process groups and build every part. Collective; config has passed `config_checks.check`."""
+    threads = config.trainer.threads_per_rank or default_threads()
+    torch.set_num_threads(threads)
+    layout = parallel.initialize(config.actor, config.trainer.seed, config.trainer.collective_timeout_s)
+    console = Console(config.tracking.progress, layout.rank)
+    clock = Clock()
+    folder = Path(config.trainer.runs_dir) / config.trainer.name
+    shape = model_shape(read_hf_config(config.model.path))
+    tokenizer = load_tokenizer(config.model.path)
+    prompts = _training_prompts(config, tokenizer, console)
+    val_prompts = _validation_prompts(config, tokenizer)
+    graders = GraderPool()
+
+    console.message(f"model {config.model.path}: {shape.architecture}, {shape.num_layers} layers, {layout.world_size} ranks x {threads} threads")
+    policy = MegatronPolicy(shape, config.actor, layout, config.rollout.temperature)
+    _load_initial_weights(policy, shape, config)
+    rewards = RewardManager(config.reward, tokenizer, _longest_prompt(config), config.data.max_response_length, _grade(config, tokenizer, graders))
+    scorer = GroupScorer(policy, rewards, "none" if config.reward.format_only else config.reward.base_probability, clock)
+    checkpoints = CheckpointStore(folder / "checkpoints", shape, config.trainer.keep_last)
+    if layout.rank == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        config_loading.save_resolved(config, folder / "config.yaml")
+    resume_step = _resume_step(config, checkpoints)
+    total_steps = _total_steps(config, prompts)
+    tracker = Tracker(
+        config, folder, config_loading.resolved(config), resume_step, total_steps=total_steps, rank=layout.rank, console=console
+    )
+    tables = _BaseTables(config, folder, scorer, console)
+    source = PromptSource(
+        prompts,
+        PromptSampler(len(prompts), min(config.data.train_batch_size, len(prompts)), config.data.shuffle, config.data.seed),
+        None if config.trainer.val_only else tables.of("train", prompts),
+        config.filter.cache_regenerate,
+    )
+    scored = config.evaluation.score_reward
+    sets = [ValidationSet(name, found, samples_per_prompt(name), tables.of(name, found) if scored else None) for name, found in val_prompts.items()]
+    rollouts = _rollouts(config, threads, console)
+    evaluation = HeldOutEvaluation(config, rollouts, scorer, graders, console, _special_tokens(tokenizer))
+    return RunParts(
+        config=config,
+        folder=folder,
+        tokenizer=tokenizer,
+        policy=policy,
+        rollouts=rollouts,
+        scorer=scorer,
+        prompts=source,
+        std_filter=StdFilter(config.filter),
+        hand_over=HandOver(WeightExporter(policy.model, shape, config.weights.bucket_mb), rollouts),
+        validation=ValidationSchedule(
+            config.trainer, total_steps, evaluation, [] if config.rollout.replay else sets, tracker, folder, config.model.path
+        ),
+        checkpoints=checkpoints,
+        tracker=tracker,
+        console=console,
+        clock=clock,
+        total_steps=total_steps,
+    )
+
+
+class _BaseTables:
+    """The base probabilities of the initial policy, made once per prompt set and kept in the run folder."""
+
+    def __init__(self, config: Config, folder: Path, scorer: GroupScorer, console: Console) -> None:
+        self._wanted = config.reward.base_probability == "initial" and not config.reward.format_only
+        self._settings = {
+            "model": config.model.path,
+            "temperature": config.rollout.temperature,
+            "compute_score_name": config.reward.compute_score_name,
+        }
+        self._folder = folder
+        self._scorer = scorer
+        self._console = console
+
+    def of(self, name: str, prompts: PromptSet) -> BaseProbabilityTable | None:
+        """The table of a prompt set, completed by the policy as it is now (call before any update or resume)."""
+        if not self._wanted:
+            return None
+        path = self._folder / f"base_probability_{name}.json"
+        table = BaseProbabilityTable.load(path, self._settings) if path.exists() else BaseProbabilityTable(self._settings)
+        dist.barrier()
+        with self._console.phase(f"base probabilities of {name}") as progress:
+            added = self._scorer.complete(table, prompts.prompts, progress.advance)
+        if added and dist.get_rank() == 0:
+            table.save(path)
+        dist.barrier()
+        return table
+
+
+def _training_prompts(config: Config, tokenizer: Any, console: Console) -> PromptSet:
+    if config.rollout.replay:
+        steps = stored_steps(config.rollout.replay)
+        found = {group.prompt.index: group.prompt for step in steps for group in read_rollouts(config.rollout.replay, step)}
+        return PromptSet(tuple(found.values()), 0)
+    files = config.data.train_files or config.data.val_files
+    rewrite = prompt_rewrite(config.data.prompt_rewrite, config.reward.format_mode)
+    prompts = load_prompts(files, tokenizer, config.data.max_prompt_length, rewrite=rewrite)
+    console.message(f"{len(prompts)} training prompts, {prompts.dropped} longer than {config.data.max_prompt_length} tokens dropped")
+    return prompts
+
+
+def _validation_prompts(config: Config, tokenizer: Any) -> dict[str, PromptSet]:
+    rewrite = prompt_rewrite(config.data.prompt_rewrite, config.reward.format_mode)
+    limit = config.evaluation.max_prompts
+    return {
+        Path(file).stem: load_prompts([file], tokenizer, config.data.val_max_prompt_length, overlong="refuse", rewrite=rewrite, limit=limit)
+        for file in config.data.val_files
+    }
+
+
+def _load_initial_weights(policy: MegatronPolicy, shape: ModelShape, config: Config) -> None:
+    if config.model.megatron_checkpoint:
+        load_megatron_checkpoint(policy.model, shape, config.model.megatron_checkpoint)
+    else:
+        load_hf_weights(policy.model, shape, config.model.path)
+    policy.weights_changed()
+
+
+def _rollouts(config: Config, threads: int, console: Console) -> Rollouts:
+    if config.rollout.replay:
+        return ReplayRollouts(config.rollout.replay)
+    dtype = DTYPES[config.actor.dtype if config.rollout.dtype == "auto" else config.rollout.dtype]
+    with console.phase("starting vLLM"):
+        engine = VllmEngine(
+            config.model.path,
+            dtype=dtype,
+            max_model_len=_longest_prompt(config) + config.data.max_response_length,
+            max_num_seqs=config.rollout.max_num_seqs,
+            kv_cache_gb=config.rollout.kv_cache_gb,
+            gpu_memory_utilization=config.rollout.gpu_memory_utilization,
+            enforce_eager=config.rollout.enforce_eager,
+            tensor_parallel_size=config.rollout.tensor_parallel_size,
+            seed=config.trainer.seed,
+            threads=threads,
+        )
+        return ColocatedRollouts(engine, config.rollout.tensor_parallel_size)
+
+
+def _grade(config: Config, tokenizer: Any, graders: GraderPool) -> Grade:
+    special = _special_tokens(tokenizer)
+
+    def grade(prompt: Prompt, response: Response) -> float:
+        text = response.text
+        for token in special:
+            text = text.replace(token, "")
+        prompt_text = "\n".join(message["content"] for message in prompt.messages)
+        task = GradeTask(prompt.data_source, text, prompt.reference_answer, prompt_text, "train", config.reward.format_mode)
+        return graders.grade_many([task])[0].accuracy
+
+    return grade
+
+
+def _special_tokens(tokenizer: Any) -> Sequence[str]:
+    return [str(token.content) for token in tokenizer.added_tokens_decoder.values() if token.special]
+
+
+def _longest_prompt(config: Config) -> int:
+    return max(config.data.max_prompt_length, config.data.val_max_prompt_length if config.data.val_files else 0)
+
+
+def _total_steps(config: Config, prompts: PromptSet) -> int:
+    return config.trainer.total_training_steps or config.trainer.total_epochs * len(prompts) // config.data.train_batch_size
+
+
+def _resume_step(config: Config, checkpoints: CheckpointStore) -> int:
+    """The step the run goes on after. trainer.resume=never in a folder with checkpoints would mix two runs: it is refused."""
+    steps = checkpoints.steps()
+    return steps[-1] if steps and config.trainer.resume == "auto" else 0

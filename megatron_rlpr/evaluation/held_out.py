@@ -1,0 +1,115 @@
+"""Judge the policy on held-out prompts: generate, score, grade, and report one value per prompt and measure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch.distributed as dist
+
+from megatron_rlpr.config import Config
+from megatron_rlpr.data.dataset import PromptSet
+from megatron_rlpr.evaluation.graders.pool import GraderPool
+from megatron_rlpr.evaluation.graders.result import GradeTask
+from megatron_rlpr.reward.base_probability import BaseProbabilityTable
+from megatron_rlpr.reward.format import format_score
+from megatron_rlpr.rollout.engine import Rollouts, SamplingSettings
+from megatron_rlpr.scoring import GroupScorer
+from megatron_rlpr.tracking.console import Console
+from megatron_rlpr.types import Prompt, RolloutGroup
+
+VALIDATION_STEP = 0
+"""Validation always samples as step 0 of evaluation.seed, so that two validations differ by the weights alone."""
+
+
+@dataclass(frozen=True)
+class ValidationSet:
+    """One validation file: its name (the file's stem), prompts, samples per prompt and base probabilities."""
+
+    name: str
+    prompts: PromptSet
+    samples_per_prompt: int
+    base_table: BaseProbabilityTable | None
+
+
+@dataclass(frozen=True)
+class ValidationResult:
+    """What one decoding strategy reached on one validation set.
+
+    per_prompt: measure -> one value per prompt (the mean of its samples), in file order, so that two results on the same
+    prompts can be compared pairwise.
+    """
+
+    name: str
+    strategy: str
+    per_prompt: dict[str, list[float]]
+    response_length: float
+
+    def metrics(self) -> dict[str, float]:
+        """Flat names for the trackers: val/<set>/<strategy>/<measure>."""
+        prefix = f"val/{self.name}/{self.strategy}"
+        means = {f"{prefix}/{measure}": float(np.mean(values)) for measure, values in self.per_prompt.items()}
+        return {**means, f"{prefix}/response_length": self.response_length}
+
+
+class HeldOutEvaluation:
+    """Runs every configured strategy on every validation set. All ranks call it together; the first one grades."""
+
+    def __init__(self, config: Config, rollouts: Rollouts, scorer: GroupScorer, graders: GraderPool, console: Console, special_tokens: Sequence[str]) -> None:
+        self._config = config
+        self._rollouts = rollouts
+        self._scorer = scorer
+        self._graders = graders
+        self._console = console
+        self._special_tokens = special_tokens
+
+    def run(self, sets: Sequence[ValidationSet]) -> list[ValidationResult]:
+        """Results in the order of the sets, then of evaluation.strategies."""
+        return [self._judge(one, strategy) for one in sets for strategy in self._config.evaluation.strategies]
+
+    def _judge(self, one: ValidationSet, strategy: str) -> ValidationResult:
+        groups = self._generate(one, strategy)
+        per_prompt: dict[str, list[float]] = {}
+        if self._config.evaluation.score_reward:
+            with self._console.phase(f"score {one.name}") as progress:
+                scored = self._scorer.score(groups, one.base_table, progress.advance)
+            for measure in ("reward", "reference_probability"):
+                per_prompt[measure] = [float(np.mean([getattr(r, measure) for r in group.rewards])) for group in scored]
+        mode = self._config.reward.format_mode
+        per_prompt["format"] = [float(np.mean([format_score(r.text, mode) for r in group.responses])) for group in groups]
+        per_prompt["accuracy"] = self._grade(groups)
+        lengths = [len(r.token_ids) for group in groups for r in group.responses]
+        return ValidationResult(one.name, strategy, per_prompt, float(np.mean(lengths)))
+
+    def _generate(self, one: ValidationSet, strategy: str) -> list[RolloutGroup]:
+        settings = self._config.evaluation
+        greedy = strategy == "greedy"
+        samples = 1 if greedy else settings.n or one.samples_per_prompt
+        sampling = SamplingSettings(
+            temperature=0.0 if greedy else settings.temperature or self._config.rollout.temperature,
+            top_p=1.0 if greedy else settings.top_p,
+            max_tokens=self._config.data.max_response_length,
+        )
+        prompts: tuple[Prompt, ...] = one.prompts.prompts
+        with self._console.phase(f"answer {one.name}", total=len(prompts) * samples) as progress:
+            return self._rollouts.generate(
+                prompts, samples, VALIDATION_STEP, settings.seed, sampling, lambda tokens, done, _: progress.update(done, tokens)
+            )
+
+    def _grade(self, groups: Sequence[RolloutGroup]) -> list[float]:
+        """Mean accuracy of every group's responses, graded on the first rank."""
+        answer: list[list[float] | None] = [None]
+        if dist.get_rank() == 0:
+            tasks = [self._task(group.prompt, response.text) for group in groups for response in group.responses]
+            verdicts = iter(self._graders.grade_many(tasks))
+            answer = [[float(np.mean([next(verdicts).accuracy for _ in group.responses])) for group in groups]]
+        dist.broadcast_object_list(answer, src=0)
+        assert answer[0] is not None
+        return answer[0]
+
+    def _task(self, prompt: Prompt, text: str) -> GradeTask:
+        for token in self._special_tokens:
+            text = text.replace(token, "")
+        prompt_text = "\n".join(message["content"] for message in prompt.messages)
+        return GradeTask(prompt.data_source, text, prompt.reference_answer, prompt_text, "validation", self._config.reward.format_mode)

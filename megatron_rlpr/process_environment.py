@@ -1,0 +1,59 @@
+"""Environment variables that a process must have before it loads torch.
+
+Some are read by the C library and by OpenMP when the process starts, so setting them later has no effect: `ensure`
+replaces the process by itself with them set. Values that the user has set are kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from typing import NoReturn
+
+import psutil
+
+_MARK = "MEGATRON_RLPR_ENVIRONMENT"
+_GIB = 2**30
+
+# Large activations are allocated and freed all the time; by default glibc maps and unmaps each of them, and touching
+# fresh pages costs several times the arithmetic (measured: scoring a batch 2.2 times faster with these three).
+_ON_CPU = {
+    "MALLOC_MMAP_THRESHOLD_": str(4 * _GIB),
+    "MALLOC_TRIM_THRESHOLD_": str(4 * _GIB),
+    "MALLOC_TOP_PAD_": str(_GIB // 4),
+    # Idle OpenMP threads of one rank must not spin on the cores of another.
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
+_ALWAYS = {"TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore"}
+
+
+def ensure() -> None:
+    """Make sure this process runs with the settings above. Call first, before anything imports torch."""
+    if os.environ.get(_MARK):
+        return
+    wanted = dict(_ALWAYS)
+    if not os.path.exists("/proc/driver/nvidia/version"):
+        wanted.update(_ON_CPU)
+    environment = {**wanted, **os.environ, _MARK: "1"}
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
+
+
+def leave(status: int) -> NoReturn:
+    """End this process and the helper processes that libraries started in it, without Python's shutdown.
+
+    vLLM's and gloo's threads may outlive the interpreter's shutdown and crash in it. Helper processes (fork servers,
+    checkpoint writers) would keep the output pipe open and let a caller wait for ever.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
+    os._exit(status)
+
+
+def default_threads() -> int:
+    """CPU threads of one rank: this machine's cores shared by its ranks."""
+    cores = len(os.sched_getaffinity(0))
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

@@ -1,0 +1,130 @@
+"""The parts of a run, as the trainer uses them, and the few verbs that need several of them at once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from megatron_rlpr.actor.checkpoint import CheckpointStore, random_state, restore_random_state
+from megatron_rlpr.actor.policy import MegatronPolicy
+from megatron_rlpr.actor.policy_gradient import LossTerms
+from megatron_rlpr.algorithm import learning_rate
+from megatron_rlpr.algorithm.batch_fill import BatchFill
+from megatron_rlpr.algorithm.std_filter import StdFilter
+from megatron_rlpr.clock import Clock
+from megatron_rlpr.config import Config
+from megatron_rlpr.prompt_source import PromptSource
+from megatron_rlpr.rollout.engine import Rollouts, SamplingSettings
+from megatron_rlpr.rollout.store import write_rollouts
+from megatron_rlpr.scoring import GroupScorer
+from megatron_rlpr.tracking.console import Console
+from megatron_rlpr.tracking.tracker import Tracker
+from megatron_rlpr.training_batch import TrainingBatch
+from megatron_rlpr.types import Prompt, RolloutGroup
+from megatron_rlpr.validation_schedule import ValidationSchedule
+from megatron_rlpr.weights.handover import HandOver
+
+
+@dataclass
+class RunParts:
+    """Everything a trainer needs, built by `build.build_parts`."""
+
+    config: Config
+    folder: Path
+    tokenizer: Any
+    policy: MegatronPolicy
+    rollouts: Rollouts
+    scorer: GroupScorer
+    prompts: PromptSource
+    std_filter: StdFilter
+    hand_over: HandOver
+    validation: ValidationSchedule
+    checkpoints: CheckpointStore
+    tracker: Tracker
+    console: Console
+    clock: Clock
+    total_steps: int
+    started: float = field(default_factory=time.time)
+
+    @property
+    def loss_terms(self) -> LossTerms:
+        return LossTerms.of(self.config.algorithm)
+
+    @property
+    def max_rounds(self) -> int:
+        """A stored step holds all its rounds already."""
+        return 1 if self.config.rollout.replay else self.config.filter.max_rounds
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of a step, counted from 1: a function of the step alone, so a resumed run goes on exactly."""
+        actor = self.config.actor
+        return actor.lr * learning_rate.multiplier(
+            step - 1,
+            warmup_steps=actor.lr_warmup_steps,
+            total_steps=self.total_steps,
+            style=actor.lr_decay_style,
+            min_ratio=actor.min_lr / actor.lr if actor.lr else 0.0,
+        )
+
+    def generate(self, prompts: Sequence[Prompt], step: int) -> list[RolloutGroup]:
+        """n responses for every prompt, with progress on the console."""
+        settings = self.config.rollout
+        sampling = SamplingSettings(settings.temperature, settings.top_p, settings.top_k, self.config.data.max_response_length)
+        with self.console.phase("rollout", total=len(prompts) * settings.n) as progress:
+            return self.rollouts.generate(
+                prompts, settings.n, step, self.config.trainer.seed, sampling, lambda tokens, done, _: progress.update(done, tokens)
+            )
+
+    def store_rollouts(self, step: int, fill: BatchFill, batch: TrainingBatch) -> None:
+        """Write everything the step generated, in the order it came, to <run folder>/rollouts (first rank)."""
+        if not self.config.tracking.save_rollouts or dist.get_rank() != 0:
+            return
+        advantage_of = {
+            id(group): [float(tokens[0]) if len(tokens) else 0.0 for tokens in advantages]
+            for group, advantages in zip(batch.groups, batch.advantages, strict=True)
+        }
+        dropped = {id(group) for group in fill.dropped}
+        write_rollouts(
+            self.folder / "rollouts",
+            step,
+            fill.history,
+            advantages=[advantage_of.get(id(group)) for group in fill.history],
+            kept=[id(group) not in dropped for group in fill.history],
+            decode=lambda ids: str(self.tokenizer.decode(list(ids), skip_special_tokens=False)),
+        )
+
+    def resume(self) -> int:
+        """Load the newest checkpoint, when trainer.resume allows it; returns the last finished step (0: none)."""
+        steps = self.checkpoints.steps()
+        if not steps:
+            return 0
+        state = self.checkpoints.load(steps[-1], self.policy)
+        self.prompts.load_state_dict(state["prompts"])
+        self.std_filter.load_state_dict(state["std_filter"])
+        self.validation.load_state_dict(state["validation"])
+        restore_random_state(state["random"])
+        self.started = time.time() - state["elapsed_s"]
+        self.console.message(f"resumed {self.checkpoints.path(steps[-1])}")
+        return int(state["step"])
+
+    def save_checkpoint(self, step: int) -> None:
+        """Write a checkpoint when this step is one that has one."""
+        frequency = self.config.trainer.save_freq
+        last = step == self.total_steps
+        if frequency < 0 or not (last or (frequency > 0 and step % frequency == 0)):
+            return
+        state = {
+            "step": step,
+            "prompts": self.prompts.state_dict(),
+            "std_filter": self.std_filter.state_dict(),
+            "validation": self.validation.state_dict(),
+            "random": random_state(),
+            "elapsed_s": time.time() - self.started,
+        }
+        with self.clock.phase("checkpoint"):
+            self.checkpoints.save(step, self.policy, state)
