@@ -14,6 +14,7 @@ from megatron_rlpr.actor import parallel
 from megatron_rlpr.actor.checkpoint import CheckpointStore
 from megatron_rlpr.actor.model import DTYPES
 from megatron_rlpr.actor.policy import MegatronPolicy
+from megatron_rlpr.algorithm.kl import AdaptiveKL, FixedKL, KLController
 from megatron_rlpr.algorithm.std_filter import StdFilter
 from megatron_rlpr.clock import Clock
 from megatron_rlpr.config import Config
@@ -61,10 +62,13 @@ def build_parts(config: Config) -> RunParts:
     val_prompts = _validation_prompts(config, tokenizer)
     graders = GraderPool()
 
-    console.message(f"model {config.model.path}: {shape.architecture}, {shape.num_layers} layers, {layout.world_size} ranks x {threads} threads")
+    described = f"{shape.architecture}, {shape.num_layers} layers"
+    console.message(f"model {config.model.path}: {described}; {layout.world_size} ranks with {threads} CPU threads each")
     policy = MegatronPolicy(shape, config.actor, layout, config.rollout.temperature)
     _load_initial_weights(policy, shape, config)
-    rewards = RewardManager(config.reward, tokenizer, _longest_prompt(config), config.data.max_response_length, _grade(config, tokenizer, graders))
+    rewards = RewardManager(
+        config.reward, tokenizer, _longest_prompt(config), config.data.max_response_length, _grade(config, tokenizer, graders)
+    )
     scorer = GroupScorer(policy, rewards, "none" if config.reward.format_only else config.reward.base_probability, clock)
     checkpoints = CheckpointStore(folder / "checkpoints", shape, config.trainer.keep_last)
     if layout.rank == 0:
@@ -83,7 +87,10 @@ def build_parts(config: Config) -> RunParts:
         config.filter.cache_regenerate,
     )
     scored = config.evaluation.score_reward
-    sets = [ValidationSet(name, found, samples_per_prompt(name), tables.of(name, found) if scored else None) for name, found in val_prompts.items()]
+    sets = [
+        ValidationSet(name, found, samples_per_prompt(name), tables.of(name, found) if scored else None)
+        for name, found in val_prompts.items()
+    ]
     rollouts = _rollouts(config, threads, console)
     evaluation = HeldOutEvaluation(config, rollouts, scorer, graders, console, _special_tokens(tokenizer))
     return RunParts(
@@ -91,6 +98,8 @@ def build_parts(config: Config) -> RunParts:
         folder=folder,
         tokenizer=tokenizer,
         policy=policy,
+        reference=_reference_policy(shape, config, layout),
+        kl_controller=_kl_controller(config),
         rollouts=rollouts,
         scorer=scorer,
         prompts=source,
@@ -163,6 +172,22 @@ def _load_initial_weights(policy: MegatronPolicy, shape: ModelShape, config: Con
     else:
         load_hf_weights(policy.model, shape, config.model.path)
     policy.weights_changed()
+
+
+def _reference_policy(shape: ModelShape, config: Config, layout: parallel.Layout) -> MegatronPolicy | None:
+    """The initial policy, in the actor's layout; loaded only when the KL to it counts."""
+    if config.algorithm.kl_loss_coef == 0:
+        return None
+    reference = MegatronPolicy(shape, config.actor, layout, config.rollout.temperature, trainable=False)
+    _load_initial_weights(reference, shape, config)
+    return reference
+
+
+def _kl_controller(config: Config) -> KLController:
+    settings = config.algorithm
+    if settings.kl_ctrl_type == "adaptive":
+        return AdaptiveKL(settings.kl_loss_coef, settings.kl_target, settings.kl_horizon)
+    return FixedKL(settings.kl_loss_coef)
 
 
 def _rollouts(config: Config, threads: int, console: Console) -> Rollouts:

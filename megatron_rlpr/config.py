@@ -23,9 +23,7 @@ class ModelConfig:
     """Which model is trained."""
 
     path: str = key("", "Hugging Face folder of the policy: config.json, tokenizer, safetensors")
-    megatron_checkpoint: str = key(
-        "", "converted Megatron checkpoint to take the initial weights from; empty: read them from model.path"
-    )
+    megatron_checkpoint: str = key("", "converted Megatron checkpoint to take the initial weights from; empty: read them from model.path")
 
 
 @dataclass
@@ -66,21 +64,30 @@ class RolloutConfig:
 class RewardConfig:
     """How a response is scored."""
 
-    reward_manager: Literal["prob", "mix", "naive"] = key("prob", "prob: reference probability; mix: with graded accuracy; naive: graded accuracy")
-    reward_type: Literal["pr", "pr+vr"] = key("pr", "pr+vr: with reward_manager=prob, grade the answers of maths data sources instead of scoring them")
+    reward_manager: Literal["prob", "mix", "naive"] = key(
+        "prob", "prob: reference probability; mix: with graded accuracy; naive: graded accuracy"
+    )
+    reward_type: Literal["pr", "pr+vr"] = key(
+        "pr", "pr+vr: with reward_manager=prob, grade the answers of maths data sources instead of scoring them"
+    )
     format_mode: Literal["R1", "R1_nothink"] = key("R1", "tags a response must have: think and answer, or answer only")
-    splice: Literal["text", "tokens"] = key("text", "splice the reference answer into decoded text (as the reference does) or into token ids")
+    splice: Literal["text", "tokens"] = key(
+        "text", "splice the reference answer into decoded text (as the reference does) or into token ids"
+    )
     compute_score_name: Literal["mean_exp_log_softmax", "mean_log_softmax", "exp_sum_log_softmax", "exp_mean_log_softmax"] = key(
         "mean_exp_log_softmax", "how the reference answer's token log-probs become one number"
     )
-    shaping_function_name: str = key("threshold_0", "function applied to reference minus base probability, e.g. threshold_0, identity, one_minus")
+    shaping_function_name: str = key(
+        "threshold_0", "function applied to reference minus base probability, e.g. threshold_0, identity, one_minus"
+    )
     discrete_function_name: str = key("identity", "identity, or bin_K: round the shaped difference to multiples of 1/K")
     format_coefficient: float = key(0.1, "c in (1-c) * shaped + c * format; -1: shaped if the format is right, else -1")
     format_only: bool = key(False, "control run: the reward is the format score alone")
     repetition_penalty: bool = key(True, "add the repetition penalty to the reward")
     repetition_penalty_max_repetitions_limit: int = key(10, "occurrences of the same ten words from which a response is penalised")
     base_probability: Literal["initial", "current", "none"] = key(
-        "initial", "probability of the answer with no reasoning: by the initial policy (one pass before training), by the current policy (each step), or 0"
+        "initial",
+        "probability of the answer with no reasoning, by: the initial policy (one pass before training), the current one, or 0",
     )
     gt_tokens_one_more: bool = key(False, "also score the token after the reference answer")
     gt_tokens_one_more_adjusted: bool = key(False, "cap that token's probability at 0.5")
@@ -95,7 +102,9 @@ class FilterConfig:
     """Which groups are left out because their rewards barely differ."""
 
     enabled: bool = key(True, "drop groups whose target lies outside the bounds")
-    mode: Literal["EMA", "fixed"] = key("EMA", "EMA: lower bound is beta times a moving average of the group std; fixed: use the bounds as given")
+    mode: Literal["EMA", "fixed"] = key(
+        "EMA", "EMA: lower bound is beta times a moving average of the group std; fixed: use the bounds as given"
+    )
     target: Literal["final_reward_std", "scoreB-scoreA", "scoreB", "vr_acc"] = key("final_reward_std", "number a group is judged by")
     truncated: bool = key(False, "also drop groups with a response that was cut at data.max_response_length")
     ema_ratio: float = key(0.99, "weight of the old average")
@@ -119,7 +128,9 @@ class AlgorithmConfig:
     clip_ratio_low: float = key(0.2, "lower clip of the probability ratio")
     clip_ratio_high: float = key(0.27, "upper clip of the probability ratio")
     clip_ratio_dual: float = key(0.0, "dual clip constant for negative advantages; 0: off")
-    loss_agg_mode: Literal["token-mean", "seq-mean-token-sum", "seq-mean-token-mean"] = key("token-mean", "how token losses become one number")
+    loss_agg_mode: Literal["token-mean", "seq-mean-token-sum", "seq-mean-token-mean"] = key(
+        "token-mean", "how token losses become one number"
+    )
     entropy_coeff: float = key(0.001, "weight of the entropy bonus")
     use_kl_loss: bool = key(True, "KL to the reference policy in the loss; false: in the reward")
     kl_loss_coef: float = key(0.0, "weight of the KL; the reference policy is loaded only when it is not 0")

@@ -15,17 +15,18 @@ from megatron_rlpr.actor.policy import MegatronPolicy
 from megatron_rlpr.actor.policy_gradient import LossTerms
 from megatron_rlpr.algorithm import learning_rate
 from megatron_rlpr.algorithm.batch_fill import BatchFill
+from megatron_rlpr.algorithm.kl import KLController
 from megatron_rlpr.algorithm.std_filter import StdFilter
 from megatron_rlpr.clock import Clock
 from megatron_rlpr.config import Config
 from megatron_rlpr.prompt_source import PromptSource
 from megatron_rlpr.rollout.engine import Rollouts, SamplingSettings
 from megatron_rlpr.rollout.store import write_rollouts
-from megatron_rlpr.scoring import GroupScorer
+from megatron_rlpr.scoring import GroupScorer, response_request
 from megatron_rlpr.tracking.console import Console
 from megatron_rlpr.tracking.tracker import Tracker
-from megatron_rlpr.training_batch import TrainingBatch
-from megatron_rlpr.types import Prompt, RolloutGroup
+from megatron_rlpr.training_batch import TrainingBatch, with_advantages
+from megatron_rlpr.types import FloatArray, Prompt, RolloutGroup, ScoredGroup
 from megatron_rlpr.validation_schedule import ValidationSchedule
 from megatron_rlpr.weights.handover import HandOver
 
@@ -38,6 +39,8 @@ class RunParts:
     folder: Path
     tokenizer: Any
     policy: MegatronPolicy
+    reference: MegatronPolicy | None
+    kl_controller: KLController
     rollouts: Rollouts
     scorer: GroupScorer
     prompts: PromptSource
@@ -80,6 +83,30 @@ class RunParts:
                 prompts, settings.n, step, self.config.trainer.seed, sampling, lambda tokens, done, _: progress.update(done, tokens)
             )
 
+    def with_advantages(self, groups: Sequence[ScoredGroup], step: int) -> TrainingBatch:
+        """The batch's advantages; asks the reference policy and for greedy baselines where the algorithm needs them."""
+        reference = self._reference_log_probs(groups)
+        baselines = self._greedy_rewards(groups, step) if self.config.algorithm.adv_estimator == "remax" else None
+        batch = with_advantages(groups, self.config, reference, self.kl_controller.value, baselines)
+        self.kl_controller.update(batch.response_kls)
+        return batch
+
+    def _reference_log_probs(self, groups: Sequence[ScoredGroup]) -> list[list[FloatArray]] | None:
+        if self.reference is None:
+            return None
+        requests = [response_request(g.group.prompt, r.token_ids) for g in groups for r in g.group.responses]
+        with self.clock.phase("score"):
+            scores = iter(self.reference.score(requests))
+        return [[next(scores).log_probs for _ in g.group.responses] for g in groups]
+
+    def _greedy_rewards(self, groups: Sequence[ScoredGroup], step: int) -> list[float]:
+        """The reward of the greedy response to every prompt of the batch (remax's baseline)."""
+        sampling = SamplingSettings(temperature=0.0, max_tokens=self.config.data.max_response_length)
+        prompts = [group.group.prompt for group in groups]
+        with self.clock.phase("rollout"):
+            greedy = self.rollouts.generate(prompts, 1, step, self.config.trainer.seed, sampling)
+        return [float(group.rewards[0].reward) for group in self.scorer.score(greedy, self.prompts.base_table)]
+
     def store_rollouts(self, step: int, fill: BatchFill, batch: TrainingBatch) -> None:
         """Write everything the step generated, in the order it came, to <run folder>/rollouts (first rank)."""
         if not self.config.tracking.save_rollouts or dist.get_rank() != 0:
@@ -106,6 +133,7 @@ class RunParts:
         state = self.checkpoints.load(steps[-1], self.policy)
         self.prompts.load_state_dict(state["prompts"])
         self.std_filter.load_state_dict(state["std_filter"])
+        self.kl_controller.load_state_dict(state["kl_controller"])
         self.validation.load_state_dict(state["validation"])
         restore_random_state(state["random"])
         self.started = time.time() - state["elapsed_s"]
@@ -122,6 +150,7 @@ class RunParts:
             "step": step,
             "prompts": self.prompts.state_dict(),
             "std_filter": self.std_filter.state_dict(),
+            "kl_controller": self.kl_controller.state_dict(),
             "validation": self.validation.state_dict(),
             "random": random_state(),
             "elapsed_s": time.time() - self.started,

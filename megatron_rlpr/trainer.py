@@ -9,7 +9,7 @@ from __future__ import annotations
 from megatron_rlpr.algorithm.batch_fill import BatchFill
 from megatron_rlpr.run_parts import RunParts
 from megatron_rlpr.step_metrics import filter_metrics, memory_metrics, reward_metrics, speed_metrics, update_metrics
-from megatron_rlpr.training_batch import loss_weights, mini_batches, with_advantages
+from megatron_rlpr.training_batch import filter_stds, loss_weights, mini_batches
 
 
 class Trainer:
@@ -39,7 +39,7 @@ class Trainer:
             fill = self.fill_batch(step)
             groups, surplus = fill.take()
             parts.prompts.put_back(surplus)
-            batch = with_advantages(groups, parts.config)
+            batch = parts.with_advantages(groups, step)
             lr = parts.learning_rate(step)
             with clock.phase("update"), parts.console.phase("update") as progress:
                 updates = [
@@ -65,14 +65,13 @@ class Trainer:
         """Generate, score and filter groups until there are enough for a batch, or the rounds run out."""
         parts, clock = self.parts, self.parts.clock
         parts.std_filter.begin_step(step)
-        fill = BatchFill(parts.config.data.train_batch_size, parts.max_rounds)
+        fill = BatchFill(parts.config.data.train_batch_size, parts.max_rounds, parts.prompts.carried)
         while fill.wants_more:
             prompts = parts.prompts.next_batch()
             with clock.phase("rollout"):
                 groups = parts.generate(prompts, step)
             with parts.console.phase("score") as progress:
                 scored = parts.scorer.score(groups, parts.prompts.base_table, progress.advance)
-            fill.offer(scored, parts.std_filter.judge(scored))
+            fill.offer(scored, parts.std_filter.judge(scored, filter_stds(scored, parts.config)))
         parts.std_filter.end_step()
         return fill
-

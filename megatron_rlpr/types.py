@@ -90,6 +90,7 @@ class ResponseReward:
 
     reward = combination of the parts, as `reward.manager` defines it; extracted_answer is the text between the
     answer tags ("" when there are none); splice_valid tells whether the reference could be spliced in.
+    probability_reward, graded_reward: the two parts of a mixed reward, before their weights (algorithm.adv_estimator pr*_vr*).
     """
 
     reward: float
@@ -100,6 +101,8 @@ class ResponseReward:
     splice_valid: bool
     extracted_answer: str
     accuracy: float = 0.0
+    probability_reward: float = 0.0
+    graded_reward: float = 0.0
 
 
 @dataclass(frozen=True)

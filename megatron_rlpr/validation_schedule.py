@@ -12,7 +12,7 @@ import torch.distributed as dist
 from megatron_rlpr.config import TrainerConfig
 from megatron_rlpr.evaluation.held_out import HeldOutEvaluation, ValidationResult, ValidationSet
 from megatron_rlpr.step_metrics import memory_metrics
-from megatron_rlpr.tracking.summary import summary_table, write_summary
+from megatron_rlpr.tracking.summary import compare, summary_table, write_summary
 from megatron_rlpr.tracking.tracker import Tracker
 
 
@@ -61,7 +61,7 @@ class ValidationSchedule:
             return
         first, last = self._before[0], after[0]
         others = {
-            f"{b['name']}/{b['strategy']}": {"before": b["per_prompt"], "after": a.per_prompt} for b, a in zip(self._before[1:], after[1:], strict=True)
+            f"{b['name']}/{b['strategy']}": compare(b["per_prompt"], a.per_prompt) for b, a in zip(self._before[1:], after[1:], strict=True)
         }
         summary = write_summary(
             self._folder / "summary.json",
@@ -94,5 +94,3 @@ class ValidationSchedule:
 
 def _as_dict(result: ValidationResult) -> dict[str, Any]:
     return {"name": result.name, "strategy": result.strategy, "per_prompt": result.per_prompt}
-
-

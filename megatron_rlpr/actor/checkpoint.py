@@ -1,9 +1,9 @@
 """Checkpoints of a run: Megatron's torch_dist format plus the trainer's own state, complete or absent.
 
-    <folder>/step_000040/          appears by one rename, when everything in it is on disk
-        megatron/                  sharded weights and optimizer: load with any TP, PP, DP
-        run_state.json             step counter, sampler, filter, random state: whatever the trainer hands over
-        model_shape.json           what the weights belong to
+<folder>/step_000040/          appears by one rename, when everything in it is on disk
+    megatron/                  sharded weights and optimizer: load with any TP, PP, DP
+    run_state.json             step counter, sampler, filter, random state: whatever the trainer hands over
+    model_shape.json           what the weights belong to
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch.distributed as dist
 from megatron.core import dist_checkpointing
 
 from megatron_rlpr.actor.policy import MegatronPolicy
-from megatron_rlpr.types import UserError
+from megatron_rlpr.weights.load_megatron import check_megatron_checkpoint
 from megatron_rlpr.weights.shape import ModelShape
 
 _NAME = re.compile(r"step_(\d{6,})")
@@ -32,7 +32,7 @@ class CheckpointStore:
 
     def __init__(self, folder: Path, shape: ModelShape, keep_last: int) -> None:
         self._folder = folder
-        self._shape = json.loads(json.dumps(asdict(shape)))
+        self._shape = shape
         self._keep_last = keep_last
 
     def steps(self) -> list[int]:
@@ -54,7 +54,7 @@ class CheckpointStore:
         dist.barrier()
         dist_checkpointing.save(_sharded_state(policy, is_loading=False), str(partial / "megatron"))
         if _is_first_rank():
-            _write_json(partial / "model_shape.json", self._shape)
+            _write_json(partial / "model_shape.json", asdict(self._shape))
             _write_json(partial / "run_state.json", run_state)
             _sync_tree(partial)
             shutil.rmtree(target, ignore_errors=True)
@@ -68,10 +68,7 @@ class CheckpointStore:
     def load(self, step: int, policy: MegatronPolicy) -> dict[str, Any]:
         """Load weights and optimizer of `step` into the policy (any layout); returns the run state."""
         source = self.path(step)
-        found = json.loads((source / "model_shape.json").read_text())
-        different = [f"{k}={found.get(k)!r}, expected {v!r}" for k, v in self._shape.items() if found.get(k) != v]
-        if different:
-            raise UserError(f"{source} is a checkpoint of another architecture ({'; '.join(different)}); use another trainer.name or its model")
+        check_megatron_checkpoint(self._shape, source)
         state = dist_checkpointing.load(_sharded_state(policy, is_loading=True), str(source / "megatron"))
         policy.model.load_state_dict(state["model"])
         if policy.optimizer is not None:

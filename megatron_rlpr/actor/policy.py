@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -97,10 +98,15 @@ class MegatronPolicy:
                 flat[_flat_index(micro_batch, first)] = output[torch.from_numpy(micro_batch.row_of_want)]
         dist.all_reduce(flat)
         values = flat.cpu().numpy()
-        return [TokenScores(values[a:b, 0].copy(), values[a:b, 1].copy()) for a, b in zip(first[:-1], first[1:], strict=True)]
+        return [TokenScores(values[a:b, 0].copy(), values[a:b, 1].copy()) for a, b in pairwise(first)]
 
     def update(
-        self, sequences: Sequence[TrainSequence], sequence_weights: Sequence[float], terms: LossTerms, lr: float, progress: Progress | None = None
+        self,
+        sequences: Sequence[TrainSequence],
+        sequence_weights: Sequence[float],
+        terms: LossTerms,
+        lr: float,
+        progress: Progress | None = None,
     ) -> UpdateResult:
         """One optimizer step on a mini-batch.
 

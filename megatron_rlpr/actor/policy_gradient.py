@@ -74,9 +74,7 @@ def policy_gradient(rows: torch.Tensor, values: RowValues, terms: LossTerms) -> 
     where = rows.device
     log_probs, entropy = rows[:, 0], rows[:, 1]
     old, weights = values.old_log_probs.to(where), values.weights.to(where)
-    token_loss, clipped = token_policy_loss(
-        log_probs, old, values.advantages.to(where), terms.clip_low, terms.clip_high, terms.dual_clip
-    )
+    token_loss, clipped = token_policy_loss(log_probs, old, values.advantages.to(where), terms.clip_low, terms.clip_high, terms.dual_clip)
     token_loss = token_loss - terms.entropy_coeff * entropy
     if terms.kl_coef and values.reference_log_probs is not None:
         token_loss = token_loss + terms.kl_coef * token_kl(log_probs, values.reference_log_probs.to(where), terms.kl_type)

@@ -29,7 +29,9 @@ class MicroBatchRunner:
         self._temperature = temperature
         self._head_chunk_rows = head_chunk_rows
 
-    def forward(self, model: torch.nn.Module, micro_batches: Sequence[TreeMicroBatch], progress: Progress | None = None) -> list[torch.Tensor]:
+    def forward(
+        self, model: torch.nn.Module, micro_batches: Sequence[TreeMicroBatch], progress: Progress | None = None
+    ) -> list[torch.Tensor]:
         """fp32 [U, 2] (log-prob, entropy of every distinct row) per micro-batch on the last stage; [] on other stages."""
 
         def keep(output: torch.Tensor, non_loss_data: bool = False) -> torch.Tensor:

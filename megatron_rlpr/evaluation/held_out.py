@@ -56,7 +56,15 @@ class ValidationResult:
 class HeldOutEvaluation:
     """Runs every configured strategy on every validation set. All ranks call it together; the first one grades."""
 
-    def __init__(self, config: Config, rollouts: Rollouts, scorer: GroupScorer, graders: GraderPool, console: Console, special_tokens: Sequence[str]) -> None:
+    def __init__(
+        self,
+        config: Config,
+        rollouts: Rollouts,
+        scorer: GroupScorer,
+        graders: GraderPool,
+        console: Console,
+        special_tokens: Sequence[str],
+    ) -> None:
         self._config = config
         self._rollouts = rollouts
         self._scorer = scorer

@@ -125,13 +125,16 @@ class RewardManager:
         )
         if config.format_only:
             return replace(parts, reward=parts.format)
-        if config.reward_manager == "prob":
-            reward = self._probability_reward(parts, response)
-        else:
-            reward = self._graded_reward(prompt, response, accuracy)
-            if config.reward_manager == "mix":
-                reward = config.vr_weight * reward + config.pr_weight * self._probability_reward(parts, response)
-        return replace(parts, reward=reward + parts.repetition)
+        probability = self._probability_reward(parts, response) if config.reward_manager != "naive" else 0.0
+        graded_part = self._graded_reward(prompt, response, accuracy) if config.reward_manager != "prob" else 0.0
+        match config.reward_manager:
+            case "prob":
+                reward = probability
+            case "naive":
+                reward = graded_part
+            case "mix":
+                reward = config.vr_weight * graded_part + config.pr_weight * probability
+        return replace(parts, reward=reward + parts.repetition, probability_reward=probability, graded_reward=graded_part)
 
     def _probability_reward(self, parts: ResponseReward, response: Response) -> float:
         shaped = self._discretise(self._shape(parts.reference_probability - parts.base_probability, response.seed))
