@@ -1,0 +1,1 @@
+"""Command lines around a run: fetch a model, prepare data, plan, check, report."""

@@ -1,0 +1,26 @@
+"""How every tool ends: 0 when it did its work, 2 with one line on standard error when the user can fix what is wrong."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+
+from megatron_rlpr.types import UserError
+
+
+def tool_parser(name: str, description: str | None) -> argparse.ArgumentParser:
+    """The parser of `python -m tools.<name>`, whose --help shows the module's own text."""
+    return argparse.ArgumentParser(
+        prog=f"python -m tools.{name}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
+def exit_status(command: Callable[[], None]) -> int:
+    """Run the command; a UserError becomes one line on standard error and status 2, anything else is a defect and raises."""
+    try:
+        command()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
