@@ -11,7 +11,10 @@ The output appears at once, when everything in it is written and checked:
     sealed.json         SHA-256 of every file
 """
 
-from __future__ import annotations
+from megatron_rlpr import process_environment
+
+if __name__ == "__main__":
+    process_environment.ensure()
 
 import argparse
 import json

@@ -7,7 +7,10 @@ A training checkpoint holds no tokenizer: --hf names the folder the run started 
 everything in it is written and checked.
 """
 
-from __future__ import annotations
+from megatron_rlpr import process_environment
+
+if __name__ == "__main__":
+    process_environment.ensure()
 
 import argparse
 import json

@@ -1,0 +1,41 @@
+"""Logits of the Megatron policy, for comparing it with transformers. Training never builds them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+
+from megatron_rlpr.actor.policy import MegatronPolicy
+from megatron_rlpr.types import ScoreRequest
+
+
+def megatron_logits(policy: MegatronPolicy, token_ids: Sequence[int]) -> torch.Tensor | None:
+    """fp32 [T - 1, vocabulary]: the logits after every token but the last, on the last pipeline stage; None on others.
+
+    All ranks call it together; the policy's temperature must be 1 and sequence parallelism off. The hidden states are
+    taken from the very forward pass that scoring does. Raises ValueError with data parallelism, where only one replica
+    would see the prompt.
+    """
+    if policy.layout.data_size != 1:
+        raise ValueError(f"logits are compared with one replica of the model, there are {policy.layout.data_size}")
+    captured: list[torch.Tensor] = []
+
+    def keep(_: torch.nn.Module, __: Any, output: torch.Tensor) -> None:
+        captured.append(output.detach())
+
+    hook = policy.model.decoder.register_forward_hook(keep)
+    try:
+        policy.score([ScoreRequest(tuple(token_ids), 1, len(token_ids))])
+    finally:
+        hook.remove()
+    if not policy.layout.is_last_stage:
+        return None
+    hidden = captured[0][: len(token_ids) - 1, 0]
+    shard = torch.nn.functional.linear(hidden, policy.model.output_weight()).float().contiguous()
+    shards = [torch.empty_like(shard) for _ in range(policy.layout.tensor_size)]
+    dist.all_gather(shards, shard, group=parallel_state.get_tensor_model_parallel_group())
+    return torch.cat(shards, dim=-1)[:, : policy.model.real_vocab_size]

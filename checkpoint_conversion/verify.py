@@ -1,0 +1,146 @@
+"""Compare a Megatron checkpoint with the Hugging Face folder it should equal, in fp32, at any layout.
+
+    torchrun --nproc-per-node 2 -m checkpoint_conversion.verify --hf models/smollm2-135m --megatron checkpoints/smollm2-135m \\
+        --pipeline-model-parallel-size 2
+
+Loads the checkpoint into the training policy, exports it again and compares every tensor; then runs random prompts through
+the policy and through transformers. Prints the worst tensor and the largest logit difference; exit status 1 beyond --tolerance.
+"""
+
+from megatron_rlpr import process_environment
+
+if __name__ == "__main__":
+    process_environment.ensure()
+
+import argparse
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from checkpoint_conversion.logits import megatron_logits
+from megatron_rlpr.actor import parallel
+from megatron_rlpr.actor.policy import MegatronPolicy
+from megatron_rlpr.config import ActorConfig
+from megatron_rlpr.types import UserError
+from megatron_rlpr.weights.architectures import model_shape, parameter_table
+from megatron_rlpr.weights.export import WeightExporter
+from megatron_rlpr.weights.hf_tensors import HfTensors
+from megatron_rlpr.weights.load_hf import open_hf_weights
+from megatron_rlpr.weights.load_megatron import check_megatron_checkpoint, load_megatron_checkpoint
+from megatron_rlpr.weights.shape import ModelShape, read_hf_config
+from tools.command_line import exit_status
+
+
+@dataclass(frozen=True)
+class Worst:
+    """The largest difference that was found, and where."""
+
+    difference: float
+    where: str
+
+
+def worst_tensor(exported: Iterable[tuple[str, torch.Tensor]], source: HfTensors) -> Worst:
+    """The exported tensor that is farthest from the folder's, in fp32."""
+    worst = Worst(-1.0, "")
+    for name, tensor in exported:
+        difference = float((tensor.cpu().float() - source.read(name).float()).abs().max())
+        if not difference <= worst.difference:
+            worst = Worst(difference, name)
+    return worst
+
+
+def worst_logit(policy: MegatronPolicy, hf: Path, prompts: Sequence[Sequence[int]]) -> Worst:
+    """The largest difference between the policy's logits and transformers', on every rank."""
+    model = _transformers_model(hf) if policy.layout.rank == _speaker(policy) else None
+    worst = Worst(-1.0, "")
+    for number, prompt in enumerate(prompts):
+        logits = megatron_logits(policy, prompt)
+        if model is None or logits is None:
+            continue
+        with torch.no_grad():
+            expected = model(torch.tensor([prompt])).logits[0, :-1].float()
+        by_position = (logits.cpu() - expected).abs().amax(-1)
+        if not float(by_position.max()) <= worst.difference:
+            worst = Worst(float(by_position.max()), f"prompt {number}, position {int(by_position.argmax())}")
+    found = [worst]
+    dist.broadcast_object_list(found, src=_speaker(policy))
+    return found[0]
+
+
+def random_prompts(vocab_size: int, count: int, length: int) -> list[list[int]]:
+    """Prompts of uniformly random tokens, the same in every process."""
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randint(0, vocab_size, (length,), generator=generator).tolist() for _ in range(count)]
+
+
+def check_layout(shape: ModelShape, tp: int, pp: int, world_size: int) -> None:
+    """Raise UserError when a model of this shape cannot be laid out so on that many processes."""
+    if tp < 1 or pp < 1 or world_size != tp * pp:
+        raise UserError(f"{world_size} processes, but TP {tp} x PP {pp} are {tp * pp}: change torchrun's --nproc-per-node")
+    if shape.num_layers % pp:
+        raise UserError(f"--pipeline-model-parallel-size={pp} does not divide the {shape.num_layers} layers")
+    try:
+        for mapping in parameter_table(shape):
+            mapping.piece_shapes(tp)
+    except ValueError as error:
+        raise UserError(f"--tensor-model-parallel-size={tp}: {error}") from error
+
+
+def _speaker(policy: MegatronPolicy) -> int:
+    """The last rank: always on the last pipeline stage, so it has logits."""
+    return policy.layout.world_size - 1
+
+
+def _transformers_model(hf: Path) -> torch.nn.Module:
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    model: torch.nn.Module = AutoModelForCausalLM.from_pretrained(hf, dtype=torch.float32, local_files_only=True).eval()
+    return model
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--hf", type=Path, required=True, help="Hugging Face folder to compare with")
+    parser.add_argument("--megatron", type=Path, required=True, help="Megatron checkpoint")
+    parser.add_argument("--tensor-model-parallel-size", type=int, default=1)
+    parser.add_argument("--pipeline-model-parallel-size", type=int, default=1)
+    parser.add_argument("--prompts", type=int, default=4, help="random prompts to compare")
+    parser.add_argument("--length", type=int, default=64, help="tokens of a prompt")
+    parser.add_argument("--tolerance", type=float, default=2e-4, help="largest logit difference that passes")
+    options = parser.parse_args()
+    shape = model_shape(read_hf_config(options.hf))
+    check_megatron_checkpoint(shape, options.megatron)
+    source = open_hf_weights(shape, options.hf)
+    check_layout(shape, options.tensor_model_parallel_size, options.pipeline_model_parallel_size, int(os.environ.get("WORLD_SIZE", "1")))
+    if options.prompts < 1 or not 2 <= options.length <= shape.max_position_embeddings:
+        raise UserError(f"--prompts must be at least 1 and --length between 2 and {shape.max_position_embeddings}")
+    actor = ActorConfig(
+        dtype="float32",
+        tensor_model_parallel_size=options.tensor_model_parallel_size,
+        pipeline_model_parallel_size=options.pipeline_model_parallel_size,
+        max_tokens_per_micro_batch=options.length,
+    )
+    layout = parallel.initialize(actor, seed=0)
+    policy = MegatronPolicy(shape, actor, layout, temperature=1.0, trainable=False)
+    load_megatron_checkpoint(policy.model, shape, options.megatron)
+    tensor = worst_tensor(WeightExporter(policy.model, shape, bucket_mb=64).stream(), source)
+    logit = worst_logit(policy, options.hf, random_prompts(shape.vocab_size, options.prompts, options.length))
+    if layout.rank == 0:
+        print(f"layout: TP {layout.tensor_size}, PP {layout.pipeline_size}")
+        print(f"worst tensor: {tensor.where}, largest difference {tensor.difference:.3g}")
+        print(f"largest logit difference: {logit.difference:.3g} at {logit.where} (tolerance {options.tolerance:g})", flush=True)
+    dist.barrier()
+    dist.destroy_process_group()
+    if not logit.difference <= options.tolerance:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(main))
