@@ -79,7 +79,8 @@ class HfTensors:
                 if not file.is_file():
                     raise UserError(f"{self.folder}: {file.name} is missing, {INDEX} names it: fetch the model again")
             return files
-        files = sorted(self.folder.glob("*.safetensors"))
+        single = self.folder / "model.safetensors"
+        files = [single] if single.is_file() else sorted(self.folder.glob("*.safetensors"))
         if not files:
             raise UserError(f"{self.folder} holds no *.safetensors: name a folder with safetensors (pickled weights are not read)")
         return files

@@ -54,7 +54,7 @@ def positive_number(config: HfConfig, field: str) -> float:
 
 def flag(config: HfConfig, field: str, default: bool) -> bool:
     """A field that must be true or false; `default` is transformers' own where the field is not written."""
-    value = config.get(field, default)
+    value = default if config.get(field) is None else config[field]
     if not isinstance(value, bool):
         raise UserError(f"config.json: expected '{field}' to be true or false, found {value!r}")
     return value
