@@ -1,0 +1,197 @@
+"""Conversions of the models in a folder, then loading, logits, export and hand-over at several layouts.
+
+    python weight_layouts.py MODELS WORK
+
+MODELS holds one Hugging Face folder per model, each with transformers' logits of a
+prompt in expected/logits.safetensors. Every
+conversion and every rank is its own process, forked from this one so that the libraries are imported once; groups are
+gloo. Prints one JSON line: facts by layout and model, which the tests judge.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from megatron.core import parallel_state
+from safetensors.torch import load_file
+
+from checkpoint_conversion import hf_to_megatron, megatron_to_hf
+from checkpoint_conversion.logits import megatron_logits
+from checkpoint_conversion.verify import worst_tensor
+from megatron_rlpr.actor import parallel
+from megatron_rlpr.actor.checkpoint import CheckpointStore
+from megatron_rlpr.actor.parallel import Layout
+from megatron_rlpr.actor.policy import MegatronPolicy
+from megatron_rlpr.config import ActorConfig
+from megatron_rlpr.weights.architectures import model_shape
+from megatron_rlpr.weights.checksum import weights_checksum
+from megatron_rlpr.weights.export import WeightExporter
+from megatron_rlpr.weights.handover import HandOver
+from megatron_rlpr.weights.hf_tensors import HfTensors
+from megatron_rlpr.weights.load_hf import load_hf_weights
+from megatron_rlpr.weights.load_megatron import load_megatron_checkpoint
+from megatron_rlpr.weights.shape import ModelShape, read_hf_config
+
+LAYOUTS = {"1 process": (1, 1, 1), "TP2": (2, 2, 1), "PP2": (2, 1, 2), "TP2 x PP2": (4, 2, 2), "PP2 x DP2": (4, 1, 2)}
+BUCKET_MB = 0.02  # about ten buckets for these models
+
+
+class Receiver:
+    """Keeps what it is given; stops after `takes` tensors, with an error when it `breaks`."""
+
+    def __init__(self, takes: int = 10**9, breaks: bool = False) -> None:
+        self.takes = takes
+        self.breaks = breaks
+        self.names: list[str] = []
+
+    def update_weights(self, manifest: Mapping[str, tuple[int, ...]], tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
+        source: Iterator[tuple[str, torch.Tensor]] = iter(tensors)
+        while len(self.names) < self.takes:
+            item = next(source, None)
+            if item is None:
+                break
+            self.names.append(item[0])
+        if self.breaks:
+            raise OSError("the engine went away")
+
+
+def handed_over(exporter: WeightExporter, rank: int) -> dict[str, Any]:
+    """What hand-overs to whole, broken and uninterested receivers come to on this rank."""
+    whole = Receiver()
+    good = HandOver(exporter, whole).send(version=3)
+    broken = Receiver(takes=3 if rank == 0 else 10**9, breaks=rank == 0)
+    try:
+        HandOver(exporter, broken).send(version=4)
+        error = ""
+    except OSError as failure:
+        error = str(failure)
+    ignored = HandOver(exporter, Receiver(takes=0)).send(version=5)
+    again = HandOver(exporter, Receiver()).send(version=6)
+    return {
+        "complete": whole.names == list(exporter.manifest()),
+        "nbytes": good.nbytes,
+        "versions": [good.version, ignored.version],
+        "checksums": [good.checksum, again.checksum],
+        "error": error,
+        "ignored_bytes": ignored.nbytes,
+    }
+
+
+def observe(folder: Path, work: Path, shape: ModelShape, actor: ActorConfig, layout: Layout) -> dict[str, Any]:
+    """Everything about one model at this layout, from this rank's point of view."""
+    policy = MegatronPolicy(shape, actor, layout, temperature=1.0, trainable=False)
+    load_hf_weights(policy.model, shape, folder)
+    expected = load_file(folder / "expected" / "logits.safetensors")
+    logits = megatron_logits(policy, expected["prompt"].tolist()) if layout.data_size == 1 else None
+    exporter = WeightExporter(policy.model, shape, BUCKET_MB)
+    source = HfTensors(folder)
+    buckets = list(exporter.buckets())
+    stream = [(name, tensor.clone()) for bucket in buckets for name, tensor in bucket]
+    facts: dict[str, Any] = {
+        "logit_difference": None if logits is None else float((logits - expected["logits"][:-1]).abs().max()),
+        "in_manifest_order": [(name, tuple(t.shape)) for name, t in stream] == list(exporter.manifest().items()),
+        "identical": all(torch.equal(t, source.read(name).to(exporter.dtype)) for name, t in stream),
+        "dtypes": sorted({str(t.dtype) for _, t in stream}),
+        "contiguous": all(t.is_contiguous() for _, t in stream),
+        "buckets": len(buckets),
+        "largest_bucket_of_several": max([sum(t.nbytes for _, t in b) for b in buckets if len(b) > 3], default=0),
+        "hand_over": handed_over(exporter, layout.rank),
+    }
+    with torch.no_grad():
+        for parameter in policy.model.parameters():
+            parameter.fill_(7.0)
+    load_megatron_checkpoint(policy.model, shape, work / "megatron_float32" / folder.name)
+    facts["reloaded_difference"] = worst_tensor(exporter.stream(), source).difference
+    facts["padding_is_zero"] = padding_is_zero(policy)
+    if layout.tensor_size == layout.pipeline_size == 2:
+        CheckpointStore(work / "run" / folder.name, shape, keep_last=1).save(7, policy, {"step": 7})
+    return facts
+
+
+def padding_is_zero(policy: MegatronPolicy) -> bool:
+    shard = policy.model.vocab_shard() if policy.layout.is_last_stage else None
+    return shard is None or not policy.model.output_weight()[shard.valid_rows :].any()
+
+
+def one_rank(rank: int, name: str, models: Path, work: Path, results: Path) -> None:
+    torch.set_num_threads(1)
+    world, tensor, pipeline = LAYOUTS[name]
+    dist.init_process_group("gloo", store=dist.FileStore(str(results / f"{name}.store"), world), rank=rank, world_size=world)
+    actor = ActorConfig(dtype="float32", tensor_model_parallel_size=tensor, pipeline_model_parallel_size=pipeline)
+    layout = parallel.initialize(actor, seed=1)
+    facts = {}
+    for folder in sorted(models.iterdir()):
+        facts[folder.name] = observe(folder, work, model_shape(read_hf_config(folder)), actor, layout)
+    (results / f"{name}.{rank}.json").write_text(json.dumps(facts))
+    dist.barrier()
+    parallel_state.destroy_model_parallel()
+    dist.destroy_process_group()
+
+
+def conversions(_: int, models: Path, work: Path, results: Path) -> None:
+    """Hugging Face -> Megatron -> Hugging Face in both dtypes, and the second time of each."""
+    torch.set_num_threads(1)
+    facts: dict[str, Any] = {}
+    for folder in sorted(models.iterdir()):
+        for dtype in ("float32", "bfloat16"):
+            megatron, back = work / f"megatron_{dtype}" / folder.name, work / f"back_{dtype}" / folder.name
+            made = [hf_to_megatron.convert(folder, megatron, dtype) for _ in range(2)]
+            made += [megatron_to_hf.convert(megatron, back, max_shard_gb=3e-5) for _ in range(2)]
+            facts[f"{folder.name} {dtype}"] = {"made": made, **compared(folder, back, getattr(torch, dtype))}
+    (results / "conversions.json").write_text(json.dumps(facts))
+
+
+def compared(folder: Path, back: Path, dtype: torch.dtype) -> dict[str, Any]:
+    """How a converted folder compares with the one it came from."""
+    source, found = HfTensors(folder), HfTensors(back)
+    before = {name: source.read(name).to(dtype) for name in source.stored if name in found.stored}
+    after = {name: found.read(name) for name in before}
+    return {
+        "missing": sorted(source.stored.keys() ^ found.stored.keys()),
+        "dtypes": sorted({str(t.dtype) for t in found.stored.values()}),
+        "identical": all(torch.equal(before[name], after[name]) for name in before),
+        "same_checksum": weights_checksum(before.items()) == weights_checksum(after.items()),
+        "files": len({t.file for t in found.stored.values()}),
+        "config_dtype": json.loads((back / "config.json").read_text()).get("dtype"),
+        "template": (back / "chat_template.jinja").read_text(),
+    }
+
+
+def exports_of_runs(_: int, models: Path, work: Path, results: Path) -> None:
+    """The training checkpoints that TP2 x PP2 wrote, back to Hugging Face in one process."""
+    torch.set_num_threads(1)
+    facts = {}
+    for folder in sorted(models.iterdir()):
+        back = work / "from_run" / folder.name
+        megatron_to_hf.convert(work / "run" / folder.name / "step_000007", back, hf=folder)
+        facts[folder.name] = compared(folder, back, torch.float32)
+    (results / "exports_of_runs.json").write_text(json.dumps(facts))
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    models, work = Path(sys.argv[1]), Path(sys.argv[2])
+    results = Path(tempfile.mkdtemp())
+    mp.start_processes(conversions, (models, work, results), nprocs=1, start_method="fork")
+    for name, (world, _, _) in LAYOUTS.items():
+        mp.start_processes(one_rank, (name, models, work, results), nprocs=world, start_method="fork")
+    mp.start_processes(exports_of_runs, (models, work, results), nprocs=1, start_method="fork")
+    report: dict[str, Any] = {part: json.loads((results / f"{part}.json").read_text()) for part in ("conversions", "exports_of_runs")}
+    report["layouts"] = {
+        name: [json.loads((results / f"{name}.{rank}.json").read_text()) for rank in range(size[0])] for name, size in LAYOUTS.items()
+    }
+    shutil.rmtree(results)
+    print("RESULT " + json.dumps(report), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""The conversion command lines: what they say, how they end, and that nothing half-written is ever used."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from checkpoint_conversion import hf_to_megatron, megatron_to_hf, verify
+from megatron_rlpr.types import UserError
+from megatron_rlpr.weights.architectures import model_shape
+from megatron_rlpr.weights.load_megatron import check_megatron_checkpoint
+
+pytestmark = pytest.mark.distributed
+
+ROOT = Path(__file__).parents[2]
+SIZES = {"vocab_size": 64, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+
+
+def run(program: str, *arguments: str | Path, ranks: int = 0) -> subprocess.CompletedProcess[str]:
+    """A conversion program as a user starts it; with ranks, under torchrun."""
+    start = ["-m"] if not ranks else ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m"]
+    command = [sys.executable, *start, f"checkpoint_conversion.{program}", *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment, cwd=ROOT)
+
+
+@pytest.fixture(scope="module")
+def hf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("hf") / "tiny"
+    torch.manual_seed(0)
+    config = LlamaConfig(**SIZES, hidden_size=32, tie_word_embeddings=True)
+    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def megatron(hf: Path) -> Path:
+    folder = hf.parent / "megatron"
+    done = run("hf_to_megatron", "--hf", hf, "--out", folder)
+    assert done.returncode == 0, done.stderr
+    assert f"{folder}: converted from {hf}" in done.stdout
+    return folder
+
+
+def test_a_checkpoint_says_what_it_is(hf: Path, megatron: Path) -> None:
+    assert json.loads((megatron / "model_shape.json").read_text())["architecture"] == "LlamaForCausalLM"
+    conversion = json.loads((megatron / "conversion.json").read_text())
+    assert (conversion["source"], conversion["dtype"]) == ("tiny", "bfloat16")
+    assert (megatron / "hf" / "config.json").read_bytes() == (hf / "config.json").read_bytes()
+    assert [path.name for path in megatron.parent.iterdir() if "unfinished" in path.name] == []
+
+
+def test_verify_finds_the_conversion_equal_under_torchrun(hf: Path, megatron: Path) -> None:
+    done = run("verify", "--hf", hf, "--megatron", megatron, "--tensor-model-parallel-size", "2", ranks=2)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == "layout: TP 2, PP 1"
+    assert lines[1].startswith("worst tensor: model.")
+    assert lines[1].endswith("largest difference 0")
+    assert lines[2].startswith("largest logit difference: ")
+
+
+def test_a_mistake_ends_with_one_line_and_status_2(hf: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    done = run("hf_to_megatron", "--hf", hf, "--out", tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {tmp_path}: not a complete output of this tool")
+    assert len(done.stderr.splitlines()) == 1
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_foreign_half_written_and_unfit_folders_are_refused_by_name(hf: Path, megatron: Path, tmp_path: Path) -> None:
+    other = model_shape(LlamaConfig(**SIZES, hidden_size=16, head_dim=4, architectures=["LlamaForCausalLM"]).to_dict())
+    with pytest.raises(UserError, match="is a checkpoint of another model: hidden_size=32, expected 16; head_dim=8, expected 4"):
+        check_megatron_checkpoint(other, megatron)
+    with pytest.raises(UserError, match="there is no Megatron checkpoint"):
+        megatron_to_hf.convert(tmp_path / "nowhere", tmp_path / "out")
+    with pytest.raises(UserError, match=r"is no complete Megatron checkpoint, it holds no model_shape\.json"):
+        megatron_to_hf.convert(hf, tmp_path / "out")
+    (tmp_path / "half" / "megatron").mkdir(parents=True)
+    (tmp_path / "half" / "model_shape.json").write_bytes((megatron / "model_shape.json").read_bytes())
+    with pytest.raises(UserError, match=r"it holds no megatron/metadata\.json"):
+        megatron_to_hf.convert(tmp_path / "half", tmp_path / "out")
+    with pytest.raises(UserError, match="there is no model folder"):
+        hf_to_megatron.convert(tmp_path / "nowhere", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("tp", "pp", "world", "named"),
+    [(2, 2, 2, "2 processes, but TP 2 x PP 2 are 4"), (3, 1, 3, "=3: 3 tensor-parallel"), (1, 3, 3, "=3 does not divide the 2 layers")],
+)
+def test_a_layout_that_cannot_be_is_refused(tp: int, pp: int, world: int, named: str) -> None:
+    shape = model_shape(LlamaConfig(**SIZES, hidden_size=32, architectures=["LlamaForCausalLM"]).to_dict())
+    with pytest.raises(UserError) as refused:
+        verify.check_layout(shape, tp, pp, world)
+    assert named in str(refused.value)
+
+
+def test_damaged_weights_are_not_converted_back(megatron: Path, tmp_path: Path) -> None:
+    for source in megatron.rglob("*"):
+        target = tmp_path / "damaged" / source.relative_to(megatron)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_file():
+            target.write_bytes(source.read_bytes())
+    conversion = tmp_path / "damaged" / "conversion.json"
+    conversion.write_text(json.dumps({**json.loads(conversion.read_text()), "weights_checksum": "0" * 32}))
+    done = run("megatron_to_hf", "--megatron", tmp_path / "damaged", "--out", tmp_path / "back")
+    assert done.returncode == 2
+    assert "the weights are not those that were converted" in done.stderr
+    assert not (tmp_path / "back").exists()

@@ -1,0 +1,148 @@
+"""Weights survive every way between the two worlds, bit for bit, and give transformers' logits at every layout."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, Qwen2Config
+
+pytestmark = pytest.mark.distributed
+
+ROOT = Path(__file__).parents[2]
+PROGRAM = Path(__file__).parent / "programs" / "weight_layouts.py"
+
+SIZES = {"hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 4, "num_attention_heads": 6, "num_key_value_heads": 2}
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
+# Vocabularies that two ranks do not divide; heads that are not hidden size / number; one query group per rank at TP2.
+MODELS: dict[str, PreTrainedConfig] = {
+    "llama_tied": LlamaConfig(**SIZES, vocab_size=131, max_position_embeddings=256, tie_word_embeddings=True),
+    "llama_untied": LlamaConfig(
+        **SIZES, vocab_size=97, max_position_embeddings=256, head_dim=10, rope_theta=5e5, rope_scaling=LLAMA3, rms_norm_eps=1e-5
+    ),
+    "qwen2": Qwen2Config(**SIZES, vocab_size=128, max_position_embeddings=256),
+}
+LAYOUTS = ["1 process", "TP2", "PP2", "TP2 x PP2", "PP2 x DP2"]
+
+
+def make_model(config: PreTrainedConfig, folder: Path) -> None:
+    """A random model whose every tensor matters (norms and biases too), with logits of one prompt."""
+    torch.manual_seed(len(folder.name))
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.1 + (1.0 if "norm" in name else 0.0))
+    model.save_pretrained(folder, max_shard_size="60KB" if config.model_type == "qwen2" else "5GB")
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    prompt = torch.randint(0, config.vocab_size, (60,))
+    with torch.no_grad():
+        logits = model(prompt[None]).logits[0]
+    (folder / "expected").mkdir()
+    save_file({"prompt": prompt, "logits": logits}, folder / "expected" / "logits.safetensors")
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What tests/distributed/programs/weight_layouts.py observed."""
+    models, work = tmp_path_factory.mktemp("models"), tmp_path_factory.mktemp("work")
+    for name, config in MODELS.items():
+        make_model(config, models / name)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
+    command = [sys.executable, str(PROGRAM), str(models), str(work)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stderr[-4000:]
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    found: dict[str, Any] = json.loads(line.removeprefix("RESULT "))
+    return found
+
+
+def ranks(report: dict[str, Any], layout: str, model: str) -> list[dict[str, Any]]:
+    return [facts[model] for facts in report["layouts"][layout]]
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("layout", ["1 process", "TP2", "PP2", "TP2 x PP2"])
+def test_logits_equal_those_of_transformers(report: dict[str, Any], layout: str, model: str) -> None:
+    differences = [facts["logit_difference"] for facts in ranks(report, layout, model) if facts["logit_difference"] is not None]
+    assert differences
+    assert max(differences) < 2e-4
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_rank_exports_the_very_tensors_that_were_loaded(report: dict[str, Any], layout: str, model: str) -> None:
+    for facts in ranks(report, layout, model):
+        assert facts["in_manifest_order"]
+        assert facts["identical"]
+        assert facts["contiguous"]
+        assert facts["dtypes"] == ["torch.float32"]
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_buckets_are_bounded(report: dict[str, Any], layout: str, model: str) -> None:
+    for facts in ranks(report, layout, model):
+        assert facts["buckets"] > 5
+        assert facts["largest_bucket_of_several"] <= 0.02 * 2**20 + 4 * 8 * 48  # vocabulary padding travels with the embedding
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_converted_checkpoint_loads_at_any_layout(report: dict[str, Any], layout: str, model: str) -> None:
+    for facts in ranks(report, layout, model):
+        assert facts["reloaded_difference"] == 0
+        assert facts["padding_is_zero"]
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_hand_overs_have_one_checksum_on_all_ranks_of_all_layouts(report: dict[str, Any], model: str) -> None:
+    found = [facts["hand_over"] for layout in LAYOUTS for facts in ranks(report, layout, model)]
+    assert len({checksum for facts in found for checksum in facts["checksums"]}) == 1
+    assert len({facts["nbytes"] for facts in found}) == 1
+    assert all(facts["complete"] and facts["versions"] == [3, 5] for facts in found)
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_receiver_that_breaks_on_one_rank_leaves_the_others_in_step(report: dict[str, Any], layout: str, model: str) -> None:
+    """The broken hand-over raised on its rank only, and the next one was whole again (see the checksums)."""
+    errors = [facts["hand_over"]["error"] for facts in ranks(report, layout, model)]
+    assert errors == ["the engine went away", *[""] * (len(errors) - 1)]
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_receiver_that_wants_no_weights_costs_none(report: dict[str, Any], layout: str, model: str) -> None:
+    assert [facts["hand_over"]["ignored_bytes"] for facts in ranks(report, layout, model)] == [0] * len(report["layouts"][layout])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("model", MODELS)
+def test_hugging_face_to_megatron_and_back_is_bit_identical(report: dict[str, Any], model: str, dtype: str) -> None:
+    facts = report["conversions"][f"{model} {dtype}"]
+    assert facts["missing"] == []
+    assert facts["identical"]
+    assert facts["same_checksum"]
+    assert facts["dtypes"] == [f"torch.{dtype}"]
+    assert facts["files"] > 1
+    assert facts["config_dtype"] == dtype
+    assert facts["template"] == "{{ messages }}"
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_conversion_that_is_already_there_is_left_alone(report: dict[str, Any], model: str) -> None:
+    assert report["conversions"][f"{model} float32"]["made"] == [True, False, True, False]
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_training_checkpoint_of_four_ranks_becomes_the_same_hugging_face_folder(report: dict[str, Any], model: str) -> None:
+    facts = report["exports_of_runs"][model]
+    assert facts["missing"] == []
+    assert facts["identical"]

@@ -1,0 +1,201 @@
+"""A config.json gives the shape transformers would build, every parameter has both names, and what we cannot honour is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, Qwen2Config
+
+from megatron_rlpr.types import UserError
+from megatron_rlpr.weights.architectures import SUPPORTED, architecture_for, model_shape, parameter_table, read_hf_config
+from megatron_rlpr.weights.load_hf import hf_manifest
+from megatron_rlpr.weights.shape import RopeScaling
+
+SIZES = {
+    "vocab_size": 131,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+CONFIGS: dict[str, PreTrainedConfig] = {
+    "llama": LlamaConfig(**SIZES, architectures=["LlamaForCausalLM"]),
+    "llama tied": LlamaConfig(**SIZES, architectures=["LlamaForCausalLM"], tie_word_embeddings=True),
+    "llama head_dim": LlamaConfig(**SIZES, architectures=["LlamaForCausalLM"], head_dim=10),
+    "llama 3.1": LlamaConfig(**SIZES, architectures=["LlamaForCausalLM"], rope_theta=5e5, rope_scaling=LLAMA3),
+    "qwen2": Qwen2Config(**SIZES, architectures=["Qwen2ForCausalLM"]),
+    "qwen2 tied": Qwen2Config(**SIZES, architectures=["Qwen2ForCausalLM"], tie_word_embeddings=True),
+}
+
+
+def llama(**fields: Any) -> dict[str, Any]:
+    return {**CONFIGS["llama"].to_dict(), **fields}
+
+
+def qwen2(**fields: Any) -> dict[str, Any]:
+    return {**CONFIGS["qwen2"].to_dict(), **fields}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_table_names_exactly_the_tensors_transformers_saves(name: str) -> None:
+    config = CONFIGS[name]
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    expected = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+    if config.tie_word_embeddings:
+        del expected["lm_head.weight"]
+    assert hf_manifest(model_shape(config.to_dict())) == expected
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_megatron_names_are_unique(name: str) -> None:
+    names = [n for mapping in parameter_table(model_shape(CONFIGS[name].to_dict())) for n in mapping.megatron]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize(
+    ("model", "config"),
+    [
+        (
+            "qwen2.5-7b",
+            qwen2(
+                vocab_size=152064,
+                hidden_size=3584,
+                intermediate_size=18944,
+                num_attention_heads=28,
+                num_key_value_heads=4,
+                num_hidden_layers=1,
+            ),
+        ),
+        (
+            "llama3.1-8b",
+            llama(
+                vocab_size=128256,
+                hidden_size=4096,
+                intermediate_size=14336,
+                num_attention_heads=32,
+                num_key_value_heads=8,
+                num_hidden_layers=1,
+                head_dim=128,
+            ),
+        ),
+    ],
+)
+def test_transformer_engine_parameters_have_the_names_and_shapes_its_library_builds(model: str, config: dict[str, Any]) -> None:
+    """transformer_engine_names.json: first layer and ends of real models, listed from Megatron's Transformer Engine spec."""
+    built = json.loads((Path(__file__).parent / "transformer_engine_names.json").read_text())[model]
+    table = {mapping.megatron[-1]: list(mapping.shard_shape(1)) for mapping in parameter_table(model_shape(config))}
+    assert table == built
+
+
+def test_shape_of_a_plain_llama() -> None:
+    shape = model_shape(llama())
+    assert (shape.architecture, shape.num_layers, shape.hidden_size, shape.ffn_hidden_size) == ("LlamaForCausalLM", 3, 48, 80)
+    assert (shape.num_attention_heads, shape.num_query_groups, shape.head_dim, shape.vocab_size) == (6, 2, 8, 131)
+    assert (shape.rope_theta, shape.rope_scaling, shape.norm_eps, shape.max_position_embeddings) == (10000.0, None, 1e-6, 256)
+    assert not shape.tied_embeddings
+    assert not shape.qkv_bias
+    assert model_shape(qwen2()).qkv_bias
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"rope_theta": 5e5, "rope_scaling": LLAMA3, "rope_parameters": None},
+        {"rope_parameters": {**LLAMA3, "rope_theta": 5e5}},
+        {"rope_theta": 5e5, "rope_parameters": LLAMA3},
+        {"rope_theta": 5e5, "rope_scaling": {"type" if key == "rope_type" else key: value for key, value in LLAMA3.items()}},
+    ],
+)
+def test_llama3_rotary_scaling_is_read_from_either_spelling(fields: dict[str, Any]) -> None:
+    shape = model_shape(llama(**fields))
+    assert shape.rope_theta == 5e5
+    assert shape.rope_scaling == RopeScaling(8.0, 1.0, 4.0, 64)
+
+
+@pytest.mark.parametrize("older", [{"rope_parameters": None}, {"rope_scaling": {"type": "default"}}])
+def test_plain_rotary_base_is_read_from_the_older_spelling(older: dict[str, Any]) -> None:
+    shape = model_shape(llama(rope_theta=123.0, **older))
+    assert (shape.rope_theta, shape.rope_scaling) == (123.0, None)
+
+
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        (llama(architectures=["MixtralForCausalLM"]), "MixtralForCausalLM is not supported; supported are Llama"),
+        (llama(architectures=None), "'architectures'"),
+        (llama(architectures=["LlamaForCausalLM", "Other"]), "'architectures'"),
+        (llama(attention_bias=True), "attention_bias=True"),
+        (llama(mlp_bias=True), "mlp_bias=True"),
+        (llama(hidden_act="gelu"), "hidden_act='gelu'"),
+        (llama(quantization_config={"quant_method": "gptq"}), "quantization_config="),
+        (llama(partial_rotary_factor=0.5), "partial_rotary_factor=0.5"),
+        (llama(rope_parameters={"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}), "partial_rotary_factor=0.5"),
+        (llama(rope_parameters={"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}), "rotary scaling 'yarn'"),
+        (llama(rope_scaling={"type": "linear", "factor": 2.0}), "rotary scaling 'linear'"),
+        (llama(rope_parameters={**LLAMA3, "factor": "8"}), "'factor'"),
+        (llama(rope_parameters={"full_attention": {"rope_type": "default"}}), "one set of rotary parameters"),
+        (llama(rope_interleaved=True), "rope_interleaved=True"),
+        (llama(sliding_window=4096), "sliding_window=4096"),
+        (llama(final_logit_softcapping=30.0), "final_logit_softcapping=30.0"),
+        (llama(head_dim=7), "head_dim=7 is odd"),
+        (llama(head_dim=None, hidden_size=50), "hidden_size=50 is no multiple"),
+        (llama(num_key_value_heads=4), "num_attention_heads=6 is no multiple of num_key_value_heads=4"),
+        (llama(num_hidden_layers="3"), "'num_hidden_layers'"),
+        (llama(vocab_size=0), "'vocab_size'"),
+        (llama(rms_norm_eps=None), "'rms_norm_eps'"),
+        (llama(tie_word_embeddings="no"), "'tie_word_embeddings'"),
+        (qwen2(use_sliding_window=True), "use_sliding_window=True"),
+        (qwen2(layer_types=["full_attention", "sliding_attention", "full_attention"]), "layer_types="),
+        (qwen2(use_mrope=True), "use_mrope=True"),
+    ],
+)
+def test_what_would_change_the_numbers_is_refused_by_name(config: dict[str, Any], named: str) -> None:
+    with pytest.raises(UserError) as refused:
+        model_shape(config)
+    assert named in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        llama(attention_bias=None, mlp_bias=None, rope_interleaved=False, is_llama_config=True, pretraining_tp=4),
+        qwen2(use_sliding_window=False, sliding_window=131072, max_window_layers=2),
+        qwen2(layer_types=["full_attention"] * 3),
+        llama(num_key_value_heads=None),
+    ],
+)
+def test_fields_that_change_nothing_are_accepted(config: dict[str, Any]) -> None:
+    assert model_shape(config).num_layers == 3
+
+
+def test_every_family_is_found_by_its_file() -> None:
+    assert SUPPORTED == ("LlamaForCausalLM", "Qwen2ForCausalLM")
+    assert architecture_for(qwen2()).name == "Qwen2ForCausalLM"
+
+
+def test_a_missing_folder_a_missing_file_and_bad_json_are_each_one_clear_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is no model folder"):
+        read_hf_config(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"holds no config\.json"):
+        read_hf_config(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match=r"config\.json is not valid JSON"):
+        read_hf_config(tmp_path)
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(UserError, match="must hold a JSON object"):
+        read_hf_config(tmp_path)

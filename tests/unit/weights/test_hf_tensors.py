@@ -1,0 +1,107 @@
+"""A Hugging Face folder is read by pieces, and what is wrong with it is named: file, tensor, expected and found."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from megatron_rlpr.types import UserError
+from megatron_rlpr.weights.hf_tensors import INDEX, HfTensors
+from megatron_rlpr.weights.save_hf import plan_files, save_hf_weights
+
+TENSORS = {"a": torch.arange(12, dtype=torch.float32).view(4, 3), "b": torch.ones(5), "c": torch.zeros(2, 2)}
+SHAPES = {name: tuple(tensor.shape) for name, tensor in TENSORS.items()}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    save_file(TENSORS, tmp_path / "model.safetensors")
+    return tmp_path
+
+
+def test_a_complete_folder_passes_and_slices_are_what_was_asked_for(folder: Path) -> None:
+    found = HfTensors(folder)
+    found.check(SHAPES)
+    assert torch.equal(found.read("a"), TENSORS["a"])
+    assert torch.equal(found.read("a", 0, 1, 3), TENSORS["a"][1:3])
+    assert torch.equal(found.read("a", 1, 1, 3), TENSORS["a"][:, 1:3])
+    assert found.read("a", 0, 4, 4).shape == (0, 3)
+
+
+def test_missing_unexpected_and_misshapen_tensors_are_named(folder: Path) -> None:
+    found = HfTensors(folder)
+    with pytest.raises(UserError, match=r"1 tensors are missing, e\.g\. d of shape \[7\]"):
+        found.check({**SHAPES, "d": (7,)})
+    with pytest.raises(UserError, match=r"model\.safetensors: 1 tensors have no place .* e\.g\. c of shape \[2, 2\]"):
+        found.check({"a": (4, 3), "b": (5,)})
+    found.check({"a": (4, 3), "b": (5,)}, ignored=frozenset({"c"}))
+    with pytest.raises(UserError, match=r"model\.safetensors: b has shape \[5\], .* needs \[6\]"):
+        found.check({**SHAPES, "b": (6,)})
+
+
+def test_old_rotary_tables_are_no_weights(tmp_path: Path) -> None:
+    save_file({**TENSORS, "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}, tmp_path / "model.safetensors")
+    HfTensors(tmp_path).check(SHAPES)
+
+
+def test_a_folder_without_safetensors_a_cut_file_and_an_odd_dtype_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"holds no \*\.safetensors"):
+        HfTensors(tmp_path)
+    file = tmp_path / "model.safetensors"
+    save_file({"a": torch.ones(3, dtype=torch.int8)}, file)
+    with pytest.raises(UserError, match="a is stored as I8"):
+        HfTensors(tmp_path)
+    save_file(TENSORS, file)
+    file.write_bytes(file.read_bytes()[:-8])
+    with pytest.raises(UserError, match=r"model\.safetensors is no complete safetensors file"):
+        HfTensors(tmp_path)
+
+
+@pytest.mark.parametrize(("max_bytes", "files"), [(48, 2), (70, 2), (1000, 1), (1, 3)])
+def test_files_are_filled_in_order_up_to_the_limit_and_read_back_alike(tmp_path: Path, max_bytes: int, files: int) -> None:
+    save_hf_weights(TENSORS.items(), SHAPES, torch.float32, tmp_path, max_bytes)
+    assert len(list(tmp_path.glob("*.safetensors"))) == files
+    assert (tmp_path / INDEX).exists() == (files > 1)
+    found = HfTensors(tmp_path)
+    found.check(SHAPES)
+    assert all(torch.equal(found.read(name), tensor) for name, tensor in TENSORS.items())
+
+
+def test_a_tensor_larger_than_a_file_gets_its_own() -> None:
+    assert plan_files(SHAPES, torch.float32, 30) == {
+        "a": "model-00001-of-00003.safetensors",
+        "b": "model-00002-of-00003.safetensors",
+        "c": "model-00003-of-00003.safetensors",
+    }
+
+
+def test_an_index_that_does_not_agree_with_its_files_is_refused(tmp_path: Path) -> None:
+    save_hf_weights(TENSORS.items(), SHAPES, torch.float32, tmp_path, 30)
+    index = json.loads((tmp_path / INDEX).read_text())
+
+    def refuse(changes: dict[str, str], message: str) -> None:
+        (tmp_path / INDEX).write_text(json.dumps({"weight_map": {**index["weight_map"], **changes}}))
+        with pytest.raises(UserError, match=message):
+            HfTensors(tmp_path)
+
+    refuse({"d": "model-00001-of-00003.safetensors"}, "says that d is in model-00001-of-00003.safetensors, but it is not")
+    refuse({"d": "elsewhere.safetensors"}, r"elsewhere\.safetensors is missing")
+    refuse({"d": "../x.safetensors"}, "must name files of this folder")
+    (tmp_path / INDEX).write_text("{}")
+    with pytest.raises(UserError, match="is no safetensors index"):
+        HfTensors(tmp_path)
+
+
+def test_the_dtype_that_loses_nothing(tmp_path: Path) -> None:
+    for dtypes, widest in (
+        ([torch.bfloat16], torch.bfloat16),
+        ([torch.float32], torch.float32),
+        ([torch.bfloat16, torch.float32], torch.float32),
+        ([torch.float16], torch.float32),
+    ):
+        save_file({str(i): torch.ones(2, dtype=dtype) for i, dtype in enumerate(dtypes)}, tmp_path / "model.safetensors")
+        assert HfTensors(tmp_path).widest_dtype() == widest
