@@ -7,7 +7,7 @@ from collections import Counter
 from itertools import chain
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_rlpr.data.sampler import PromptSampler
@@ -16,6 +16,7 @@ from megatron_rlpr.types import UserError
 sizes = st.tuples(st.integers(1, 40), st.integers(1, 40)).map(lambda pair: (max(pair), min(pair)))
 
 
+@settings(deadline=None)
 @given(size=sizes, shuffle=st.booleans(), seed=st.integers(0, 2**31), epochs=st.integers(1, 4))
 def test_every_prompt_is_visited_once_per_epoch_and_none_twice_in_a_batch(
     size: tuple[int, int], shuffle: bool, seed: int, epochs: int
@@ -60,6 +61,7 @@ def test_orders_differ_between_epochs_and_seeds_and_repeat_for_the_same() -> Non
     assert PromptSampler(50, 50, shuffle=False, seed=2).next_batch() == list(range(50))
 
 
+@settings(deadline=None)
 @given(size=sizes, seed=st.integers(0, 2**31), data=st.data())
 def test_a_resumed_sampler_continues_exactly(size: tuple[int, int], seed: int, data: st.DataObject) -> None:
     prompts, batch_size = size

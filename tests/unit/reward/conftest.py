@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
+from rollout_records import TOKENIZERS
 
 from megatron_rlpr.data.tokenizer import load_tokenizer
-
-TOKENIZERS = Path(__file__).parents[2] / "goldens" / "tokenizers"
 
 
 @pytest.fixture(scope="session", params=["bpe_base", "bpe_chat", "sp_gemma_like"])

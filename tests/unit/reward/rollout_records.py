@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from megatron_rlpr.types import Prompt, Response, RolloutGroup
 
+TOKENIZERS = Path(__file__).parents[2] / "goldens" / "tokenizers"
 QUESTION = "Give the answer in <answer> </answer> tags, e.g. <think> reasoning </think> <answer> 7 </answer>. What is six times seven?"
 
 

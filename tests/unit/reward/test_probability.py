@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_rlpr.reward.probability import AGGREGATIONS, aggregate, round_to_bfloat16
@@ -17,6 +17,7 @@ from megatron_rlpr.types import UserError
 log_probs = st.lists(st.floats(-30, 0, width=32), min_size=1, max_size=20).map(lambda values: np.array(values, dtype=np.float32))
 
 
+@settings(deadline=None)
 @given(values=log_probs)
 def test_the_mean_probability_lies_between_likelihood_and_best_token(values: np.ndarray) -> None:
     mean, likelihood, geometric = (
@@ -36,6 +37,7 @@ def test_the_added_token_counts_half_at_most() -> None:
     assert certain[-1] == 0, "the scores are not changed"
 
 
+@settings(deadline=None)
 @given(value=st.floats(-(2.0**100), 2.0**100, width=32))
 def test_rounding_is_bfloat16s(value: float) -> None:
     assert round_to_bfloat16(value) == torch.tensor(value, dtype=torch.float32).to(torch.bfloat16).item()

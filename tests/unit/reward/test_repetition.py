@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_rlpr.reward.repetition import repetition_penalty
@@ -16,6 +16,7 @@ def counted_plainly(text: str, window: int, limit: int) -> float:
     return -1.0 if len(words) > window and max(windows.values()) >= limit else 0.0
 
 
+@settings(deadline=None)
 @given(
     words=st.lists(st.sampled_from(["a", "b", "a_b", "_", "c"]), max_size=60),
     window=st.integers(1, 5),

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from rollout_records import prompt, response, response_of_ids
+from rollout_records import TOKENIZERS, prompt, response, response_of_ids
 
 from megatron_rlpr.config import RewardConfig
+from megatron_rlpr.data.tokenizer import load_tokenizer
 from megatron_rlpr.reward.answer_tags import find_answer_slot, strip_padding
 from megatron_rlpr.reward.splice import Splice, SpliceLimits, splice_texts
 from megatron_rlpr.reward.splice_tokens import find_tag_tokens, splice_tokens
@@ -39,6 +41,7 @@ def scored_text(tokenizer: Any, splice: Splice) -> str:
         ("<think> r </think> <answer>41", "<answer> "),
         ("Well. <think> r </think> so <answer> $41$ </answer> tail", "so <answer> "),
         ("<think> r </think> <answer>$41$</answer>", "<answer> "),
+        ("<think> r </think> <answer></answer>", "<answer> "),
         ("<think> r </think> <answer>\r\n\t 41</answer>", "<answer>\r\n\t "),
         ("<think> a </answer> b </think> <answer> 41 </answer>", "<answer> "),
     ],
@@ -91,6 +94,30 @@ def test_any_reference_answer_is_found_where_it_was_put(tokenizer: Any, mode: st
     assert splice.valid
     assert answer.strip() in scored_text(tokenizer, splice)
     assert len(scored_text(tokenizer, splice).strip()) <= len(answer.strip()) + 1
+
+
+def test_a_character_cut_between_prompt_and_response_is_whole_in_the_spliced_text(tokenizer: Any) -> None:
+    pieces = tokenizer("\U0001f9a9", add_special_tokens=False)["input_ids"]
+    assert len(pieces) > 1, "the tokenizer has no token for this character"
+    question = prompt(tokenizer)
+    cut_question = replace(question, token_ids=(*question.token_ids, *pieces[:1]))
+    rest = [*pieces[1:], *tokenizer(" <think> r </think> <answer> 41 </answer>", add_special_tokens=False)["input_ids"]]
+    splice = splice_one("text", tokenizer, cut_question, response_of_ids(tokenizer, rest))
+    assert tokenizer.decode(splice.token_ids).startswith(tokenizer.decode(question.token_ids) + "\U0001f9a9 <think>")
+
+
+def test_a_token_that_runs_from_the_tag_into_the_answer_is_not_kept() -> None:
+    tokenizer = load_tokenizer(str(TOKENIZERS / "bpe_chat"))
+    tokenizer.add_tokens([">$", "> \n"])
+    question = prompt(tokenizer)
+    into_answer = response(tokenizer, "<think> r </think> <answer>$41$ </answer>")
+    splice = splice_one("tokens", tokenizer, question, into_answer)
+    assert tokenizer.decode(splice.token_ids).endswith("<think> r </think> <answer> 42 </answer><|im_end|>")
+    assert scored_text(tokenizer, splice) == "42"
+    into_space = response(tokenizer, "<think> r </think> <answer> \n 41 </answer>")
+    splice = splice_one("tokens", tokenizer, question, into_space)
+    assert tokenizer.decode(splice.token_ids).endswith("<think> r </think> <answer> \n 42 </answer><|im_end|>")
+    assert tokenizer.convert_tokens_to_ids("> \n") in splice.token_ids, "white space the tag's last token holds stays with it"
 
 
 @modes
