@@ -12,6 +12,9 @@ from dataclasses import dataclass
 
 from megatron_rlpr.evaluation.graders.exact import grade_exact
 from megatron_rlpr.evaluation.graders.gsm8k import grade_gsm8k
+from megatron_rlpr.evaluation.graders.hendrycks import grade_hendrycks
+from megatron_rlpr.evaluation.graders.multiple_choice import grade_multiple_choice
+from megatron_rlpr.evaluation.graders.prime_math import grade_in_training, grade_in_validation
 from megatron_rlpr.evaluation.graders.result import GradeResult, GradeTask, Phase, Verdict
 from megatron_rlpr.reward.format import rule_format_score
 from megatron_rlpr.types import UserError
@@ -44,10 +47,43 @@ def _gsm8k(task: GradeTask) -> Verdict:
     return grade_gsm8k(task.response_text, task.reference_answer)
 
 
+def _hendrycks(task: GradeTask) -> Verdict:
+    return grade_hendrycks(task.response_text, task.reference_answer)
+
+
+def _choice_of_16(task: GradeTask) -> Verdict:
+    return grade_multiple_choice(task.response_text, task.reference_answer, "ABCDEFGHIJKLMNOP", task.prompt_text)
+
+
+def _choice_of_4(task: GradeTask) -> Verdict:
+    return grade_multiple_choice(task.response_text, task.reference_answer, "ABCD", task.prompt_text)
+
+
+def _mathematics(task: GradeTask) -> Verdict:
+    grade_mathematics = grade_in_training if task.phase == "train" else grade_in_validation
+    return grade_mathematics(task.response_text, task.reference_answer)
+
+
+_TULU = "allenai-tulu-3-sft-mixture-train-"
+_TULU_PARTS = (
+    "tulu_v3.9_wildchat_100k", "personahub_ifdata_manual_seed_v3_29980", "flan_v2_converted", "no_robots_converted",
+    "tulu_v3.9_sciriff_10k", "tulu_v3.9_table_gpt_5k", "oasst1_converted",
+)  # fmt: skip
+_MATHEMATICS = (
+    "numina_cn_k12", "numina_synthetic_math", "numina_olympiads", "numina_synthetic_amc", "numina_aops_forum", "numina_amc_aime",
+    "Math-500", "AIME2024", "AMC2023", "DAPO-Math-17k", "WebInstruct-verified", "orz_math_57k_collection", "MATH", "OlympiadBench",
+    "Minerva", "TheoremQA", "simplelr_deepscaler", *(_TULU + part for part in _TULU_PARTS),
+)  # fmt: skip
+
 GRADERS = (
     Grader(_exact, prefixes=("quickstart/",), may_be_slow=False),
     Grader(_gsm8k, names=("openai/gsm8k",), may_be_slow=False),
+    Grader(_hendrycks, names=("lighteval/MATH", "DigitalLearningGmbH/MATH-lighteval"), may_be_slow=False),
+    Grader(_choice_of_16, parts=("MMLUPro", "SuperGPQA")),
+    Grader(_choice_of_4, parts=("gpqa_diamond", "HellaSwag", "WebInstruct-verified-val")),
+    Grader(_mathematics, parts=_MATHEMATICS),
 )
+CODE_SOURCES = ("codecontests", "apps", "codeforces", "taco")
 
 
 def grade(
@@ -73,6 +109,8 @@ def grader_of(data_source: str) -> Grader:
     for grader in GRADERS:
         if grader.fits(data_source):
             return grader
+    if data_source in CODE_SOURCES:
+        raise UserError(f"data_source {data_source!r} needs responses to be run as programs, which the graders never do; leave it out")
     known = [name for grader in GRADERS for name in grader.names + tuple(f"{p}*" for p in grader.prefixes) + grader.parts]
     near = difflib.get_close_matches(data_source, known, n=1, cutoff=0.5)
     hint = f", did you mean {near[0]!r}?" if near else "."

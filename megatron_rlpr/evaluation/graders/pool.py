@@ -56,6 +56,11 @@ class GraderPool:
             results.append(result)
         return results
 
+    @property
+    def started(self) -> bool:
+        """True while worker processes exist."""
+        return self._pool is not None
+
     def close(self) -> None:
         """Stop the workers; the pool starts new ones when it is used again."""
         if self._pool is not None:

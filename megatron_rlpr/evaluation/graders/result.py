@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 Phase = Literal["train", "validation"]
 
@@ -24,6 +24,10 @@ class GradeTask:
     prompt_text: str = ""
     phase: Phase = "validation"
     format_mode: str = "R1"
+
+    def __post_init__(self) -> None:
+        if self.phase not in get_args(Phase):
+            raise ValueError(f"phase {self.phase!r}: expected one of {get_args(Phase)}")
 
 
 @dataclass(frozen=True)
