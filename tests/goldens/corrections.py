@@ -57,6 +57,18 @@ CORRECTIONS: dict[tuple[str, str], tuple[str, str]] = {
     ("ema_filter.json", "during_filter_mean"): ("Q5", "always empty in the reference: not a metric here"),
     ("ema_filter.json", "error"): ("Q6", "the reference crashes if it resumes without its average: a checkpoint has it"),
     ("lr_schedule.json", "*"): ("Q7", "the reference's first step runs at rate 0: step k has the reference's rate of step k + 1"),
+    # evaluation
+    ("grading_dispatch.json", "*-openai/gsm8k-*"): ("Q22", "the reference's dispatcher fails on a bare score (TypeError): it works"),
+    ("grading_dispatch.json", "*-lighteval/MATH-*"): ("Q22", "the reference's dispatcher fails on a bare score (TypeError): it works"),
+    ("grading_dispatch.json", "*-MATH-lighteval-*"): ("Q22", "the reference's dispatcher fails on a bare score (TypeError): it works"),
+    ("grading_dispatch.json", "*-runs-code"): (
+        "not applicable",
+        "the reference runs responses as programs: the graders never execute text, so the source is refused",
+    ),
+    ("grading_internals.json", "math_equal-of-python-words: *"): (
+        "Q25",
+        "the reference evaluates answers as Python, where 5 or 6 is 5 and True is 1: other words are another answer",
+    ),
 }
 
 

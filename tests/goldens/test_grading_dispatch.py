@@ -1,0 +1,43 @@
+"""Every data source of the reference reaches a grader with the reference's verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from corrections import correction
+from golden_files import load
+
+from megatron_rlpr.evaluation.graders.dispatch import CODE_SOURCES, grade
+from megatron_rlpr.types import UserError
+
+FILE = "grading_dispatch.json"
+PROMPT = load(FILE)["prompt_str"]
+
+
+def cases() -> Iterator[Any]:
+    for number, case in enumerate(load(FILE)["cases"]):
+        kind = "runs-code" if case["data_source"] in CODE_SOURCES else case["phase"]
+        yield pytest.param(case, id=f"{number}-{case['data_source']}-{kind}")
+
+
+@pytest.mark.parametrize("case", cases())
+def test_a_response_is_graded_as_by_the_reference(case: dict[str, Any], request: pytest.FixtureRequest) -> None:
+    def graded() -> Any:
+        return grade(case["data_source"], case["solution"], case["ground_truth"], PROMPT, case["phase"])
+
+    if correction(FILE, request.node.callspec.id):
+        if case["data_source"] in CODE_SOURCES:
+            with pytest.raises(UserError, match="never"):
+                graded()
+        else:
+            answered = f"#### {case['ground_truth']}", f"\\boxed{{{case['ground_truth']}}}"
+            assert graded().accuracy == float(case["solution"].endswith(answered))
+    elif "error" in case:
+        with pytest.raises(UserError, match=case["data_source"]):
+            graded()
+    else:
+        expected = case["expected"]
+        result = graded()
+        assert (result.accuracy, result.format, result.extracted) == (expected["acc"], expected["format"], expected["extracted"])
