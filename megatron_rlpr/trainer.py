@@ -7,6 +7,7 @@ prompts -> rollouts.generate -> scorer.score (rewards included) -> std filter, u
 from __future__ import annotations
 
 from megatron_rlpr.algorithm.batch_fill import BatchFill
+from megatron_rlpr.process_environment import release_free_memory
 from megatron_rlpr.run_parts import RunParts
 from megatron_rlpr.step_metrics import filter_metrics, memory_metrics, reward_metrics, speed_metrics, update_metrics
 from megatron_rlpr.training_batch import filter_stds, loss_weights, mini_batches
@@ -60,6 +61,7 @@ class Trainer:
         }
         parts.store_rollouts(step, fill, batch)
         parts.tracker.log_step(step, metrics)
+        release_free_memory()
 
     def fill_batch(self, step: int) -> BatchFill:
         """Generate, score and filter groups until there are enough for a batch, or the rounds run out."""

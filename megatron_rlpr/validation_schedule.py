@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from megatron_rlpr.config import TrainerConfig
 from megatron_rlpr.evaluation.held_out import HeldOutEvaluation, ValidationResult, ValidationSet
+from megatron_rlpr.process_environment import release_free_memory
 from megatron_rlpr.step_metrics import memory_metrics
 from megatron_rlpr.tracking.summary import compare, summary_table, write_summary
 from megatron_rlpr.tracking.tracker import Tracker
@@ -85,6 +86,7 @@ class ValidationSchedule:
 
     def _validate(self, step: int) -> list[ValidationResult]:
         results = self._evaluation.run(self._sets)
+        release_free_memory()
         metrics: dict[str, float] = {}
         for result in results:
             metrics.update(result.metrics())
