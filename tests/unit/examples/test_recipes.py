@@ -1,0 +1,238 @@
+"""The recipes of the published set-ups hold the reference's values (specification, section 7.1 and sections 3 to 6)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_rlpr import config_checks
+from megatron_rlpr.config import Config
+from megatron_rlpr.config_loading import load_config, resolved
+from megatron_rlpr.data.dataset import samples_per_prompt
+from megatron_rlpr.types import UserError
+from megatron_rlpr.weights.architectures import SUPPORTED
+
+RECIPES = Path(__file__).parents[3] / "examples" / "recipes"
+GEMMA = "gemma-2-2b-it"
+
+COMMON: dict[str, Any] = {
+    "data.train_files": ["data/train/rlpr_train.parquet"],
+    "data.val_max_prompt_length": 3072,
+    "data.max_response_length": 3072,
+    "data.shuffle": True,
+    "data.seed": 1,
+    "rollout.n": 8,
+    "rollout.top_p": 1.0,
+    "rollout.top_k": -1,
+    "rollout.dtype": "bfloat16",
+    "rollout.tensor_parallel_size": 2,
+    "rollout.enforce_eager": True,
+    "reward.reward_manager": "prob",
+    "reward.reward_type": "pr",
+    "reward.splice": "text",
+    "reward.compute_score_name": "mean_exp_log_softmax",
+    "reward.shaping_function_name": "threshold_0",
+    "reward.discrete_function_name": "identity",
+    "reward.format_coefficient": 0.1,
+    "reward.format_only": False,
+    "reward.repetition_penalty": True,
+    "reward.repetition_penalty_max_repetitions_limit": 10,
+    "reward.base_probability": "initial",
+    "reward.gt_tokens_one_more": False,
+    "reward.allow_empty_leading_whitespaces": False,
+    "filter.enabled": True,
+    "filter.mode": "EMA",
+    "filter.target": "final_reward_std",
+    "filter.truncated": False,
+    "filter.ema_ratio": 0.99,
+    "filter.ema_start_step": 6,
+    "filter.start_step": 11,
+    "filter.std_filter_beta_per_data_source": "",
+    "filter.accuracy_lower_bound": 0.0,
+    "filter.accuracy_upper_bound": 1e6,
+    "filter.cache_regenerate": True,
+    "algorithm.adv_estimator": "grpo",
+    "algorithm.clip_ratio_low": 0.2,
+    "algorithm.clip_ratio_high": 0.27,
+    "algorithm.clip_ratio_dual": 0.0,
+    "algorithm.loss_agg_mode": "token-mean",
+    "algorithm.entropy_coeff": 0.001,
+    "algorithm.use_kl_loss": True,
+    "algorithm.kl_loss_coef": 0.0,
+    "actor.dtype": "bfloat16",
+    "actor.lr": 1e-6,
+    "actor.lr_warmup_steps": 0,
+    "actor.lr_decay_style": "constant",
+    "actor.weight_decay": 0.01,
+    "actor.adam_beta1": 0.9,
+    "actor.adam_beta2": 0.999,
+    "actor.adam_eps": 1e-8,
+    "actor.clip_grad": 1.0,
+    "evaluation.strategies": ["sampling"],
+    "evaluation.seed": 42,
+    "trainer.total_epochs": 100,
+    "trainer.total_training_steps": 0,
+    "trainer.save_freq": 40,
+    "trainer.test_freq": 40,
+    "trainer.val_before_train": True,
+}
+
+OWN: dict[str, tuple[Any, Any, Any]] = {
+    # key: (qwen2.5-7b, llama-3.1-8b-instruct, gemma-2-2b-it), the columns of section 7.1
+    "model.path": ("models/Qwen2.5-7B", "models/Llama-3.1-8B-Instruct", "models/gemma-2-2b-it"),
+    "data.train_batch_size": (768, 256, 256),
+    "actor.ppo_mini_batch_size": (192, 64, 64),
+    "data.max_prompt_length": (2048, 2048, 1024),
+    "data.prompt_rewrite": ("none", "llama_gemma", "llama_gemma"),
+    "reward.format_mode": ("R1", "R1_nothink", "R1_nothink"),
+    "rollout.temperature": (1.0, 0.6, 0.6),
+    "evaluation.temperature": (1.0, 0.6, 0.6),
+    "evaluation.top_p": (1.0, 0.95, 0.95),
+    "filter.std_filter_beta": (0.5, 0.9, 1.0),
+    "actor.max_tokens_per_micro_batch": (24000, 24000, 16000),
+}
+
+NAMES = ("qwen2.5-7b", "llama-3.1-8b-instruct", GEMMA)
+
+HF_CONFIGS: dict[str, dict[str, Any]] = {
+    "qwen2.5-7b": {
+        "architectures": ["Qwen2ForCausalLM"],
+        "model_type": "qwen2",
+        "hidden_size": 3584,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "intermediate_size": 18944,
+        "num_hidden_layers": 28,
+        "vocab_size": 152064,
+        "max_position_embeddings": 131072,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1000000.0,
+        "tie_word_embeddings": False,
+        "eos_token_id": 151643,
+    },
+    "llama-3.1-8b-instruct": {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": 4096,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "vocab_size": 128256,
+        "max_position_embeddings": 131072,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 500000.0,
+        "rope_scaling": {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+        "tie_word_embeddings": False,
+        "eos_token_id": [128001, 128008, 128009],
+    },
+    GEMMA: {
+        "architectures": ["Gemma2ForCausalLM"],
+        "model_type": "gemma2",
+        "hidden_size": 2304,
+        "head_dim": 256,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "intermediate_size": 9216,
+        "num_hidden_layers": 26,
+        "vocab_size": 256000,
+        "max_position_embeddings": 8192,
+        "sliding_window": 4096,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+        "attn_logit_softcapping": 50.0,
+        "final_logit_softcapping": 30.0,
+        "query_pre_attn_scalar": 256,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "eos_token_id": [1, 107],
+    },
+}
+
+
+def recipe(name: str, *overrides: str) -> Config:
+    return load_config(["--config", str(RECIPES / f"{name}.yaml"), *overrides])
+
+
+def flat(config: Config) -> dict[str, Any]:
+    return {f"{section}.{key}": value for section, keys in resolved(config).items() for key, value in keys.items()}
+
+
+def test_there_is_a_recipe_for_every_published_set_up() -> None:
+    assert {path.stem for path in RECIPES.glob("*.yaml")} == set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_has_the_values_that_all_set_ups_share(name: str) -> None:
+    values = flat(recipe(name))
+    assert {key: values[key] for key in COMMON} == COMMON
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_has_the_values_of_its_column(name: str) -> None:
+    values = flat(recipe(name))
+    column = NAMES.index(name)
+    assert {key: values[key] for key in OWN} == {key: row[column] for key, row in OWN.items()}
+    assert values["data.train_batch_size"] == 4 * values["actor.ppo_mini_batch_size"], "4 updates a step"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_validates_on_the_seven_sets_with_their_samples(name: str) -> None:
+    config = recipe(name)
+    assert config.evaluation.n == 0, "the number of samples comes from the file names"
+    assert {Path(file).stem: samples_per_prompt(file) for file in config.data.val_files} == {
+        "MMLUPro-1000_Avg2": 2,
+        "gpqa_diamond_Avg4": 4,
+        "TheoremQA_Avg2": 2,
+        "WebInstruct-verified-val_Avg2": 2,
+        "Math-500_Avg2": 2,
+        "Minerva_Avg4": 4,
+        "AIME2024_Avg16": 16,
+    }
+
+
+@pytest.fixture
+def present(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a file for every path a recipe names, as the current one: the model's shape and empty files."""
+    for name in NAMES:
+        config = recipe(name)
+        model = tmp_path / config.model.path
+        model.mkdir(parents=True)
+        (model / "config.json").write_text(json.dumps(HF_CONFIGS[name]))
+        for file in (model / "tokenizer.json", model / "model.safetensors", *(tmp_path / f for f in config.data.val_files)):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(b"")
+    (tmp_path / "data/train").mkdir()
+    (tmp_path / "data/train/rlpr_train.parquet").write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("world_size", [8, 32])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_of_a_supported_model_passes_all_checks(present: Path, name: str, world_size: int) -> None:
+    architecture = HF_CONFIGS[name]["architectures"][0]
+    if architecture in SUPPORTED:
+        config_checks.check(recipe(name), world_size)
+    else:
+        with pytest.raises(UserError, match=f"{architecture} is not supported"):
+            config_checks.check(recipe(name), world_size)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_says_at_its_top_when_its_model_is_not_supported(name: str) -> None:
+    top = (RECIPES / f"{name}.yaml").read_text().split("model:")[0]
+    assert ("NOT SUPPORTED" in top) == (HF_CONFIGS[name]["architectures"][0] not in SUPPORTED)
+
+
+@pytest.mark.parametrize("typed", ["+trainer.val_only=True", "trainer.val_only=true", "++trainer.val_only=True"])
+def test_the_reference_s_way_to_ask_for_validation_alone_is_understood(typed: str) -> None:
+    assert recipe("qwen2.5-7b", typed).trainer.val_only
