@@ -1,0 +1,132 @@
+"""Measure this project against a plain transformers baseline, on this machine.
+
+    python -m tools.bench score --model models/smollm2-135m --data folder/with/jsonl
+    python -m tools.bench update --model models/smollm2-135m --dtype float32
+    python -m tools.bench head --rows 24000 --vocab 152064 --hidden 896
+    python -m tools.bench packing
+    python -m tools.bench reward --model models/smollm2-135m --groups 125
+
+score    log-probs, entropies and reference probabilities of whole groups, against two padded passes with full logits
+update   gradients of the policy loss, against forward and backward with full logits
+head     the output head on selected rows: time and peak memory (no baseline: its logits would not fit)
+packing  planning a batch of 6,144 sequences for 8, 16 and 32 data-parallel ranks
+reward   splicing references and combining rewards, everything but the forward, on one core
+
+Both sides take turns; the first repetition is dropped and gives peak memory, medians are reported. `speedup`: baseline time
+over ours. `max_abs_diff`: of log-probs (update: of the loss). `floor_fraction`: FLOPs of the distinct tokens and selected
+rows, at the matrix-product rate measured in the same run, over our time. Memory is in bytes beyond what was there before.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from typing import Any
+
+from megatron_rlpr import process_environment
+from tools.command_line import exit_status, tool_parser
+
+CASES = ("score", "update", "head", "packing", "reward")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one benchmark and print its report; see the module's text."""
+    options = _parser().parse_args(arguments)
+    return exit_status(lambda: print(_text(_measure(options), options.json)))
+
+
+def _parser() -> ArgumentParser:
+    parser = tool_parser("bench", __doc__)
+    parser.add_argument("case", choices=CASES)
+    parser.add_argument("--model", type=Path, default=Path("models/smollm2-135m"), help="Hugging Face folder")
+    parser.add_argument("--data", type=Path, help="folder of *.jsonl files with text; without it token ids are random")
+    parser.add_argument("--groups", type=int, default=8, help="prompts; a repetition takes one of them")
+    parser.add_argument("--n", type=int, default=8, help="responses of a prompt")
+    parser.add_argument("--prompt", type=int, default=205, help="mean tokens of a prompt")
+    parser.add_argument("--response", type=int, default=300, help="mean tokens of a response")
+    parser.add_argument("--reference", type=int, default=6, help="mean tokens of a reference answer")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
+    parser.add_argument("--repetitions", type=int, default=0, help="repetitions that count; 0: one for each prompt")
+    parser.add_argument("--max-tokens", type=int, default=8192, help="actor.max_tokens_per_micro_batch; packing: 16384 at least")
+    parser.add_argument("--chunk-rows", type=int, default=256, help="actor.head_chunk_rows")
+    parser.add_argument("--no-sharing", action="store_true", help="actor.share_prefixes=false")
+    parser.add_argument("--rows", type=int, default=24000, help="head: rows")
+    parser.add_argument("--vocab", type=int, default=152064, help="head: vocabulary")
+    parser.add_argument("--hidden", type=int, default=896, help="head: hidden size")
+    parser.add_argument("--sequences", type=int, default=6144, help="packing: sequences")
+    parser.add_argument("--seed", type=int, default=0, help="of lengths and tokens")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: all cores of this machine")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser
+
+
+def _measure(options: Namespace) -> dict[str, Any]:
+    """The report of the chosen case. Imports torch, so it runs after the environment is right."""
+    import torch
+
+    from megatron_rlpr.config import ActorConfig, RewardConfig
+    from tools.bench import head_case, packing_case, reward_case, score_case, update_case
+    from tools.bench.policy import dtype_of
+
+    threads = options.threads or process_environment.default_threads()
+    torch.set_num_threads(threads)
+    actor = ActorConfig(
+        dtype=options.dtype,
+        max_tokens_per_micro_batch=options.max_tokens,
+        head_chunk_rows=options.chunk_rows,
+        share_prefixes=not options.no_sharing,
+        clip_grad=0.0,  # clipping would scale the gradients that are compared
+    )
+    about: dict[str, Any] = {"case": options.case, "dtype": options.dtype, "threads": threads}
+    match options.case:
+        case "packing":
+            return about | packing_case.run(options.sequences, max(options.max_tokens, 16384))
+        case "head":
+            return about | head_case.run(options.rows, options.vocab, options.hidden, dtype_of(actor), options.chunk_rows)
+    groups = _groups(options)
+    about |= {key: getattr(options, key) for key in ("groups", "n", "prompt", "response", "reference")}
+    about |= {"model": str(options.model), "tokens": "text" if options.data else "random"}
+    repetitions = options.repetitions or options.groups
+    match options.case:
+        case "score":
+            return about | score_case.run(options.model, groups, actor, repetitions)
+        case "update":
+            return about | update_case.run(options.model, groups, actor, repetitions)
+        case _:
+            longest = 2 * options.response + 64
+            return about | reward_case.run(options.model, groups, RewardConfig(repetition_penalty=True), longest)
+
+
+def _groups(options: Namespace) -> list[Any]:
+    from megatron_rlpr.data.tokenizer import load_tokenizer
+    from megatron_rlpr.weights.architectures import model_shape
+    from megatron_rlpr.weights.shape import read_hf_config
+    from tools.bench import workload
+
+    shape = model_shape(read_hf_config(options.model))
+    if options.data:
+        draw = workload.text_tokens(options.data, load_tokenizer(str(options.model)), options.seed)
+    else:
+        draw = workload.random_tokens(shape.vocab_size, options.seed)
+    sizes = workload.Sizes(options.groups, options.n, options.prompt, options.response, options.reference)
+    return workload.make_groups(sizes, draw, options.seed)
+
+
+def _text(report: dict[str, Any], as_json: bool) -> str:
+    if as_json:
+        return json.dumps(report)
+    width = max(map(len, report))
+    return "\n".join(f"{key:<{width}}  {_number(value)}" for key, value in report.items())
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+if __name__ == "__main__":
+    process_environment.ensure()
+    sys.exit(main())

@@ -1,0 +1,126 @@
+"""`bench update`: gradients of the policy loss of whole groups."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from megatron_rlpr.actor.optimizer import apply_gradients
+from megatron_rlpr.actor.policy import MegatronPolicy
+from megatron_rlpr.actor.policy_gradient import LossTerms
+from megatron_rlpr.config import ActorConfig
+from megatron_rlpr.types import TrainSequence
+from megatron_rlpr.weights.local_parameters import local_parameters
+from tools.bench import baseline, policy
+from tools.bench.measure import compare, timed
+from tools.bench.workload import BenchGroup
+
+Report = dict[str, Any]
+
+_FAR = 1e6
+_POLICY_LOSS = LossTerms(clip_low=_FAR, clip_high=_FAR, dual_clip=0.0, entropy_coeff=0.0, kl_coef=0.0, kl_type="low_var_kl")
+"""The plain policy gradient: nothing is clipped, so that one differing row cannot jump over a threshold."""
+
+
+def run(folder: Path, groups: Sequence[BenchGroup], actor: ActorConfig, repetitions: int) -> Report:
+    """Forward and backward of one group after the other with both sides; compares times, memory and gradients.
+
+    The optimizer's step is the same work for both and left out of the comparison: `MegatronPolicy.update` makes one (with
+    learning rate 0), it is timed alone as well (seconds_optimizer) and taken off. Megatron's fp32 gradient buffer, which
+    exists before the step, counts as memory of the step, as the baseline's gradients do.
+    """
+    dtype = policy.dtype_of(actor)
+    plain = baseline.load(folder, dtype)
+    built = policy.load(folder, actor, trainable=True)
+    ours = built.policy
+    assert ours.optimizer is not None
+    batches = [_training_data(ours, group, seed) for seed, group in enumerate(groups[: repetitions + 1])]
+
+    def batch(repetition: int) -> tuple[BenchGroup, list[torch.Tensor], list[float]]:
+        return batches[repetition % len(batches)]
+
+    def run_baseline(repetition: int) -> float:
+        plain.zero_grad(set_to_none=True)
+        return baseline.forward_backward(plain, *batch(repetition))
+
+    def run_ours(repetition: int) -> Any:
+        return ours.update(*_sequences(*batch(repetition)), _POLICY_LOSS, lr=0.0)
+
+    first = groups[0]
+    small = _training_data(ours, BenchGroup(first.prompt[:8], (first.reasonings[0][:8],), first.answers[:1], ()), 0)
+    baseline.forward_backward(plain, *small)
+    ours.update(*_sequences(*small), _POLICY_LOSS, lr=0.0)
+    measured = compare(run_baseline, run_ours, repetitions, dtype)
+    assert ours.optimizer is not None
+    optimizer_seconds = float(np.median([timed(lambda: apply_gradients(ours.optimizer))[1] for _ in range(3)]))
+    measured.ours.seconds[:] = [seconds - optimizer_seconds for seconds in measured.ours.seconds]
+    work = [built.work(group.responses) for group, _, _ in (batch(repetition) for repetition in range(repetitions + 1))]
+    buffer = sum(p.main_grad.numel() * p.main_grad.element_size() for p in ours.model.parameters())
+    measured.ours.peak_memory += buffer
+    results = zip(measured.baseline.results, measured.ours.results, strict=True)
+    run_baseline(repetitions)
+    run_ours(repetitions)
+    return {
+        "speedup": measured.speedup,
+        "speedup_cpu_time": measured.cpu_speedup,
+        "max_abs_diff": max(abs(a - b.loss) for a, b in results),
+        "gradient_relative_l2": gradient_difference(plain, built),
+        "tokens_baseline": sum(baseline.padded_tokens(batch(i)[0].responses) for i in range(1, repetitions + 1)),
+        "tokens_ours": sum(tokens for tokens, _, _ in work[1:]),
+        "peak_memory_ratio": measured.memory_ratio,
+        "peak_memory_baseline": measured.baseline.peak_memory,
+        "peak_memory_ours": measured.ours.peak_memory,
+        "gradient_buffer": buffer,
+        "floor_fraction": measured.floor_fraction([3 * linear for _, linear, _ in work[1:]]),
+        "floor_fraction_with_attention": measured.floor_fraction([3 * (linear + attention) for _, linear, attention in work[1:]]),
+        "matmul_flops_per_second": float(np.median(measured.rates)),
+        "seconds_baseline": measured.baseline.median_seconds,
+        "seconds_ours": measured.ours.median_seconds,
+        "seconds_optimizer": optimizer_seconds,
+    }
+
+
+def gradient_difference(plain: torch.nn.Module, built: policy.BenchPolicy) -> float:
+    """Relative L2 difference of all gradients, ours from the baseline's, in the checkpoint's names and shapes.
+
+    transformers gives the input embedding of the padding token no gradient, although the token also occurs in its own
+    right (as the end of a response); that row is left out.
+    """
+    wanted = {name: p.grad for name, p in plain.named_parameters()}
+    padding = getattr(plain.get_input_embeddings(), "padding_idx", None)  # type: ignore[operator]
+    difference = norm = 0.0
+    for parameter in local_parameters(built.policy.model, built.shape):
+        if parameter.mapping.is_copy:
+            continue
+        parts = parameter.mapping.split(parameter.tensor.main_grad)
+        for name, ours in zip((t.name for t in parameter.mapping.hf), parts, strict=True):
+            theirs = wanted[name]
+            assert theirs is not None
+            a, b = ours.double(), theirs.to(ours.device).double()
+            if "embed_tokens" in name and padding is not None:
+                a[padding] = b[padding] = 0
+            difference += float((a - b).square().sum())
+            norm += float(b.square().sum())
+    return (difference / norm) ** 0.5
+
+
+def _training_data(policy: MegatronPolicy, group: BenchGroup, seed: int) -> tuple[BenchGroup, list[torch.Tensor], list[float]]:
+    """Log-probs at sampling time near the policy's own, and an advantage for every response."""
+    generator = torch.Generator().manual_seed(seed)
+    scores = policy.score(group.responses)
+    old = [torch.from_numpy(s.log_probs) + 0.05 * torch.randn(len(s.log_probs), generator=generator) for s in scores]
+    return group, old, torch.randn(len(scores), generator=generator).tolist()
+
+
+def _sequences(group: BenchGroup, old: Sequence[torch.Tensor], advantages: Sequence[float]) -> tuple[list[TrainSequence], list[float]]:
+    requests = group.responses
+    total = sum(r.stop - r.start for r in requests)
+    sequences = [
+        TrainSequence(r.token_ids, r.start, r.stop, o.numpy(), np.full(len(o), a, dtype=np.float32))
+        for r, o, a in zip(requests, old, advantages, strict=True)
+    ]
+    return sequences, [1 / total] * len(sequences)
