@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.core import CheckpointingException
+from torch.distributed.checkpoint import CheckpointException
 
 from megatron_rlpr.types import UserError
 from megatron_rlpr.weights.local_parameters import local_parameters
@@ -40,7 +42,7 @@ def read_checkpoint_shape(path: str | Path) -> ModelShape:
     folder = Path(path)
     if not folder.is_dir():
         raise UserError(f"there is no Megatron checkpoint {folder}: make it with python -m checkpoint_conversion.hf_to_megatron")
-    for needed in (SHAPE, f"{WEIGHTS}/metadata.json", f"{WEIGHTS}/.metadata"):
+    for needed in (SHAPE, f"{WEIGHTS}/metadata.json", f"{WEIGHTS}/.metadata", f"{WEIGHTS}/common.pt"):
         if not (folder / needed).is_file():
             raise UserError(f"{folder} is no complete Megatron checkpoint, it holds no {needed}: convert or save it again")
     try:
@@ -62,14 +64,22 @@ def load_megatron_checkpoint(model: torch.nn.Module, shape: ModelShape, path: st
     wanted = {name: part for name, part in model.sharded_state_dict().items() if not name.endswith(_EXTRA_STATE)}
     try:
         loaded = dist_checkpointing.load({"model": wanted}, str(weights))["model"]
-    except (OSError, EOFError, RuntimeError, CheckpointingException) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{weights} cannot be loaded ({reason}): convert or save the checkpoint again") from error
+    except (OSError, ValueError, RuntimeError, UnpicklingError, CheckpointingException, CheckpointException) as error:
+        raise UserError(f"{weights} is damaged ({_reason(error)}): convert or save the checkpoint again") from error
     faults = model.load_state_dict(loaded, strict=False)
     left = [name for name in (*faults.missing_keys, *faults.unexpected_keys) if not name.endswith(_EXTRA_STATE)]
     if left:
         raise ValueError(f"{weights} and the model do not fit: {', '.join(left)}")
     _clear_padding(model, shape)
+
+
+def _reason(error: BaseException) -> str:
+    """One line; torch wraps what went wrong on each rank."""
+    if isinstance(error, CheckpointException):
+        error = next(iter(error.failures.values()))[0]
+    if isinstance(error, UnpicklingError):
+        return "a file of it is cut or foreign"  # torch's own text advises to load it unsafely
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -104,15 +105,46 @@ def test_a_layout_that_cannot_be_is_refused(tp: int, pp: int, world: int, named:
     assert named in str(refused.value)
 
 
-def test_damaged_weights_are_not_converted_back(megatron: Path, tmp_path: Path) -> None:
-    for source in megatron.rglob("*"):
-        target = tmp_path / "damaged" / source.relative_to(megatron)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if source.is_file():
-            target.write_bytes(source.read_bytes())
-    conversion = tmp_path / "damaged" / "conversion.json"
+@pytest.fixture
+def copy(megatron: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(megatron, tmp_path / "copy"))
+
+
+def test_weights_that_were_exchanged_are_not_converted_back(copy: Path, tmp_path: Path) -> None:
+    conversion = copy / "conversion.json"
     conversion.write_text(json.dumps({**json.loads(conversion.read_text()), "weights_checksum": "0" * 32}))
-    done = run("megatron_to_hf", "--megatron", tmp_path / "damaged", "--out", tmp_path / "back")
+    done = run("megatron_to_hf", "--megatron", copy, "--out", tmp_path / "back")
     assert done.returncode == 2
     assert "the weights are not those that were converted" in done.stderr
     assert not (tmp_path / "back").exists()
+
+
+def test_every_cut_file_of_a_checkpoint_is_named_damage(copy: Path) -> None:
+    """All in one process of its own, since loading needs process groups."""
+    program = """
+import sys
+from pathlib import Path
+import torch
+from checkpoint_conversion.single_process import whole_model
+from megatron_rlpr.types import UserError
+from megatron_rlpr.weights.load_megatron import load_megatron_checkpoint, read_checkpoint_shape
+folder = Path(sys.argv[1])
+shape = read_checkpoint_shape(folder)
+with whole_model(shape, torch.bfloat16) as model:
+    for file in sorted((folder / "megatron").iterdir()):
+        content = file.read_bytes()
+        file.write_bytes(content[: len(content) // 3])
+        try:
+            load_megatron_checkpoint(model, shape, folder)
+        except UserError as error:
+            assert "is damaged" in str(error) and "\\n" not in str(error), error
+            print("refused", file.name)
+        file.write_bytes(content)
+    load_megatron_checkpoint(model, shape, folder)
+"""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", program, str(copy)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-2000:]
+    refused = {line.removeprefix("refused ") for line in done.stdout.splitlines() if line.startswith("refused ")}
+    assert refused == {file.name for file in (copy / "megatron").iterdir()}
