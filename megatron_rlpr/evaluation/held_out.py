@@ -11,7 +11,9 @@ import torch.distributed as dist
 from megatron_rlpr.config import Config
 from megatron_rlpr.data.dataset import PromptSet
 from megatron_rlpr.evaluation.graders.pool import GraderPool
-from megatron_rlpr.evaluation.graders.result import GradeTask
+from megatron_rlpr.evaluation.graders.prompt_text import prompt_text
+from megatron_rlpr.evaluation.graders.result import GradeResult, GradeTask
+from megatron_rlpr.evaluation.judge import Judge
 from megatron_rlpr.reward.base_probability import BaseProbabilityTable
 from megatron_rlpr.reward.format import format_score
 from megatron_rlpr.rollout.engine import Rollouts, SamplingSettings
@@ -64,6 +66,7 @@ class HeldOutEvaluation:
         graders: GraderPool,
         console: Console,
         special_tokens: Sequence[str],
+        judge: Judge | None = None,
     ) -> None:
         self._config = config
         self._rollouts = rollouts
@@ -71,6 +74,7 @@ class HeldOutEvaluation:
         self._graders = graders
         self._console = console
         self._special_tokens = special_tokens
+        self._judge_model = judge
 
     def run(self, sets: Sequence[ValidationSet]) -> list[ValidationResult]:
         """Results in the order of the sets, then of evaluation.strategies."""
@@ -110,14 +114,26 @@ class HeldOutEvaluation:
         answer: list[list[float] | None] = [None]
         if dist.get_rank() == 0:
             tasks = [self._task(group.prompt, response.text) for group in groups for response in group.responses]
-            verdicts = iter(self._graders.grade_many(tasks))
+            verdicts = iter(self._second_opinion(tasks, self._graders.grade_many(tasks)))
             answer = [[float(np.mean([next(verdicts).accuracy for _ in group.responses])) for group in groups]]
         dist.broadcast_object_list(answer, src=0)
         assert answer[0] is not None
         return answer[0]
 
+    def _second_opinion(self, tasks: Sequence[GradeTask], results: list[GradeResult]) -> list[GradeResult]:
+        """The judge's verdicts, where there is a judge; what it failed to judge is said and keeps the verdict of the rules."""
+        if self._judge_model is None:
+            return results
+        before = sum(self._judge_model.failures.values())
+        results = self._judge_model.judge_many(tasks, results)
+        turned, failed = sum(result.judged_right for result in results), sum(self._judge_model.failures.values()) - before
+        self._console.message(
+            f"judge: {turned} of {len(results)} answers turned right, {failed} not judged {dict(self._judge_model.failures)}"
+        )
+        return results
+
     def _task(self, prompt: Prompt, text: str) -> GradeTask:
         for token in self._special_tokens:
             text = text.replace(token, "")
-        prompt_text = "\n".join(message["content"] for message in prompt.messages)
-        return GradeTask(prompt.data_source, text, prompt.reference_answer, prompt_text, "validation", self._config.reward.format_mode)
+        asked = prompt_text(prompt.messages)
+        return GradeTask(prompt.data_source, text, prompt.reference_answer, asked, "validation", self._config.reward.format_mode)

@@ -50,7 +50,7 @@ def test_accuracies_are_means_over_all_responses(run: dict[str, Any]) -> None:
         return
     # which row belongs to which of the file's data sources is not stored: their means must lie around the mean of all rows
     for key, value in reference_metrics(accuracies).items():
-        parts = [run["metrics"][f"{key}{suffix}"] for suffix in run["data_source_suffixes"]]
+        parts = [run["metrics"][key + suffix] for suffix in run["data_source_suffixes"] if key + suffix in run["metrics"]]
         assert min(parts) - 1e-9 <= value <= max(parts) + 1e-9
 
 

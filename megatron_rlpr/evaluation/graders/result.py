@@ -32,12 +32,18 @@ class GradeTask:
 
 @dataclass(frozen=True)
 class GradeResult:
-    """accuracy and format are 0.0 or 1.0; extracted is the answer the grader read; reason says why no verdict was reached, "" normally."""
+    """The verdict on one response.
+
+    accuracy and format are 0.0 or 1.0; extracted is the answer the grader read; reason says why the rules reached no verdict, "" normally.
+    judged_right: a judge turned wrong into right; judge_reply: what the judge wrote, "" when it was not asked or did not answer.
+    """
 
     accuracy: float
     format: float
     extracted: str
     reason: str = ""
+    judged_right: bool = False
+    judge_reply: str = ""
 
 
 class Verdict(NamedTuple):

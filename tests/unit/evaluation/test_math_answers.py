@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_rlpr.evaluation.graders.answer_text import find_answer, last_section, without_sections
@@ -38,11 +38,13 @@ def test_other_answers_do_not(given_answer: str, reference: str) -> None:
     assert not answers_match(given_answer, reference)
 
 
+@settings(deadline=None)
 @given(st.text(max_size=40))
 def test_an_answer_matches_itself(text: str) -> None:
     assert answers_match(text, text)
 
 
+@settings(deadline=None)
 @given(st.text(max_size=60), st.text(max_size=20))
 def test_any_response_gets_a_verdict(response: str, reference: str) -> None:
     for grade in (grade_in_validation, grade_in_training):

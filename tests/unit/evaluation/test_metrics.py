@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_rlpr.evaluation.metrics import mean_interval, paired_difference
@@ -76,6 +76,7 @@ def test_pairing_removes_the_spread_between_prompts() -> None:
     assert not paired_difference(before, [0.2, 0.0, 0.6, 0.4, 0.8]).excludes_zero
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(finite, finite), min_size=2, max_size=30))
 def test_a_paired_difference_turns_its_sign_with_the_order(pairs: list[tuple[float, float]]) -> None:
     forward = paired_difference([a for a, _ in pairs], [b for _, b in pairs])
@@ -83,6 +84,7 @@ def test_a_paired_difference_turns_its_sign_with_the_order(pairs: list[tuple[flo
     assert (forward.mean, forward.low, forward.high) == pytest.approx((-backward.mean, -backward.high, -backward.low))
 
 
+@settings(deadline=None)
 @given(st.lists(st.one_of(st.sampled_from([0.0, 1.0]), finite), min_size=1, max_size=30))
 def test_the_mean_lies_in_its_interval(values: list[float]) -> None:
     interval = mean_interval(values)

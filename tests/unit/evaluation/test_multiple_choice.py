@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_rlpr.evaluation.graders.multiple_choice import NOT_MATCHED, chosen_letter, grade_multiple_choice, option_text
@@ -30,6 +30,7 @@ def test_an_option_the_prompt_does_not_list_is_not_matched_by_its_absence() -> N
     assert not grade_multiple_choice("<answer>None</answer>", "P", "ABCDEFGHIJKLMNOP", PROMPT).correct
 
 
+@settings(deadline=None)
 @given(st.text(max_size=80))
 def test_any_response_names_one_option_or_none(response: str) -> None:
     assert chosen_letter(response, "ABCD") in {"A", "B", "C", "D", "", NOT_MATCHED}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import sympy
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_rlpr.evaluation.graders.math_equal import math_equal
@@ -86,12 +86,14 @@ def test_a_hostile_answer_is_wrong_and_leaves_no_trace(text: str, tmp_path: Path
     assert list(tmp_path.iterdir()) == []
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="x12.()+-*/^! sqrtπE_e,", max_size=15), st.booleans())
 def test_any_text_is_an_expression_or_refused(text: str, implicit: bool) -> None:
     with contextlib.suppress(NotAnExpression):
         assert isinstance(read_expression(text, implicit_multiplication=implicit), sympy.Basic)
 
 
+@settings(deadline=None)
 @given(st.integers(-999, 999), st.integers(1, 99), st.integers(-999, 999))
 def test_arithmetic_is_exact(a: int, b: int, c: int) -> None:
     assert read_expression(f"({a})/{b}-({c})*{b}", implicit_multiplication=False) == sympy.Rational(a, b) - c * b

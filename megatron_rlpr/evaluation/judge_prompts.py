@@ -1,0 +1,107 @@
+"""What an LLM judge is asked and how its reply is read (spec section 6.5)."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from megatron_rlpr.evaluation.graders.answer_text import first_turn
+from megatron_rlpr.evaluation.graders.result import GradeTask
+
+Question = Literal["mathematics", "choice"]
+
+_MATHEMATICS_SOURCES = ("Math-500", "AMC2023", "OlympiadBench", "Minerva", "TheoremQA", "AIME2024")
+_CHOICE_SOURCES = ("gpqa_diamond", "WebInstruct-verified-val", "MMLUPro", "SuperGPQA")
+_BOILERPLATE = (
+    'Format your response as follows: "The correct answer is (insert answer here)"',
+    "Please reason step by step, and put your final answer within \\boxed{}.",
+)
+_BOXED_LETTER = re.compile(r"\\boxed\{([a-z])\}")
+
+SYSTEM_PROMPT = "You are a helpful assistant."
+_CHOICE_PROMPT = """Below are a multiple-choice question and somebody's response to it. Find out which option the response chooses.
+
+Two examples of what to find:
+- The question asks for the largest planet, (A) Mars (B) Jupiter; the response ends with "so it must be Jupiter": \\boxed{{B}}
+- The question asks for 7 x 8, (A) 54 (B) 58 (C) 56; the response ends with "therefore (A)": \\boxed{{A}}
+
+Question:
+```
+{question}
+```
+Response:
+```
+{response}
+```
+Do not answer the question yourself and do not correct the response: only report its choice. Think first, then write the letter of the
+chosen option in \\boxed{{}}. If the response chooses none, write Unclear without a box."""
+_MATHEMATICS_PROMPT = """Below are a question, somebody's response to it and the right answer. Decide whether the final answer of the
+response is the right answer, perhaps in another notation.
+
+Three examples:
+- response "x = 2", right answer "2": the same value in symbols, \\boxed{{Y}}
+- response "5 minutes" to a question that asks for minutes, right answer "5": the same with its unit, \\boxed{{Y}}
+- response "x = \\frac{{1}}{{3}}", right answer "x = \\frac{{2}}{{3}}": another value, \\boxed{{N}}
+
+Question:
+```
+{question}
+```
+Response:
+```
+{response}
+```
+Right answer:
+```
+{reference}
+```
+Do not solve the question yourself: find the final answer in the response and compare it. Write your decision, Y or N, in \\boxed{{}}."""
+
+
+def question_kind(data_source: str) -> Question | None:
+    """How a judge is asked about a data source; None where only the rules decide."""
+    if any(part in data_source for part in _MATHEMATICS_SOURCES):
+        return "mathematics"
+    if any(part in data_source for part in _CHOICE_SOURCES):
+        return "choice"
+    return None
+
+
+def judge_prompt(task: GradeTask) -> str:
+    """The user message to the judge. The response ends where a base model goes on with a turn of its own (quirk Q22)."""
+    template = _MATHEMATICS_PROMPT if question_kind(task.data_source) == "mathematics" else _CHOICE_PROMPT
+    return template.format(
+        question=recover_question(task.prompt_text), response=first_turn(task.response_text), reference=task.reference_answer
+    )
+
+
+def says_correct(reply: str, task: GradeTask) -> bool:
+    """True if the judge's reply finds the response right: Y, or the letter of the right option."""
+    letter = boxed_letter(reply.lower())
+    wanted = "y" if question_kind(task.data_source) == "mathematics" else task.reference_answer.strip().lower()
+    return letter is not None and letter == wanted
+
+
+def boxed_letter(lower_case_reply: str) -> str | None:
+    r"""The last single letter in a \boxed{} of a reply in lower case; None without one."""
+    letters = _BOXED_LETTER.findall(lower_case_reply)
+    return letters[-1] if letters else None
+
+
+def recover_question(prompt_text: str) -> str:
+    """The bare question of a decoded prompt: what follows the user's role name, without instructions and chat tokens.
+
+    Raises ValueError when the prompt has no user turn.
+    """
+    for role in ("user\n", "User: "):
+        if role in prompt_text:
+            question = prompt_text.split(role, 1)[1]
+            break
+    else:
+        raise ValueError("the prompt has no user turn ('user' on a line of its own, or 'User: ')")
+    if "Question:\n" in question:
+        question = question.split("Question:\n")[1]
+    for phrase in _BOILERPLATE:
+        question = question.replace(phrase, "")
+    question = question.strip().replace("What is the correct answer to this question: ", "")
+    return question.replace("<|im_end|>", "").replace("<|im_start|>", "").strip()
