@@ -143,7 +143,12 @@ class VllmEngine:
         ]
 
     def check_weights(self, manifest: Mapping[str, tuple[int, ...]]) -> None:
-        """Raise WeightHandoverError unless the announced names and shapes are exactly those of the model folder."""
+        """Raise WeightHandoverError unless this engine can take an update of exactly these names and shapes.
+
+        All ranks ask this first, so that none enters the stream's collectives alone.
+        """
+        if self._broken:
+            raise WeightHandoverError(f"the engine cannot be loaded any more, start the run again: {self._unusable}")
         check_manifest(manifest, self._required, self._tied_head)
 
     def update_weights(
@@ -154,8 +159,6 @@ class VllmEngine:
         A wrong manifest changes nothing. A fault in the stream leaves the engine unusable until the next good update.
         """
         self.check_weights(manifest)
-        if self._broken:
-            raise WeightHandoverError(f"the engine cannot be loaded any more, start the run again: {self._unusable}")
         stream = VerifiedStream(manifest, tensors, skip=frozenset({TIED_HEAD} if self._tied_head else ()))
         self._unusable = f"hand-over {version} was interrupted"
         try:
