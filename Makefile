@@ -1,15 +1,19 @@
 # Two commands do everything: make quickstart, make test.
 SHELL := /bin/bash
-PYTHON_IN_VENV := .venv/bin/python
+PYTHON := .venv/bin/python
 MODEL := models/smollm2-135m
 DATA := data/quickstart
 RANKS ?= 2
 ARGS ?=
 
-# Read by the C library when a process starts (see megatron_rlpr/process_environment.py); torchrun sets OMP_NUM_THREADS to 1 by itself.
+# The other variables that must be set before a process starts are in megatron_rlpr/process_environment.py. This one torchrun would set itself, with a warning.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help environment model data quickstart test lint bench check-cuda-pins clean
+UV := build/uv/bin/uv
+RESOLVE_CUDA := $(UV) pip compile setup.py --extra cuda --extra test --python-version 3.12 --python-platform x86_64-unknown-linux-gnu \
+	--no-header --no-annotate --no-emit-index-url --no-emit-find-links --quiet
+
+.PHONY: help environment model checkpoint data quickstart test lint bench check-cuda-pins cuda-pins clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -17,29 +21,43 @@ help:  ## show this list
 environment:  ## create .venv (a finished one is kept)
 	@./setup_env.sh cpu
 
-model: environment  ## the 135M model as a Hugging Face folder and as a Megatron checkpoint
-	@$(PYTHON_IN_VENV) -m tools.fetch_model --out $(MODEL)
-	@$(PYTHON_IN_VENV) -m checkpoint_conversion.hf_to_megatron --hf $(MODEL) --out $(MODEL)-megatron
+model: environment  ## fetch the 135M model as a Hugging Face folder (a complete one is kept)
+	@$(PYTHON) -m tools.fetch_model --out $(MODEL)
 
-data: environment  ## the quickstart's questions
-	@$(PYTHON_IN_VENV) -m tools.prepare_data --out $(DATA)
+checkpoint: model  ## convert it to a Megatron checkpoint (a complete one is kept)
+	@$(PYTHON) -m checkpoint_conversion.hf_to_megatron --hf $(MODEL) --out $(MODEL)-megatron
 
-quickstart: model data  ## train the 135M model and show what it learnt (ARGS="key=value ..." changes keys)
+data: environment  ## generate the quickstart's questions (complete ones are kept)
+	@$(PYTHON) -m tools.prepare_data --out $(DATA)
+
+quickstart: checkpoint data  ## train the 135M model and show what it learnt (ARGS="key=value ..." changes keys)
 	.venv/bin/torchrun --nproc-per-node $(RANKS) pretrain_rlpr.py --config examples/quickstart/config.yaml $(ARGS)
 
-test: model  ## all tests
-	$(PYTHON_IN_VENV) -m pytest $(ARGS)
+test: model  ## run all tests (ARGS=... goes to pytest)
+	$(PYTHON) -m pytest $(ARGS)
 
-lint: environment  ## ruff and mypy
-	$(PYTHON_IN_VENV) -m ruff check .
-	$(PYTHON_IN_VENV) -m ruff format --check .
-	$(PYTHON_IN_VENV) -m mypy
+lint: environment  ## run ruff and mypy
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
 
-bench: model  ## all benchmarks
-	for part in packing reward head score update; do $(PYTHON_IN_VENV) -m tools.bench $$part || exit 1; done
+bench: model  ## run all benchmarks
+	for part in packing reward head score update; do $(PYTHON) -m tools.bench $$part || exit 1; done
 
-check-cuda-pins:  ## resolve the pins of the cuda extra for Python 3.12 (needs uv)
-	uv pip compile --python-version 3.12 --python-platform x86_64-manylinux_2_28 --no-emit-index-url --quiet requirements/cuda.txt >/dev/null && echo "the cuda pins resolve for Python 3.12"
+check-cuda-pins: $(UV)  ## resolve the cuda extra for Python 3.12 with its pins; installs nothing
+	$(RESOLVE_CUDA) --constraint requirements/cuda-constraints.txt --output-file build/cuda-pins.txt
+	diff <(grep -v '^#' requirements/cuda-constraints.txt) build/cuda-pins.txt
+	@echo "the cuda extra resolves for Python 3.12 to exactly the $$(wc -l <build/cuda-pins.txt) pins of requirements/cuda-constraints.txt"
 
-clean:  ## remove the environment, models, data and runs
-	rm -rf .venv models data runs
+cuda-pins: $(UV)  ## write requirements/cuda-constraints.txt again, after a change of the cuda extra
+	$(RESOLVE_CUDA) --upgrade --output-file build/cuda-pins.txt
+	cat <(grep '^#' requirements/cuda-constraints.txt) build/cuda-pins.txt >build/cuda-constraints.txt
+	mv build/cuda-constraints.txt requirements/cuda-constraints.txt
+
+$(UV): | environment
+	$(PYTHON) -m venv build/uv
+	build/uv/bin/pip install --quiet --disable-pip-version-check uv==0.13.9
+
+clean:  ## remove the environment and caches; models, data and runs stay
+	rm -rf .venv build *.egg-info .setup_env.log .setup_env.lock .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

