@@ -72,10 +72,14 @@ def filter_metrics(std_filter: StdFilter, fill: BatchFill, batch: TrainingBatch,
     }
 
 
-def update_metrics(updates: Sequence[UpdateResult], lr: float) -> dict[str, float]:
-    """The optimizer steps of one training step: means over them, weighted by their tokens where tokens are averaged."""
+def update_metrics(updates: Sequence[UpdateResult], lr: float) -> dict[str, float | None]:
+    """The optimizer steps of one training step: means over them, weighted by their tokens where tokens are averaged.
+
+    A step whose groups were all dropped trains on nothing: its values are None.
+    """
     if not updates:
-        return {"actor/lr": lr, "actor/optimizer_steps": 0}
+        nothing_trained = dict.fromkeys(("actor/loss", "actor/entropy", "actor/clip_fraction", "actor/grad_norm"))
+        return {**nothing_trained, "actor/lr": lr, "actor/optimizer_steps": 0}
     tokens = np.array([u.trained_tokens for u in updates], dtype=np.float64)
 
     def token_mean(part: str) -> float:

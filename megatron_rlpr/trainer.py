@@ -53,7 +53,7 @@ class Trainer:
         everything = [*groups, *surplus, *fill.dropped]
         metrics = {
             "epoch": parts.prompts.epoch,
-            **reward_metrics(groups),
+            **reward_metrics(groups or fill.history),
             **filter_metrics(parts.std_filter, fill, batch, parts.prompts.cached),
             **update_metrics(updates, lr),
             **speed_metrics(seconds, everything, updates),
