@@ -25,6 +25,7 @@ from megatron_rlpr.data.tokenizer import load_tokenizer
 from megatron_rlpr.evaluation.graders.pool import GraderPool
 from megatron_rlpr.evaluation.graders.result import GradeTask
 from megatron_rlpr.evaluation.held_out import HeldOutEvaluation, ValidationSet
+from megatron_rlpr.evaluation.judge import Judge, judge_settings
 from megatron_rlpr.process_environment import default_threads
 from megatron_rlpr.prompt_source import PromptSource
 from megatron_rlpr.reward.base_probability import BaseProbabilityTable
@@ -92,7 +93,7 @@ def build_parts(config: Config) -> RunParts:
         for name, found in val_prompts.items()
     ]
     rollouts = _rollouts(config, threads, console)
-    evaluation = HeldOutEvaluation(config, rollouts, scorer, graders, console, _special_tokens(tokenizer))
+    evaluation = HeldOutEvaluation(config, rollouts, scorer, graders, console, _special_tokens(tokenizer), _judge(layout.rank))
     return RunParts(
         config=config,
         folder=folder,
@@ -222,6 +223,12 @@ def _grade(config: Config, tokenizer: Any, graders: GraderPool) -> Grade:
         return graders.grade_many([task])[0].accuracy
 
     return grade
+
+
+def _judge(rank: int) -> Judge | None:
+    """The validation's judge, if the environment names one; the first rank grades, so it alone asks."""
+    settings = judge_settings() if rank == 0 else None
+    return Judge(settings) if settings else None
 
 
 def _special_tokens(tokenizer: Any) -> Sequence[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from megatron_rlpr import config_bounds, config_model_checks
 from megatron_rlpr.algorithm.std_filter import source_multipliers
 from megatron_rlpr.config import Config
+from megatron_rlpr.evaluation.judge import judge_settings
 from megatron_rlpr.reward.shaping import discrete_function, shaping_function
 from megatron_rlpr.types import UserError
 
@@ -73,6 +74,8 @@ def _check_run(config: Config) -> None:
     unknown = [strategy for strategy in config.evaluation.strategies if strategy not in ("greedy", "sampling")]
     if unknown or not config.evaluation.strategies:
         raise UserError(f"evaluation.strategies={config.evaluation.strategies}: expected a list of 'greedy', 'sampling' or both")
+    if config.data.val_files:
+        judge_settings()  # of the environment
 
 
 def _check_files(config: Config) -> None:

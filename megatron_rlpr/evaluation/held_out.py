@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch.distributed as dist
@@ -40,19 +40,21 @@ class ValidationResult:
     """What one decoding strategy reached on one validation set.
 
     per_prompt: measure -> one value per prompt (the mean of its samples), in file order, so that two results on the same
-    prompts can be compared pairwise.
+    prompts can be compared pairwise. judge: what the judge did, by metric name; empty without one.
     """
 
     name: str
     strategy: str
     per_prompt: dict[str, list[float]]
     response_length: float
+    judge: dict[str, float] = field(default_factory=dict)
 
     def metrics(self) -> dict[str, float]:
         """Flat names for the trackers: val/<set>/<strategy>/<measure>."""
         prefix = f"val/{self.name}/{self.strategy}"
         means = {f"{prefix}/{measure}": float(np.mean(values)) for measure, values in self.per_prompt.items()}
-        return {**means, f"{prefix}/response_length": self.response_length}
+        judge = {f"{prefix}/{name}": value for name, value in self.judge.items()}
+        return {**means, f"{prefix}/response_length": self.response_length, **judge}
 
 
 class HeldOutEvaluation:
@@ -90,9 +92,9 @@ class HeldOutEvaluation:
                 per_prompt[measure] = [float(np.mean([getattr(r, measure) for r in group.rewards])) for group in scored]
         mode = self._config.reward.format_mode
         per_prompt["format"] = [float(np.mean([format_score(r.text, mode) for r in group.responses])) for group in groups]
-        per_prompt["accuracy"] = self._grade(groups)
+        per_prompt["accuracy"], judge = self._grade(groups)
         lengths = [len(r.token_ids) for group in groups for r in group.responses]
-        return ValidationResult(one.name, strategy, per_prompt, float(np.mean(lengths)))
+        return ValidationResult(one.name, strategy, per_prompt, float(np.mean(lengths)), judge)
 
     def _generate(self, one: ValidationSet, strategy: str) -> list[RolloutGroup]:
         settings = self._config.evaluation
@@ -109,28 +111,30 @@ class HeldOutEvaluation:
                 prompts, samples, VALIDATION_STEP, settings.seed, sampling, lambda tokens, done, _: progress.update(done, tokens)
             )
 
-    def _grade(self, groups: Sequence[RolloutGroup]) -> list[float]:
-        """Mean accuracy of every group's responses, graded on the first rank."""
-        answer: list[list[float] | None] = [None]
+    def _grade(self, groups: Sequence[RolloutGroup]) -> tuple[list[float], dict[str, float]]:
+        """Mean accuracy of every group's responses, graded on the first rank, and what the judge did."""
+        answer: list[tuple[list[float], dict[str, float]] | None] = [None]
         if dist.get_rank() == 0:
             tasks = [self._task(group.prompt, response.text) for group in groups for response in group.responses]
-            verdicts = iter(self._second_opinion(tasks, self._graders.grade_many(tasks)))
-            answer = [[float(np.mean([next(verdicts).accuracy for _ in group.responses])) for group in groups]]
+            results, judge = self._second_opinion(tasks, self._graders.grade_many(tasks))
+            verdicts = iter(results)
+            answer = [([float(np.mean([next(verdicts).accuracy for _ in group.responses])) for group in groups], judge)]
         dist.broadcast_object_list(answer, src=0)
         assert answer[0] is not None
         return answer[0]
 
-    def _second_opinion(self, tasks: Sequence[GradeTask], results: list[GradeResult]) -> list[GradeResult]:
-        """The judge's verdicts, where there is a judge; what it failed to judge is said and keeps the verdict of the rules."""
+    def _second_opinion(self, tasks: Sequence[GradeTask], results: list[GradeResult]) -> tuple[list[GradeResult], dict[str, float]]:
+        """The judge's verdicts, where there is a judge, and its metrics. What it failed to judge keeps the verdict of the rules."""
         if self._judge_model is None:
-            return results
-        before = sum(self._judge_model.failures.values())
+            return results, {}
+        before = self._judge_model.failures.copy()
         results = self._judge_model.judge_many(tasks, results)
-        turned, failed = sum(result.judged_right for result in results), sum(self._judge_model.failures.values()) - before
-        self._console.message(
-            f"judge: {turned} of {len(results)} answers turned right, {failed} not judged {dict(self._judge_model.failures)}"
-        )
-        return results
+        failed = self._judge_model.failures - before
+        turned = sum(result.judged_right for result in results)
+        if failed:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in failed.most_common())
+            self._console.message(f"the judge failed to judge {failed.total()} of {len(results)} responses: {reasons}")
+        return results, {"judge_turned": turned / len(results), "judge_failures": float(failed.total())}
 
     def _task(self, prompt: Prompt, text: str) -> GradeTask:
         for token in self._special_tokens:

@@ -87,6 +87,8 @@ VALIDATION_METRICS: dict[str, str] = {
     "val/{set}/{strategy}/format": "share of responses with the right tags",
     "val/{set}/{strategy}/accuracy": "share of responses graded right (mean of a prompt's samples first)",
     "val/{set}/{strategy}/response_length": "mean tokens of a response",
+    "val/{set}/{strategy}/judge_turned": "share of responses that the judge turned from wrong to right; only with a judge",
+    "val/{set}/{strategy}/judge_failures": "responses the judge gave no verdict on, so that the rules' stands; only with a judge",
 }
 
 

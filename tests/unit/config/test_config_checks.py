@@ -226,3 +226,10 @@ def test_every_number_has_a_range_that_holds_its_default() -> None:
 def test_ranges(name: str, inside: list[float], outside: list[float]) -> None:
     assert all(BOUNDS[name].hold(value) for value in inside)
     assert not any(BOUNDS[name].hold(value) for value in outside)
+
+
+def test_a_judge_that_cannot_be_asked_is_refused_when_something_is_validated(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("USED_MODEL", "gpt-4o")
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    check(run(), 1)
+    assert "set OPENAI_API_KEY" in refusal(run("data.val_files={here}/val.parquet", "evaluation.score_reward=false"))

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+from judge_server import Answer, JudgeServer
 
 from megatron_rlpr.evaluation.graders.multiple_choice import option_text
 from megatron_rlpr.evaluation.graders.prompt_text import prompt_text
@@ -22,35 +20,6 @@ PROMPT = "system\nBe brief.\nuser\nWhat is {half} of 1?\nassistant\n"
 WRONG = GradeResult(0.0, 1.0, "0.5")
 RIGHT = GradeResult(1.0, 1.0, "1/2")
 
-Answer = Callable[[dict[str, Any], int], tuple[int, str]]
-
-
-class JudgeServer:
-    """A small OpenAI-compatible server on a free port; `answer(request, number)` gives status and text."""
-
-    def __init__(self, answer: Answer) -> None:
-        self.requests: list[dict[str, Any]] = []
-        server = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                server.requests.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-                status, text = answer(server.requests[-1], len(server.requests))
-                body = json.dumps({"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [
-                    {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}]}).encode()  # fmt: skip
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_: Any) -> None:
-                """Keep the test's output clean."""
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_port}"
-        threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True).start()
-
 
 @pytest.fixture
 def serve() -> Iterator[Callable[[Answer], JudgeServer]]:
@@ -62,8 +31,7 @@ def serve() -> Iterator[Callable[[Answer], JudgeServer]]:
 
     yield start
     for server in servers:
-        server.http.shutdown()
-        server.http.server_close()
+        server.stop()
 
 
 def task(source: str = "Math-500_Avg2", reference: str = "0.5", response: str = "one half") -> GradeTask:

@@ -1,0 +1,92 @@
+"""A validation grades what the policy answered, asks the judge that the environment names, and reports what the judge did."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch.distributed as dist
+from judge_server import JudgeServer
+
+from megatron_rlpr.config import Config
+from megatron_rlpr.data.dataset import PromptSet
+from megatron_rlpr.evaluation.graders.pool import GraderPool
+from megatron_rlpr.evaluation.held_out import VALIDATION_STEP, HeldOutEvaluation, ValidationResult, ValidationSet
+from megatron_rlpr.evaluation.judge import Judge, JudgeSettings, judge_settings
+from megatron_rlpr.rollout.replay import ReplayRollouts
+from megatron_rlpr.rollout.store import write_rollouts
+from megatron_rlpr.tracking.console import Console
+from megatron_rlpr.tracking.metric_names import undocumented
+from megatron_rlpr.types import Prompt, Response, ResponseReward, RolloutGroup, ScoredGroup, TokenScores
+
+RIGHT, WRONG, ODD = "<answer>4</answer>", "<answer>5</answer>", "<answer>twice two</answer>"
+
+
+@pytest.fixture(autouse=True)
+def one_process() -> Iterator[None]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def scored_group(index: int, responses: tuple[str, ...]) -> ScoredGroup:
+    """A stored group: two questions from Math-500 have these responses."""
+    prompt = Prompt(index, (1, 2), ({"role": "user", "content": f"What is 2+2? ({index})"},), "4", "Math-500_Avg2")
+    score = TokenScores(np.zeros(1, np.float32), np.zeros(1, np.float32))
+    answers = tuple(Response((7,), text, (0.0,), "stop", seed) for seed, text in enumerate(responses))
+    reward = ResponseReward(0.0, 0.0, 0.0, 0.0, 0.0, True, "")
+    return ScoredGroup(RolloutGroup(prompt, answers), (score,) * len(answers), (reward,) * len(answers))
+
+
+def validate(folder: Path, judge: Judge | None) -> tuple[ValidationResult, str]:
+    """The result of a validation whose responses are stored, and what it printed. Nothing is scored, so there is no policy."""
+    groups = [scored_group(0, (RIGHT, ODD)), scored_group(1, (WRONG, ODD))]
+    write_rollouts(folder, VALIDATION_STEP, groups, advantages=[None] * 2, kept=[True] * 2, decode=str)
+    config = Config()
+    config.evaluation.score_reward = False
+    config.reward.format_mode = "R1_nothink"
+    printed = io.StringIO()
+    one = ValidationSet("Math-500_Avg2", PromptSet(tuple(g.group.prompt for g in groups), 0), 2, None)
+    no_scorer: Any = None
+    with GraderPool(workers=1) as graders:
+        console = Console(enabled=False, file=printed)
+        evaluation = HeldOutEvaluation(config, ReplayRollouts(folder), no_scorer, graders, console, ["<|im_end|>"], judge)
+        return evaluation.run([one])[0], printed.getvalue()
+
+
+def test_without_a_judge_the_rules_decide_and_no_judge_is_reported(tmp_path: Path) -> None:
+    result, printed = validate(tmp_path, None)
+    assert result.per_prompt["accuracy"] == [0.5, 0.0]
+    assert not [name for name in result.metrics() if "judge" in name]
+    assert printed == ""
+
+
+def test_the_judge_turns_wrong_into_right_and_is_reported(tmp_path: Path) -> None:
+    server = JudgeServer(lambda request, _: (200, "\\boxed{Y}" if "twice two" in request["messages"][1]["content"] else "\\boxed{N}"))
+    settings = judge_settings({"CLIENT_IP": server.url})
+    assert settings is not None
+    result, printed = validate(tmp_path, Judge(settings))
+    server.stop()
+    assert result.per_prompt["accuracy"] == [1.0, 0.5]
+    metrics = result.metrics()
+    assert metrics["val/Math-500_Avg2/greedy/accuracy"] == 0.75
+    assert metrics["val/Math-500_Avg2/greedy/judge_turned"] == 0.5
+    assert metrics["val/Math-500_Avg2/greedy/judge_failures"] == 0
+    assert undocumented(metrics) == []
+    assert printed == ""
+    assert len(server.requests) == 3, "the one right answer is not asked about"
+    assert all("What is 2+2?" in request["messages"][1]["content"] for request in server.requests)
+    assert {request["model"] for request in server.requests} == {"qwen"}, "the name that setup_server.sh serves"
+
+
+def test_what_the_judge_fails_to_judge_keeps_its_verdict_and_is_counted(tmp_path: Path) -> None:
+    server = JudgeServer(lambda request, _: (400, ""))
+    result, printed = validate(tmp_path, Judge(JudgeSettings("qwen", server.url + "/v1", "none", retries=0)))
+    server.stop()
+    assert result.per_prompt["accuracy"] == [0.5, 0.0]
+    assert result.judge == {"judge_turned": 0.0, "judge_failures": 3.0}
+    assert printed == "the judge failed to judge 3 of 4 responses: 3 BadRequestError\n"
