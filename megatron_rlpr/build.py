@@ -23,6 +23,7 @@ from megatron_rlpr.data.prompt_rewrite import prompt_rewrite
 from megatron_rlpr.data.sampler import PromptSampler
 from megatron_rlpr.data.tokenizer import load_tokenizer
 from megatron_rlpr.evaluation.graders.pool import GraderPool
+from megatron_rlpr.evaluation.graders.prompt_text import prompt_text
 from megatron_rlpr.evaluation.graders.result import GradeTask
 from megatron_rlpr.evaluation.held_out import HeldOutEvaluation, ValidationSet
 from megatron_rlpr.evaluation.judge import Judge, judge_settings
@@ -83,7 +84,7 @@ def build_parts(config: Config) -> RunParts:
     tables = _BaseTables(config, folder, scorer, console)
     source = PromptSource(
         prompts,
-        PromptSampler(len(prompts), min(config.data.train_batch_size, len(prompts)), config.data.shuffle, config.data.seed),
+        PromptSampler(len(prompts), _batch_size(config, prompts), config.data.shuffle, config.data.seed),
         None if config.trainer.val_only else tables.of("train", prompts),
         config.filter.cache_regenerate,
     )
@@ -218,8 +219,8 @@ def _grade(config: Config, tokenizer: Any, graders: GraderPool) -> Grade:
         text = response.text
         for token in special:
             text = text.replace(token, "")
-        prompt_text = "\n".join(message["content"] for message in prompt.messages)
-        task = GradeTask(prompt.data_source, text, prompt.reference_answer, prompt_text, "train", config.reward.format_mode)
+        prompted = prompt_text(prompt.messages)
+        task = GradeTask(prompt.data_source, text, prompt.reference_answer, prompted, "train", config.reward.format_mode)
         return graders.grade_many([task])[0].accuracy
 
     return grade
@@ -237,6 +238,12 @@ def _special_tokens(tokenizer: Any) -> Sequence[str]:
 
 def _longest_prompt(config: Config) -> int:
     return max(config.data.max_prompt_length, config.data.val_max_prompt_length if config.data.val_files else 0)
+
+
+def _batch_size(config: Config, prompts: PromptSet) -> int:
+    """Prompts a step draws. Where none is drawn (replay, validation only), any number that the set can serve will do."""
+    draws = not (config.rollout.replay or config.trainer.val_only)
+    return config.data.train_batch_size if draws else min(config.data.train_batch_size, len(prompts))
 
 
 def _total_steps(config: Config, prompts: PromptSet) -> int:
