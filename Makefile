@@ -1,6 +1,6 @@
 # Two commands do everything: make quickstart, make test.
 SHELL := /bin/bash
-PYTHON := .venv/bin/python
+VENV_PYTHON := .venv/bin/python
 MODEL := models/smollm2-135m
 DATA := data/quickstart
 RANKS ?= 2
@@ -22,27 +22,27 @@ environment:  ## create .venv (a finished one is kept)
 	@./setup_env.sh cpu
 
 model: environment  ## fetch the 135M model as a Hugging Face folder (a complete one is kept)
-	@$(PYTHON) -m tools.fetch_model --out $(MODEL)
+	@$(VENV_PYTHON) -m tools.fetch_model --out $(MODEL)
 
 checkpoint: model  ## convert it to a Megatron checkpoint (a complete one is kept)
-	@$(PYTHON) -m checkpoint_conversion.hf_to_megatron --hf $(MODEL) --out $(MODEL)-megatron
+	@$(VENV_PYTHON) -m checkpoint_conversion.hf_to_megatron --hf $(MODEL) --out $(MODEL)-megatron
 
 data: environment  ## generate the quickstart's questions (complete ones are kept)
-	@$(PYTHON) -m tools.prepare_data --out $(DATA)
+	@$(VENV_PYTHON) -m tools.prepare_data --out $(DATA)
 
 quickstart: checkpoint data  ## train the 135M model and show what it learnt (ARGS="key=value ..." changes keys)
 	.venv/bin/torchrun --nproc-per-node $(RANKS) pretrain_rlpr.py --config examples/quickstart/config.yaml $(ARGS)
 
 test: model  ## run all tests (ARGS=... goes to pytest)
-	$(PYTHON) -m pytest $(ARGS)
+	$(VENV_PYTHON) -m pytest $(ARGS)
 
 lint: environment  ## run ruff and mypy
-	$(PYTHON) -m ruff check .
-	$(PYTHON) -m ruff format --check .
-	$(PYTHON) -m mypy
+	$(VENV_PYTHON) -m ruff check .
+	$(VENV_PYTHON) -m ruff format --check .
+	$(VENV_PYTHON) -m mypy
 
 bench: model  ## run all benchmarks
-	for part in packing reward head score update; do $(PYTHON) -m tools.bench $$part || exit 1; done
+	for part in packing reward head score update; do $(VENV_PYTHON) -m tools.bench $$part || exit 1; done
 
 check-cuda-pins: $(UV)  ## resolve the cuda extra for Python 3.12 with its pins; installs nothing
 	$(RESOLVE_CUDA) --constraint requirements/cuda-constraints.txt --output-file build/cuda-pins.txt
@@ -55,7 +55,7 @@ cuda-pins: $(UV)  ## write requirements/cuda-constraints.txt again, after a chan
 	mv build/cuda-constraints.txt requirements/cuda-constraints.txt
 
 $(UV): | environment
-	$(PYTHON) -m venv build/uv
+	$(VENV_PYTHON) -m venv build/uv
 	build/uv/bin/pip install --quiet --disable-pip-version-check uv==0.13.9
 
 clean:  ## remove the environment and caches; models, data and runs stay

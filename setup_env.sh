@@ -60,15 +60,14 @@ find_python() {
     fail "no Python found; install Python $oldest or newer, or name it: PYTHON=/path/to/python ./setup_env.sh $kind"
 }
 
+why_anew=""
 if [ -e "$unfinished" ]; then
-    say "an earlier run was interrupted; starting over"
-    rm -rf "$venv"
-elif [ -f "$stamp" ] && { ! "$venv/bin/python" -c "" 2>/dev/null || [ "$(cut -d' ' -f1,2 "$stamp")" != "$kind $(pwd)" ]; }; then
-    say "$venv was made for another kind, folder or Python; starting over"
-    rm -rf "$venv"
+    why_anew="an earlier run was interrupted"
+elif [ -f "$stamp" ] && { ! "$venv/bin/python" -c "" 2>/dev/null || [[ "$(cat "$stamp")" != "$kind $(pwd) "* ]]; }; then
+    why_anew="$venv was made for another kind, folder or Python"
 fi
 : >"$log"
-if [ -e "$venv" ]; then
+if [ -e "$venv" ] && [ -z "$why_anew" ]; then
     version="$(version_of "$venv/bin/python")" || fail "$venv holds no Python that runs; remove it and run again"
     new_enough "$version" || fail "$venv holds Python $version, needed is $oldest or newer; remove it and run again"
     say "bringing $venv up to date for $kind, Python $version (log: $log)"
@@ -76,7 +75,9 @@ if [ -e "$venv" ]; then
     if [ -f "$stamp" ]; then mv "$stamp" "$unfinished"; fi
 else
     find_python
+    [ -z "$why_anew" ] || say "$why_anew; starting over"
     say "creating $venv for $kind with $python ($(version_of "$python")); about 2 minutes and 5 GB (log: $log)"
+    rm -rf "$venv"
     mkdir "$venv"
     touch "$unfinished"
     "$python" -m venv "$venv" >>"$log" 2>&1 || { tail -n 5 "$log" >&2; fail "$python could not create $venv; the reason is above"; }
