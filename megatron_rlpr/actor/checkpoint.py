@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import re
 import shutil
 from dataclasses import asdict
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.strategies import filesystem_async
 
 from megatron_rlpr.actor.policy import MegatronPolicy
 from megatron_rlpr.weights.load_megatron import check_megatron_checkpoint
@@ -52,6 +54,7 @@ class CheckpointStore:
             shutil.rmtree(partial, ignore_errors=True)
             (partial / "megatron").mkdir(parents=True)
         dist.barrier()
+        _collect_write_results_here()
         dist_checkpointing.save(_sharded_state(policy, is_loading=False), str(partial / "megatron"))
         if _is_first_rank():
             _write_json(partial / "model_shape.json", asdict(self._shape))
@@ -83,6 +86,15 @@ def _sharded_state(policy: MegatronPolicy, is_loading: bool) -> dict[str, Any]:
     if policy.optimizer is not None:
         state["optimizer"] = policy.optimizer.sharded_state_dict(model, is_loading=is_loading)
     return state
+
+
+def _collect_write_results_here() -> None:
+    """Keep Megatron from starting a manager process in every rank to collect its writers' results.
+
+    It is made for asynchronous writers. Ours are synchronous, and that process imports torch (seconds, 250 MB), lives as
+    long as the run, and would outlive a rank that is killed.
+    """
+    filesystem_async._results_queue = queue.Queue()
 
 
 def random_state() -> dict[str, Any]:

@@ -1,0 +1,56 @@
+"""Which layouts are compared, and on what (see actor_layouts.py). Imports nothing heavy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from megatron_rlpr.types import ScoreRequest
+
+TEMPERATURE = 0.7
+UPDATES = 5
+SAVED_AFTER = 3
+
+
+@dataclass(frozen=True)
+class Case:
+    """A layout: number of ranks, actor settings, and the layout whose checkpoint it also goes on from."""
+
+    ranks: int
+    goes_on_from: str
+    actor: dict[str, Any] = field(default_factory=dict)
+
+
+TP2 = {"tensor_model_parallel_size": 2}
+PP2 = {"pipeline_model_parallel_size": 2}
+RECOMPUTE = {"recompute_granularity": "full", "recompute_num_layers": 1}
+CASES = {
+    "1 process": Case(1, "1 process"),
+    "no shared prefixes": Case(1, "1 process", {"share_prefixes": False}),
+    "full recompute": Case(1, "1 process", RECOMPUTE),
+    "TP2": Case(2, "1 process", TP2),
+    "TP2 + SP": Case(2, "TP2", TP2 | {"sequence_parallel": True}),
+    "PP2": Case(2, "TP2 + SP", PP2),
+    "DP2": Case(2, "PP2"),
+    "TP2 x PP2": Case(4, "DP2", TP2 | PP2),
+    "TP2 + SP x PP2, full recompute": Case(4, "TP2 x PP2", TP2 | PP2 | RECOMPUTE | {"sequence_parallel": True}),
+    "1 process again": Case(1, "TP2 x PP2"),
+    "bf16": Case(1, "bf16", {"dtype": "bfloat16"}),
+}
+
+
+def requests(vocab: int) -> list[ScoreRequest]:
+    """Four groups of three responses that share a prompt, each with a spliced sequence that shares its reasoning."""
+    rng = np.random.default_rng(0)
+    draw = lambda n: tuple(int(t) for t in rng.integers(0, vocab, n))  # noqa: E731
+    trunk, wanted = draw(9), []
+    for _ in range(4):
+        prompt = trunk + draw(5)
+        for _ in range(3):
+            reasoning, answer, reference = draw(int(rng.integers(3, 12))), draw(4), draw(3)
+            wanted.append(ScoreRequest(prompt + reasoning + answer, len(prompt), len(prompt) + len(reasoning) + len(answer)))
+            spliced = prompt + reasoning + reference
+            wanted.append(ScoreRequest(spliced, len(spliced) - len(reference), len(spliced)))
+    return wanted
