@@ -1,10 +1,9 @@
 """Attention over a forest of prefixes: every token attends to its ancestors and to itself.
 
 A drop-in for Megatron's core attention. It rotates queries and keys by tree depth, then works block by block
-(`tree_layout`): gather the block's keys, one batched matrix product per query-head group, softmax in place, one more
-product. Scores live for one block at a time. Backward recomputes them from the saved row maximum and sum (kept apart:
-their combination would lose digits in bf16), as in FlashAttention (Dao et al., 2022, algorithm 4), so memory grows
-with tokens only.
+(`tree_layout`): gather the block's keys, one batched matrix product per query-head group, softmax, one more product.
+Scores live for one block at a time, small enough to stay in a CPU's cache. Backward computes them again from queries
+and keys, which is all that is saved, so memory grows with tokens only.
 """
 
 from __future__ import annotations
@@ -43,33 +42,27 @@ class _TreeAttention(torch.autograd.Function):
     def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, blocks: Blocks) -> torch.Tensor:
         heads, groups, dim = q.shape[1:]
         out = torch.empty_like(q)
-        tops, totals = [], []
         for block in blocks:
-            scores = _scores(_block_queries(q, block), k.index_select(1, block.keys), block)
-            top = scores.amax(-1, keepdim=True)
-            total = scores.sub_(top).exp_().sum(-1, keepdim=True, dtype=torch.float32)
-            mixed = torch.bmm(scores, v.index_select(1, block.keys)).div_(total.to(q.dtype))
+            weights = torch.softmax(_scores(_block_queries(q, block), k.index_select(1, block.keys), block), dim=-1)
+            mixed = torch.bmm(weights, v.index_select(1, block.keys))
             out[block.start : block.stop] = mixed.view(heads, groups, -1, dim).permute(2, 0, 1, 3)
-            tops.append(top)
-            totals.append(total)
-        ctx.save_for_backward(q, k, v, out, *tops, *totals)
+        ctx.save_for_backward(q, k, v)
         ctx.blocks = blocks
         return out
 
     @staticmethod
     def backward(ctx: Any, grad_out: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, None]:
-        q, k, v, out, *softmax = ctx.saved_tensors
-        tops, totals = softmax[: len(ctx.blocks)], softmax[len(ctx.blocks) :]
+        q, k, v = ctx.saved_tensors
         heads, groups, dim = q.shape[1:]
         grad_q = torch.empty_like(q)
         grad_k, grad_v = torch.zeros_like(k, dtype=torch.float32), torch.zeros_like(v, dtype=torch.float32)
-        for block, top, total in zip(ctx.blocks, tops, totals, strict=True):
+        for block in ctx.blocks:
             block_q, block_grad = _block_queries(q, block), _block_queries(grad_out, block)
             keys, values = k.index_select(1, block.keys), v.index_select(1, block.keys)
-            weights = _scores(block_q, keys, block).sub_(top).exp_().div_(total.to(q.dtype))
+            weights = torch.softmax(_scores(block_q, keys, block), dim=-1)
             grad_v.index_add_(1, block.keys, torch.bmm(weights.transpose(1, 2), block_grad).float())
-            row_dot = (block_grad.float() * _block_queries(out, block).float()).sum(-1, keepdim=True)
-            grad_scores = torch.bmm(block_grad, values.transpose(1, 2)).sub_(row_dot.to(q.dtype)).mul_(weights)
+            grad_weights = torch.bmm(block_grad, values.transpose(1, 2))
+            grad_scores = torch.ops.aten._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
             grad_q[block.start : block.stop] = torch.bmm(grad_scores, keys).view(heads, groups, -1, dim).permute(2, 0, 1, 3)
             grad_k.index_add_(1, block.keys, torch.bmm(grad_scores.transpose(1, 2), block_q).float())
         return grad_q, grad_k.to(k.dtype), grad_v.to(v.dtype), None

@@ -10,6 +10,7 @@ plus its ancestors inside the block. Memory is rows x block, never rows x rows.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -91,8 +92,7 @@ def attention_blocks(
         subtree_stop[start:stop] = node_subtree_stop[node]
         node_of[start:stop] = node
     blocks = []
-    for start in range(0, num_tokens, block_rows):
-        stop = min(start + block_rows, num_tokens)
+    for start, stop in pairwise(_block_bounds(node_start, num_tokens, block_rows)):
         keys = np.concatenate([_path_before(start, node_of, node_start, node_stop, node_parent), np.arange(start, stop)])
         rows = np.arange(start, stop)
         seen = (keys[None, :] <= rows[:, None]) & (rows[:, None] < subtree_stop[keys][None, :])
@@ -108,6 +108,21 @@ def attention_blocks(
             )
         )
     return tuple(blocks)
+
+
+def _block_bounds(node_start: IntArray, num_tokens: int, block_rows: int) -> list[int]:
+    """Where blocks start, and the end of the last.
+
+    A block that reaches from one long branch into the next would gather keys of the first that its later rows may not
+    see, so a long node starts a block. Short nodes share one. What lies between is cut into equal parts.
+    """
+    long = np.diff(np.append(node_start, num_tokens)) > block_rows // 2
+    run_starts = sorted({0, *node_start[long].tolist(), num_tokens})
+    bounds = [0]
+    for start, stop in pairwise(run_starts):
+        parts = -(-(stop - start) // block_rows)
+        bounds += [start + (stop - start) * (i + 1) // parts for i in range(parts)]
+    return bounds
 
 
 def _path_before(start: int, node_of: IntArray, node_start: IntArray, node_stop: IntArray, node_parent: IntArray) -> IntArray:
