@@ -54,6 +54,7 @@ def run(folder: Path, groups: Sequence[BenchGroup], actor: ActorConfig, repetiti
     small = _training_data(ours, BenchGroup(first.prompt[:8], (first.reasonings[0][:8],), first.answers[:1], ()), 0)
     baseline.forward_backward(plain, *small)
     ours.update(*_sequences(*small), _POLICY_LOSS, lr=0.0)
+    plain.zero_grad(set_to_none=True)
     measured = compare(run_baseline, run_ours, repetitions, dtype)
     assert ours.optimizer is not None
     optimizer_seconds = float(np.median([timed(lambda: apply_gradients(ours.optimizer))[1] for _ in range(3)]))
