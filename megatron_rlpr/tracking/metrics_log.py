@@ -31,6 +31,16 @@ class MetricsLog:
         self._file.write(json.dumps(record, allow_nan=False) + "\n")
         self._file.flush()
 
+    def replace(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Write the record of a step that may have been recorded before, for work that a resumed run does again."""
+        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if json.loads(line)["step"] != step]
+        if kept != lines:
+            self._file.close()
+            atomic_file.write_text(self.path, "".join(kept))
+            self._file = self.path.open("a", encoding="utf-8")
+        self.append(step, metrics)
+
     def close(self) -> None:
         self._file.close()
 

@@ -51,12 +51,20 @@ class Tracker:
 
     def log_step(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Record a finished training step: names as in `metric_names`, values int, float or None."""
-        self._record(0, step, metrics)
+        if self._logs:
+            self._logs[0].append(step, metrics)
+        self._send(step, metrics)
         self.console.step(step, self.total_steps, metrics)
 
     def log_evaluation(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Record a validation of the weights after `step` (0: the initial ones): names val/<set>/<strategy>/<measure>."""
-        self._record(1, step, metrics)
+        """Record a validation of the weights after `step` (0: the initial ones): names val/<set>/<strategy>/<measure>.
+
+        A validation that is done again (the first one of a run that is started again, the last one of a finished run)
+        takes the place of its earlier record.
+        """
+        if self._logs:
+            self._logs[1].replace(step, metrics)
+        self._send(step, metrics)
         self.console.evaluation(step, metrics)
 
     def close(self) -> None:
@@ -72,10 +80,7 @@ class Tracker:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
-    def _record(self, log: int, step: int, metrics: Mapping[str, Any]) -> None:
-        if not self._logs:
-            return
-        self._logs[log].append(step, metrics)
+    def _send(self, step: int, metrics: Mapping[str, Any]) -> None:
         plain = {name: plain_number(value) for name, value in metrics.items() if name != "step"}
         finite = {name: float(value) for name, value in plain.items() if isinstance(value, int | float)}
         for sink in self._sinks:

@@ -49,6 +49,19 @@ def test_a_resumed_run_leaves_the_same_logs(config: Config, tmp_path: Path, caps
     assert capsys.readouterr().out.splitlines()[5].startswith("step 6/6  reward  0.600")
 
 
+def test_a_validation_that_is_done_again_takes_the_place_of_its_record(config: Config, tmp_path: Path) -> None:
+    for resumed_at in (0, 0, 2, 2):
+        with Tracker(config, tmp_path, resolved(config), resumed_at) as tracker:
+            if resumed_at == 0:
+                tracker.log_evaluation(0, {"val/held_out/greedy/reward": 0.25})
+            tracker.log_evaluation(2, {"val/held_out/greedy/reward": 0.5})
+            tracker.log_evaluation(4, {"val/held_out/greedy/reward": 0.75})
+    lines = (tmp_path / "validation.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {"step": step, "val/held_out/greedy/reward": reward} for step, reward in ((0, 0.25), (2, 0.5), (4, 0.75))
+    ]
+
+
 def test_only_the_first_rank_writes(config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config.tracking.tensorboard = config.tracking.wandb = True
     steps(config, tmp_path / "run", 1, 2, rank=1)
