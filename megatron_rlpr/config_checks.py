@@ -87,6 +87,20 @@ def _check_files(config: Config) -> None:
                 raise UserError(f"{key}: there is no file {file} (tools/prepare_data.py makes data sets)")
         if len(set(files)) < len(files):
             raise UserError(f"{key} names {next(file for file in files if files.count(file) > 1)} more than once")
+    names = [Path(file).stem for file in config.data.val_files]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"data.val_files: more than one file is called {twice}; metrics and summary carry that name, rename one of them")
+    _check_replay(config)
+    converted = config.model.megatron_checkpoint
+    if converted and not Path(converted).is_dir():
+        raise UserError(
+            f"model.megatron_checkpoint: there is no folder {converted}; make it with checkpoint_conversion/hf_to_megatron.py, "
+            "or leave the key empty to read the weights from model.path"
+        )
+
+
+def _check_replay(config: Config) -> None:
     replay = config.rollout.replay
     if replay and not Path(replay).is_dir():
         raise UserError(
@@ -94,11 +108,13 @@ def _check_files(config: Config) -> None:
         )
     if replay and not any(Path(replay).glob("*.parquet")):
         raise UserError(f"rollout.replay: the folder {replay} holds no parquet file with stored rollouts")
-    converted = config.model.megatron_checkpoint
-    if converted and not Path(converted).is_dir():
+    if replay and Path(replay).resolve().is_relative_to((Path(config.trainer.runs_dir) / config.trainer.name).resolve()):
+        raise UserError(f"rollout.replay={replay} lies in this run's own folder, which the run writes to: choose another trainer.name")
+    if replay and config.trainer.val_only:
+        raise UserError("trainer.val_only=true with rollout.replay: stored rollouts are of training prompts, validation needs an engine")
+    if replay and config.algorithm.adv_estimator == "remax":
         raise UserError(
-            f"model.megatron_checkpoint: there is no folder {converted}; make it with checkpoint_conversion/hf_to_megatron.py, "
-            "or leave the key empty to read the weights from model.path"
+            "algorithm.adv_estimator=remax with rollout.replay: its baseline is the reward of a greedy response, and none is stored"
         )
 
 

@@ -41,7 +41,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     model = tmp_path / "model"
     model.mkdir()
     (model / "config.json").write_text(json.dumps(HF_CONFIG))
-    for name in ("tokenizer.json", "model.safetensors", "../train.parquet", "../val.parquet"):
+    (tmp_path / "other").mkdir()
+    for name in ("tokenizer.json", "model.safetensors", "../train.parquet", "../val.parquet", "../other/val.parquet"):
         (model / name).write_bytes(b"")
 
     def build(*overrides: str, hf: dict[str, Any] | None = None) -> Config:
@@ -136,6 +137,11 @@ def test_what_can_work_is_accepted(run: Run, overrides: list[str], world_size: i
         (["data.train_files={here}/none.parquet"], 1, ["data.train_files", "none.parquet"]),
         (["data.train_files=[{here}/train.parquet,{here}/train.parquet]"], 1, ["data.train_files", "more than once"]),
         (["data.val_files=[{here}/val.parquet,{here}/none.parquet]"], 1, ["data.val_files", "none.parquet"]),
+        (
+            ["data.val_files=[{here}/val.parquet,{here}/other/val.parquet]"],
+            1,
+            ["data.val_files", "more than one file is called val", "rename"],
+        ),
         (["rollout.replay={here}/none"], 1, ["rollout.replay", "no folder"]),
         (["rollout.replay={here}/model"], 1, ["rollout.replay", "no parquet"]),
         (["model.path="], 1, ["model.path is empty", "fetch_model"]),
@@ -190,9 +196,28 @@ def test_an_incomplete_model_folder_is_refused(run: Run, tmp_path: Path) -> None
 
 
 def test_replayed_rollouts_need_no_engine(run: Run, tmp_path: Path) -> None:
-    (tmp_path / "rollouts").mkdir()
-    (tmp_path / "rollouts" / "step_000001.parquet").write_bytes(b"")
+    stored_rollouts(tmp_path)
     check(run("rollout.replay={here}/rollouts", "rollout.kv_cache_gb=0.000001", "data.train_files="), 1)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (["trainer.runs_dir={here}/..", "trainer.name={folder}"], ["rollout.replay", "own folder", "trainer.name"]),
+        (["trainer.val_only=true", "data.val_files={here}/val.parquet"], ["trainer.val_only", "rollout.replay"]),
+        (["algorithm.adv_estimator=remax"], ["algorithm.adv_estimator=remax", "greedy"]),
+    ],
+)
+def test_replayed_rollouts_cannot_do_everything(run: Run, tmp_path: Path, overrides: list[str], named: list[str]) -> None:
+    stored_rollouts(tmp_path)
+    overrides = [override.replace("{folder}", tmp_path.name) for override in overrides]
+    message = refusal(run("rollout.replay={here}/rollouts", *overrides))
+    assert [part for part in named if part not in message] == [], message
+
+
+def stored_rollouts(folder: Path) -> None:
+    (folder / "rollouts").mkdir()
+    (folder / "rollouts" / "step_000001.parquet").write_bytes(b"")
 
 
 def test_fp8_sizes_are_checked_per_rank(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
