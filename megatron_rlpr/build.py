@@ -40,7 +40,7 @@ from megatron_rlpr.run_parts import RunParts
 from megatron_rlpr.scoring import GroupScorer
 from megatron_rlpr.tracking.console import Console
 from megatron_rlpr.tracking.tracker import Tracker
-from megatron_rlpr.types import Prompt, Response
+from megatron_rlpr.types import Prompt, Response, UserError
 from megatron_rlpr.validation_schedule import ValidationSchedule
 from megatron_rlpr.weights.architectures import model_shape, read_hf_config
 from megatron_rlpr.weights.export import WeightExporter
@@ -54,11 +54,13 @@ def build_parts(config: Config) -> RunParts:
     """Start the process groups and build every part. Collective; config has passed `config_checks.check`."""
     threads = config.trainer.threads_per_rank or default_threads()
     torch.set_num_threads(threads)
+    folder = Path(config.trainer.runs_dir) / config.trainer.name
+    shape = model_shape(read_hf_config(config.model.path))
+    checkpoints = CheckpointStore(folder / "checkpoints", shape, config.trainer.keep_last)
+    resume_step = _resume_step(config, checkpoints)
     layout = parallel.initialize(config.actor, config.trainer.seed, config.trainer.collective_timeout_s)
     console = Console(config.tracking.progress, layout.rank)
     clock = Clock()
-    folder = Path(config.trainer.runs_dir) / config.trainer.name
-    shape = model_shape(read_hf_config(config.model.path))
     tokenizer = load_tokenizer(config.model.path)
     prompts = _training_prompts(config, tokenizer, console)
     val_prompts = _validation_prompts(config, tokenizer)
@@ -72,12 +74,10 @@ def build_parts(config: Config) -> RunParts:
         config.reward, tokenizer, _longest_prompt(config), config.data.max_response_length, _grade(config, tokenizer, graders)
     )
     scorer = GroupScorer(policy, rewards, "none" if config.reward.format_only else config.reward.base_probability, clock)
-    checkpoints = CheckpointStore(folder / "checkpoints", shape, config.trainer.keep_last)
+    total_steps = _total_steps(config, prompts)
     if layout.rank == 0:
         folder.mkdir(parents=True, exist_ok=True)
         config_loading.save_resolved(config, folder / "config.yaml")
-    resume_step = _resume_step(config, checkpoints)
-    total_steps = _total_steps(config, prompts)
     tracker = Tracker(
         config, folder, config_loading.resolved(config), resume_step, total_steps=total_steps, rank=layout.rank, console=console
     )
@@ -90,7 +90,7 @@ def build_parts(config: Config) -> RunParts:
     )
     scored = config.evaluation.score_reward
     sets = [
-        ValidationSet(name, found, samples_per_prompt(name), tables.of(name, found) if scored else None)
+        ValidationSet(name, found, samples_per_prompt(name), tables.of(f"val_{name}", found) if scored else None)
         for name, found in val_prompts.items()
     ]
     rollouts = _rollouts(config, threads, console)
@@ -111,6 +111,7 @@ def build_parts(config: Config) -> RunParts:
             config.trainer, total_steps, evaluation, [] if config.rollout.replay else sets, tracker, folder, config.model.path
         ),
         checkpoints=checkpoints,
+        resume_step=resume_step,
         tracker=tracker,
         console=console,
         clock=clock,
@@ -247,10 +248,37 @@ def _batch_size(config: Config, prompts: PromptSet) -> int:
 
 
 def _total_steps(config: Config, prompts: PromptSet) -> int:
+    if config.rollout.replay:
+        return _replayed_steps(config)
     return config.trainer.total_training_steps or config.trainer.total_epochs * len(prompts) // config.data.train_batch_size
 
 
+def _replayed_steps(config: Config) -> int:
+    """trainer.total_training_steps, or as many as are stored; UserError when one of them is not stored."""
+    stored = stored_steps(config.rollout.replay)
+    last = config.trainer.total_training_steps or stored[-1]
+    for step in range(1, last + 1):
+        if step not in stored:
+            raise UserError(
+                f"rollout.replay={config.rollout.replay} holds no rollouts of step {step}, only of {', '.join(map(str, stored))}: "
+                "set trainer.total_training_steps to a step up to which all are stored"
+            )
+    return last
+
+
 def _resume_step(config: Config, checkpoints: CheckpointStore) -> int:
-    """The step the run goes on after. trainer.resume=never in a folder with checkpoints would mix two runs: it is refused."""
+    """The finished step the run goes on after, 0 for a new run; looked up before any work.
+
+    trainer.resume=never in a folder with checkpoints would mix two runs, so it is refused, and so is a checkpoint of
+    another model.
+    """
     steps = checkpoints.steps()
-    return steps[-1] if steps and config.trainer.resume == "auto" else 0
+    if not steps:
+        return 0
+    if config.trainer.resume == "never":
+        raise UserError(
+            f"trainer.resume=never, but {checkpoints.path(steps[-1])} is a checkpoint of an earlier run: choose another trainer.name, "
+            "or set trainer.resume=auto to go on from it"
+        )
+    checkpoints.check(steps[-1])
+    return steps[-1]

@@ -48,6 +48,7 @@ class RunParts:
     hand_over: HandOver
     validation: ValidationSchedule
     checkpoints: CheckpointStore
+    resume_step: int
     tracker: Tracker
     console: Console
     clock: Clock
@@ -126,18 +127,17 @@ class RunParts:
         )
 
     def resume(self) -> int:
-        """Load the newest checkpoint, when trainer.resume allows it; returns the last finished step (0: none)."""
-        steps = self.checkpoints.steps()
-        if not steps:
+        """Load the checkpoint the run goes on from; returns the last finished step (0: a new run)."""
+        if not self.resume_step:
             return 0
-        state = self.checkpoints.load(steps[-1], self.policy)
+        state = self.checkpoints.load(self.resume_step, self.policy)
         self.prompts.load_state_dict(state["prompts"])
         self.std_filter.load_state_dict(state["std_filter"])
         self.kl_controller.load_state_dict(state["kl_controller"])
         self.validation.load_state_dict(state["validation"])
         restore_random_state(state["random"])
         self.started = time.time() - state["elapsed_s"]
-        self.console.message(f"resumed {self.checkpoints.path(steps[-1])}")
+        self.console.message(f"resumed {self.checkpoints.path(self.resume_step)}")
         return int(state["step"])
 
     def save_checkpoint(self, step: int) -> None:

@@ -23,7 +23,8 @@ from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 
 from megatron_rlpr.actor.policy import MegatronPolicy
-from megatron_rlpr.weights.load_megatron import check_megatron_checkpoint
+from megatron_rlpr.types import UserError
+from megatron_rlpr.weights.load_megatron import check_megatron_checkpoint, damage_named
 from megatron_rlpr.weights.shape import ModelShape
 
 _NAME = re.compile(r"step_(\d{6,})")
@@ -51,7 +52,8 @@ class CheckpointStore:
         target = self.path(step)
         partial = self._folder / f".partial_{target.name}"
         if _is_first_rank():
-            shutil.rmtree(partial, ignore_errors=True)
+            for unfinished in self._folder.glob(".partial_*"):
+                shutil.rmtree(unfinished, ignore_errors=True)
             (partial / "megatron").mkdir(parents=True)
         dist.barrier()
         _collect_write_results_here()
@@ -68,16 +70,35 @@ class CheckpointStore:
         dist.barrier()
         return target
 
+    def check(self, step: int) -> None:
+        """Raise UserError unless the checkpoint of `step` is whole, as far as its small files tell, and of this run's model."""
+        check_megatron_checkpoint(self._shape, self.path(step))
+        self._run_state(step)
+
     def load(self, step: int, policy: MegatronPolicy) -> dict[str, Any]:
-        """Load weights and optimizer of `step` into the policy (any layout); returns the run state."""
-        source = self.path(step)
-        check_megatron_checkpoint(self._shape, source)
-        state = dist_checkpointing.load(_sharded_state(policy, is_loading=True), str(source / "megatron"))
+        """Load weights and optimizer of `step` into the policy (any layout); returns the run state.
+
+        Raises UserError for a checkpoint of another model and for a damaged one.
+        """
+        self.check(step)
+        with damage_named(self.path(step), self._fix(step)):
+            state = dist_checkpointing.load(_sharded_state(policy, is_loading=True), str(self.path(step) / "megatron"))
         policy.model.load_state_dict(state["model"])
         if policy.optimizer is not None:
             policy.optimizer.load_state_dict(state["optimizer"])
-        run_state: dict[str, Any] = json.loads((source / "run_state.json").read_text())
-        return run_state
+        return self._run_state(step)
+
+    def _run_state(self, step: int) -> dict[str, Any]:
+        path = self.path(step) / "run_state.json"
+        try:
+            state: dict[str, Any] = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} cannot be read ({error}): {self._fix(step)}") from error
+        return state
+
+    def _fix(self, step: int) -> str:
+        earlier = [s for s in self.steps() if s < step]
+        return f"remove the folder to {f'go on from step {earlier[-1]}' if earlier else 'start again'}"
 
 
 def _sharded_state(policy: MegatronPolicy, is_loading: bool) -> dict[str, Any]:

@@ -6,7 +6,9 @@ that `checkpoint_conversion.hf_to_megatron` makes, and the training checkpoints 
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from pickle import UnpicklingError
@@ -62,15 +64,22 @@ def load_megatron_checkpoint(model: torch.nn.Module, shape: ModelShape, path: st
     check_megatron_checkpoint(shape, path)
     weights = Path(path) / WEIGHTS
     wanted = {name: part for name, part in model.sharded_state_dict().items() if not name.endswith(_EXTRA_STATE)}
-    try:
+    with damage_named(weights, "convert or save the checkpoint again"):
         loaded = dist_checkpointing.load({"model": wanted}, str(weights))["model"]
-    except (OSError, ValueError, RuntimeError, UnpicklingError, CheckpointingException, CheckpointException) as error:
-        raise UserError(f"{weights} is damaged ({_reason(error)}): convert or save the checkpoint again") from error
     faults = model.load_state_dict(loaded, strict=False)
     left = [name for name in (*faults.missing_keys, *faults.unexpected_keys) if not name.endswith(_EXTRA_STATE)]
     if left:
         raise ValueError(f"{weights} and the model do not fit: {', '.join(left)}")
     _clear_padding(model, shape)
+
+
+@contextlib.contextmanager
+def damage_named(path: Path, fix: str) -> Iterator[None]:
+    """Around the loading of a checkpoint: what goes wrong there becomes a UserError that names the folder and the fix."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, UnpicklingError, CheckpointingException, CheckpointException) as error:
+        raise UserError(f"{path} is damaged ({_reason(error)}): {fix}") from error
 
 
 def _reason(error: BaseException) -> str:
