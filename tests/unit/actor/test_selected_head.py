@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from megatron_rlpr.actor.selected_head import VocabShard, selected_log_probs
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from megatron_rlpr.actor.tree_attention import _TreeAttention
 from megatron_rlpr.actor.tree_layout import attention_blocks
 
