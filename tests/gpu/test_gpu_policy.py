@@ -39,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def make_policy(folder: Path, **options: object):  # noqa: ANN201 - imported only where CUDA is
+def make_policy(folder: Path, **options: object):
     from megatron_rlpr.actor import parallel
     from megatron_rlpr.actor.policy import MegatronPolicy
     from megatron_rlpr.config import ActorConfig

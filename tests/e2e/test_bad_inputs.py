@@ -1,0 +1,103 @@
+"""A user's mistake is one clear line and a non-zero exit, before any work is lost."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_policy import row, save_model, write_rows
+from training_runs import Workplace, run
+
+import pretrain_rlpr
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.mark.parametrize(
+    ("overrides", "world_size", "named"),
+    [
+        (["actor.tensor_paralel_size=2"], 1, "actor.tensor_model_parallel_size"),
+        (["data.train_batch_size=eight"], 1, "data.train_batch_size"),
+        (["model.path=nowhere"], 1, "nowhere"),
+        (["actor.tensor_model_parallel_size=3"], 3, "does not divide the 4 attention heads"),
+        (["actor.pipeline_model_parallel_size=2"], 3, "3 processes cannot be divided"),
+        (["data.train_files=[missing.parquet]"], 1, "missing.parquet"),
+    ],
+)
+def test_refused_before_anything_starts(
+    workplace: Workplace,
+    overrides: list[str],
+    world_size: int,
+    named: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", str(world_size))
+    monkeypatch.setenv("RANK", "0")
+    assert pretrain_rlpr.main([*workplace.arguments, *overrides]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert named in error
+
+
+def without_reward_model(folder: Path) -> list[str]:
+    rows = [{key: value for key, value in row(number).items() if key != "reward_model"} for number in range(8)]
+    return [f"data.train_files=[{write_rows(folder / 'no_reward_model.parquet', rows)}]"]
+
+
+def with_an_empty_answer(folder: Path) -> list[str]:
+    rows = [row(number) for number in range(8)]
+    rows[3]["reward_model"] = {"ground_truth": "", "style": "rule"}
+    return [f"data.train_files=[{write_rows(folder / 'empty_answer.parquet', rows)}]"]
+
+
+def with_a_long_validation_prompt(folder: Path) -> list[str]:
+    rows = [row(number) for number in range(8)]
+    rows[2]["prompt"] = [{"role": "user", "content": "1+1=? " * 60}]
+    return [f"data.val_files=[{write_rows(folder / 'long.parquet', rows)}]"]
+
+
+def with_a_checkpoint_of_another_model(folder: Path) -> list[str]:
+    """The run folder of one model, started with another."""
+    return [f"model.path={save_model(folder / 'shallow', fitted=False, num_hidden_layers=2)}", "trainer.name=undisturbed"]
+
+
+@pytest.mark.parametrize(
+    ("mistake", "named"),
+    [
+        (without_reward_model, "column 'reward_model' is missing"),
+        (with_an_empty_answer, "row 3: reward_model.ground_truth is empty"),
+        (with_a_long_validation_prompt, "row 2: the prompt has"),
+        (with_a_checkpoint_of_another_model, "num_layers=4, expected 2"),
+    ],
+)
+def test_refused_with_the_place_of_the_mistake(workplace: Workplace, undisturbed: str, mistake: object, named: str, tmp_path: Path) -> None:
+    command = [sys.executable, "pretrain_rlpr.py", *workplace.arguments, "trainer.name=bad", *mistake(tmp_path)]  # type: ignore[operator]
+    status, output = run(command, tmp_path / "log")
+    assert status == 2, output[-3000:]
+    errors = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert named in errors[0]
+    assert "Traceback" not in output
+
+
+def test_a_long_training_prompt_is_dropped_and_counted(workplace: Workplace, tmp_path: Path) -> None:
+    rows = [row(number) for number in range(8)]
+    rows[2]["prompt"] = [{"role": "user", "content": "1+1=? " * 60}]
+    files = f"data.train_files=[{write_rows(tmp_path / 'long.parquet', rows)}]"
+    output = workplace.train("dropped", 1, files, "data.val_files=[]", "trainer.total_training_steps=1", "trainer.save_freq=-1")
+    assert "7 training prompts, 1 longer than" in output
+    assert len(workplace.metrics("dropped")) == 1
+
+
+def test_help_lists_every_key(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(os.environ, "RANK", "0")
+    with pytest.raises(SystemExit) as ended:
+        pretrain_rlpr.main(["--help"])
+    assert ended.value.code == 0
+    printed = capsys.readouterr().out
+    assert "tensor_model_parallel_size" in printed
+    assert "peak learning rate" in printed
