@@ -72,9 +72,7 @@ class ColocatedRollouts:
             for number, prompt in enumerate(prompts)
         ]
 
-    def update_weights(
-        self, manifest: Mapping[str, tuple[int, ...]], tensors: Iterable[tuple[str, torch.Tensor]], version: int
-    ) -> None:
+    def update_weights(self, manifest: Mapping[str, tuple[int, ...]], tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
         """Hand the same full, HF-named weights to every engine; each rank passes its own view of the stream.
 
         The manifest is checked on all ranks before any rank takes the first tensor.

@@ -74,9 +74,7 @@ class RolloutEngine(Protocol):
     def check_weights(self, manifest: Mapping[str, tuple[int, ...]]) -> None:
         """Raise WeightHandoverError unless the announced names and shapes are exactly the engine's."""
 
-    def update_weights(
-        self, manifest: Mapping[str, tuple[int, ...]], tensors: Iterable[tuple[str, torch.Tensor]], version: int
-    ) -> None:
+    def update_weights(self, manifest: Mapping[str, tuple[int, ...]], tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
         """Replace all weights by a stream of full, HF-named tensors that was announced by its manifest.
 
         A tensor's storage must stay as it is until the stream ends: engines fuse q, k, v and keep parts until the
@@ -102,7 +100,5 @@ class Rollouts(Protocol):
     ) -> list[RolloutGroup]:
         """n responses for every prompt, in prompt order; the same on every rank."""
 
-    def update_weights(
-        self, manifest: Mapping[str, tuple[int, ...]], tensors: Iterable[tuple[str, torch.Tensor]], version: int
-    ) -> None:
+    def update_weights(self, manifest: Mapping[str, tuple[int, ...]], tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
         """Hand new weights to every engine."""

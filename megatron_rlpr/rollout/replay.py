@@ -46,8 +46,6 @@ class ReplayRollouts:
             on_progress(sum(len(response.token_ids) for response in responses), len(responses), len(responses))
         return groups
 
-    def update_weights(
-        self, manifest: Mapping[str, tuple[int, ...]], tensors: Iterable[tuple[str, torch.Tensor]], version: int
-    ) -> None:
+    def update_weights(self, manifest: Mapping[str, tuple[int, ...]], tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
         """There is no engine: the stream is left alone, on every rank alike."""
         self._version = version

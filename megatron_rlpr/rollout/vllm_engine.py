@@ -151,9 +151,7 @@ class VllmEngine:
             raise WeightHandoverError(f"the engine cannot be loaded any more, start the run again: {self._unusable}")
         check_manifest(manifest, self._required, self._tied_head)
 
-    def update_weights(
-        self, manifest: Mapping[str, tuple[int, ...]], tensors: Iterable[tuple[str, torch.Tensor]], version: int
-    ) -> None:
+    def update_weights(self, manifest: Mapping[str, tuple[int, ...]], tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
         """Replace all weights; on success the engine equals one started from a folder with these weights, bit for bit.
 
         A wrong manifest changes nothing. A fault in the stream leaves the engine unusable until the next good update.

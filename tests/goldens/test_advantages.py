@@ -35,7 +35,7 @@ def cases() -> Iterator[Any]:
 
 
 def parse(name: str) -> tuple[str, EstimatorOptions]:
-    """"reinforce_plus_plus_gamma0.9" -> ("reinforce_plus_plus", EstimatorOptions(gamma=0.9))."""
+    """ "reinforce_plus_plus_gamma0.9" -> ("reinforce_plus_plus", EstimatorOptions(gamma=0.9))."""
     estimator = next((known for known in sorted(ADVANTAGES, key=len, reverse=True) if name.startswith(known)), name)
     settings = SETTING.findall(name[len(estimator) :])
     return estimator, EstimatorOptions(**{KEYS[key]: float(value) for key, value in settings if key in KEYS})

@@ -24,7 +24,7 @@ def cases() -> Iterator[Any]:
 
 
 def clips(setting: str) -> tuple[float, float]:
-    """"clip=0.2_0.27" -> (0.2, 0.27); "clip=sym0.2" -> (0.2, 0.2)."""
+    """ "clip=0.2_0.27" -> (0.2, 0.27); "clip=sym0.2" -> (0.2, 0.2)."""
     text = setting.removeprefix("clip=")
     low, _, high = text.removeprefix("sym").partition("_")
     return float(low), float(high or low)

@@ -87,9 +87,7 @@ def write(folder: Path, step: int, groups: list[ScoredGroup], advantages: list |
 @settings(max_examples=60, deadline=None)
 @given(st.lists(scored_groups(), max_size=4), st.data())
 def test_every_prompt_and_response_comes_back_equal(groups: list[ScoredGroup], data: st.DataObject) -> None:
-    advantages = [
-        data.draw(st.none() | st.lists(st.floats(-5, 5), min_size=len(g.rewards), max_size=len(g.rewards))) for g in groups
-    ]
+    advantages = [data.draw(st.none() | st.lists(st.floats(-5, 5), min_size=len(g.rewards), max_size=len(g.rewards))) for g in groups]
     with TemporaryDirectory() as folder:
         write(Path(folder), 12, groups, advantages)
         back = read_rollouts(folder, 12)
