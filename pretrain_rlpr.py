@@ -8,6 +8,7 @@ if __name__ == "__main__":
 import os
 import sys
 import time
+import traceback
 
 from megatron_rlpr.config_loading import load_config
 from megatron_rlpr.types import UserError
@@ -39,5 +40,10 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    status = main(sys.argv[1:])
+    try:
+        status = main(sys.argv[1:])
+    except Exception:
+        # Python's own end would wait for threads and helper processes, and the other ranks for this one.
+        traceback.print_exc()
+        status = 1
     process_environment.leave(status)

@@ -1,14 +1,16 @@
-"""Environment variables that a process must have before it loads torch.
+"""Environment variables that a process must have before it loads torch, and how a process ends.
 
-Some are read by the C library and by OpenMP when the process starts, so setting them later has no effect: `ensure`
-replaces the process by itself with them set. Values that the user has set are kept.
+Some variables are read by the C library and by OpenMP when the process starts, so setting them later has no effect:
+`ensure` replaces the process by itself with them set. Values that the user has set are kept.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import ctypes.util
 import os
+import signal
 import sys
 from typing import NoReturn
 
@@ -16,6 +18,7 @@ import psutil
 
 _MARK = "MEGATRON_RLPR_ENVIRONMENT"
 _GIB = 2**30
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 # Large activations are allocated and freed all the time; by default glibc maps and unmaps each of them, and touching
 # fresh pages costs several times the arithmetic (measured: scoring a batch 2.2 times faster with these three).
@@ -33,6 +36,7 @@ _ALWAYS = {"TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore"}
 
 def ensure() -> None:
     """Make sure this process runs with the settings above. Call first, before anything imports torch."""
+    _end_with_launcher()
     if os.environ.get(_MARK):
         return
     wanted = dict(_ALWAYS)
@@ -40,6 +44,16 @@ def ensure() -> None:
         wanted.update(_ON_CPU)
     environment = {**wanted, **os.environ, _MARK: "1"}
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
+
+
+def _end_with_launcher() -> None:
+    """Have the kernel kill this rank when its torchrun is gone (Linux).
+
+    torchrun starts every rank in a session of its own. When it is killed outright its ranks would go on training, in the
+    same folder as the run that is started in its place.
+    """
+    if sys.platform == "linux" and "TORCHELASTIC_RUN_ID" in os.environ:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def leave(status: int) -> NoReturn:
