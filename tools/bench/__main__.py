@@ -4,7 +4,7 @@
     python -m tools.bench update --model models/smollm2-135m --dtype float32
     python -m tools.bench head --rows 24000 --vocab 152064 --hidden 896
     python -m tools.bench packing
-    python -m tools.bench reward --model models/smollm2-135m --groups 125
+    python -m tools.bench reward --model models/smollm2-135m
 
 score    log-probs, entropies and reference probabilities of whole groups, against two padded passes with full logits
 update   gradients of the policy loss, against forward and backward with full logits
@@ -42,7 +42,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument("case", choices=CASES)
     parser.add_argument("--model", type=Path, default=Path("models/smollm2-135m"), help="Hugging Face folder")
     parser.add_argument("--data", type=Path, help="folder of *.jsonl files with text; without it token ids are random")
-    parser.add_argument("--groups", type=int, default=8, help="prompts; a repetition takes one of them")
+    parser.add_argument("--groups", type=int, default=0, help="prompts; a repetition takes one of them; 0: 8, for reward 125")
     parser.add_argument("--n", type=int, default=8, help="responses of a prompt")
     parser.add_argument("--prompt", type=int, default=205, help="mean tokens of a prompt")
     parser.add_argument("--response", type=int, default=300, help="mean tokens of a response")
@@ -85,6 +85,7 @@ def _measure(options: Namespace) -> dict[str, Any]:
             return about | packing_case.run(options.sequences, max(options.max_tokens, 16384))
         case "head":
             return about | head_case.run(options.rows, options.vocab, options.hidden, dtype_of(actor), options.chunk_rows)
+    options.groups = options.groups or (125 if options.case == "reward" else 8)
     groups = _groups(options)
     about |= {key: getattr(options, key) for key in ("groups", "n", "prompt", "response", "reference")}
     about |= {"model": str(options.model), "tokens": "text" if options.data else "random"}
