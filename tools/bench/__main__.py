@@ -11,6 +11,7 @@ update   gradients of the policy loss, against forward and backward with full lo
 head     the output head on selected rows: time and peak memory (no baseline: its logits would not fit)
 packing  planning a batch of 6,144 sequences for 8, 16 and 32 data-parallel ranks
 reward   splicing references and combining rewards, everything but the forward, on one core
+table    tokens of both sides over response lengths 128 to 4,096 and 1 to 32 responses, our time where that is quick
 
 Both sides take turns; the first repetition is dropped and gives peak memory, medians are reported. `speedup`: baseline time
 over ours. `max_abs_diff`: of log-probs (update: of the loss). `floor_fraction`: FLOPs of the distinct tokens and selected
@@ -28,7 +29,7 @@ from typing import Any
 from megatron_rlpr import process_environment
 from tools.command_line import exit_status, tool_parser
 
-CASES = ("score", "update", "head", "packing", "reward")
+CASES = ("score", "update", "head", "packing", "reward", "table")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -67,7 +68,7 @@ def _measure(options: Namespace) -> dict[str, Any]:
     import torch
 
     from megatron_rlpr.config import ActorConfig, RewardConfig
-    from tools.bench import head_case, packing_case, reward_case, score_case, update_case
+    from tools.bench import head_case, packing_case, reward_case, score_case, table_case, update_case, workload
     from tools.bench.policy import dtype_of
 
     threads = options.threads or process_environment.default_threads()
@@ -86,7 +87,8 @@ def _measure(options: Namespace) -> dict[str, Any]:
         case "head":
             return about | head_case.run(options.rows, options.vocab, options.hidden, dtype_of(actor), options.chunk_rows)
     options.groups = options.groups or (125 if options.case == "reward" else 8)
-    groups = _groups(options)
+    draw, sizes = _drawn(options), workload.Sizes(options.groups, options.n, options.prompt, options.response, options.reference)
+    groups = workload.make_groups(sizes, draw, options.seed)
     about |= {key: getattr(options, key) for key in ("groups", "n", "prompt", "response", "reference")}
     about |= {"model": str(options.model), "tokens": "text" if options.data else "random"}
     repetitions = options.repetitions or options.groups
@@ -95,12 +97,15 @@ def _measure(options: Namespace) -> dict[str, Any]:
             return about | score_case.run(options.model, groups, actor, repetitions)
         case "update":
             return about | update_case.run(options.model, groups, actor, repetitions)
+        case "table":
+            return about | table_case.run(options.model, sizes, draw, actor, options.seed)
         case _:
             longest = 2 * options.response + 64
             return about | reward_case.run(options.model, groups, RewardConfig(repetition_penalty=True), longest)
 
 
-def _groups(options: Namespace) -> list[Any]:
+def _drawn(options: Namespace) -> Any:
+    """Where the tokens come from: text of --data, or random ids."""
     from megatron_rlpr.data.tokenizer import load_tokenizer
     from megatron_rlpr.weights.architectures import model_shape
     from megatron_rlpr.weights.shape import read_hf_config
@@ -108,18 +113,17 @@ def _groups(options: Namespace) -> list[Any]:
 
     shape = model_shape(read_hf_config(options.model))
     if options.data:
-        draw = workload.text_tokens(options.data, load_tokenizer(str(options.model)), options.seed)
-    else:
-        draw = workload.random_tokens(shape.vocab_size, options.seed)
-    sizes = workload.Sizes(options.groups, options.n, options.prompt, options.response, options.reference)
-    return workload.make_groups(sizes, draw, options.seed)
+        return workload.text_tokens(options.data, load_tokenizer(str(options.model)), options.seed)
+    return workload.random_tokens(shape.vocab_size, options.seed)
 
 
 def _text(report: dict[str, Any], as_json: bool) -> str:
     if as_json:
         return json.dumps(report)
+    points = report.pop("points", [])
     width = max(map(len, report))
-    return "\n".join(f"{key:<{width}}  {_number(value)}" for key, value in report.items())
+    lines = [f"{key:<{width}}  {_number(value)}" for key, value in report.items()]
+    return "\n".join([*lines, *(", ".join(f"{key} {_number(value)}" for key, value in point.items()) for point in points)])
 
 
 def _number(value: Any) -> str:
