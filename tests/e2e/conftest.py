@@ -19,5 +19,12 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
 @pytest.fixture(scope="session")
 def undisturbed(workplace: Workplace) -> str:
     """The name of a run of six steps on one process that nothing happened to."""
-    workplace.train("undisturbed", 1, "tracking.tensorboard=true")
+    workplace.train("undisturbed", 0, "tracking.tensorboard=true")
     return "undisturbed"
+
+
+@pytest.fixture(scope="session")
+def replayed(workplace: Workplace, undisturbed: str) -> str:
+    """The name of a run of six steps on the rollouts of that one."""
+    workplace.train("replayed", 0, f"rollout.replay={workplace.run_folder(undisturbed) / 'rollouts'}")
+    return "replayed"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -43,26 +44,34 @@ def test_refused_before_anything_starts(
     assert named in error
 
 
-def without_reward_model(folder: Path) -> list[str]:
+def without_reward_model(workplace: Workplace, folder: Path) -> list[str]:
     rows = [{key: value for key, value in row(number).items() if key != "reward_model"} for number in range(8)]
     return [f"data.train_files=[{write_rows(folder / 'no_reward_model.parquet', rows)}]"]
 
 
-def with_an_empty_answer(folder: Path) -> list[str]:
+def with_an_empty_answer(workplace: Workplace, folder: Path) -> list[str]:
     rows = [row(number) for number in range(8)]
     rows[3]["reward_model"] = {"ground_truth": "", "style": "rule"}
     return [f"data.train_files=[{write_rows(folder / 'empty_answer.parquet', rows)}]"]
 
 
-def with_a_long_validation_prompt(folder: Path) -> list[str]:
+def with_a_long_validation_prompt(workplace: Workplace, folder: Path) -> list[str]:
     rows = [row(number) for number in range(8)]
     rows[2]["prompt"] = [{"role": "user", "content": "1+1=? " * 60}]
     return [f"data.val_files=[{write_rows(folder / 'long.parquet', rows)}]"]
 
 
-def with_a_checkpoint_of_another_model(folder: Path) -> list[str]:
-    """The run folder of one model, started with another."""
-    return [f"model.path={save_model(folder / 'shallow', fitted=False, num_hidden_layers=2)}", "trainer.name=undisturbed"]
+def with_the_run_folder_of_another_model(workplace: Workplace, folder: Path) -> list[str]:
+    return [f"model.path={shallow_model(folder)}", "trainer.name=undisturbed"]
+
+
+def with_megatron_weights_of_another_model(workplace: Workplace, folder: Path) -> list[str]:
+    weights = workplace.run_folder("undisturbed") / "checkpoints" / "step_000006"
+    return [f"model.path={shallow_model(folder)}", f"model.megatron_checkpoint={weights}"]
+
+
+def shallow_model(folder: Path) -> Path:
+    return save_model(folder / "shallow", fitted=False, num_hidden_layers=2)
 
 
 @pytest.mark.parametrize(
@@ -71,11 +80,14 @@ def with_a_checkpoint_of_another_model(folder: Path) -> list[str]:
         (without_reward_model, "column 'reward_model' is missing"),
         (with_an_empty_answer, "row 3: reward_model.ground_truth is empty"),
         (with_a_long_validation_prompt, "row 2: the prompt has"),
-        (with_a_checkpoint_of_another_model, "num_layers=4, expected 2"),
+        (with_the_run_folder_of_another_model, "num_layers=4, expected 2"),
+        (with_megatron_weights_of_another_model, "num_layers=4, expected 2"),
     ],
 )
-def test_refused_with_the_place_of_the_mistake(workplace: Workplace, undisturbed: str, mistake: object, named: str, tmp_path: Path) -> None:
-    command = [sys.executable, "pretrain_rlpr.py", *workplace.arguments, "trainer.name=bad", *mistake(tmp_path)]  # type: ignore[operator]
+def test_refused_with_the_place_of_the_mistake(
+    workplace: Workplace, undisturbed: str, mistake: Callable[[Workplace, Path], list[str]], named: str, tmp_path: Path
+) -> None:
+    command = [sys.executable, "pretrain_rlpr.py", *workplace.arguments, "trainer.name=bad", *mistake(workplace, tmp_path)]
     status, output = run(command, tmp_path / "log")
     assert status == 2, output[-3000:]
     errors = [line for line in output.splitlines() if line.startswith("error: ")]
@@ -88,7 +100,7 @@ def test_a_long_training_prompt_is_dropped_and_counted(workplace: Workplace, tmp
     rows = [row(number) for number in range(8)]
     rows[2]["prompt"] = [{"role": "user", "content": "1+1=? " * 60}]
     files = f"data.train_files=[{write_rows(tmp_path / 'long.parquet', rows)}]"
-    output = workplace.train("dropped", 1, files, "data.val_files=[]", "trainer.total_training_steps=1", "trainer.save_freq=-1")
+    output = workplace.train("dropped", 0, files, "data.val_files=[]", "trainer.total_training_steps=1", "trainer.save_freq=-1")
     assert "7 training prompts, 1 longer than" in output
     assert len(workplace.metrics("dropped")) == 1
 

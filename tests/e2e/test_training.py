@@ -1,110 +1,152 @@
-"""What a whole training promises: engine equals actor, layouts change nothing, a kill changes nothing."""
+"""What a whole training promises: its numbers, its engines, its files."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from training_runs import STEPS, Workplace
 
+from megatron_rlpr.config_loading import load_config
+from megatron_rlpr.rollout.store import SCHEMA
 from megatron_rlpr.tracking.metric_names import REQUIRED, undocumented
 
 pytestmark = pytest.mark.e2e
 
-LAYOUTS = {
-    "one": (1, []),
-    "tp2": (2, ["actor.tensor_model_parallel_size=2"]),
-    "tp2_sp": (2, ["actor.tensor_model_parallel_size=2", "actor.sequence_parallel=true"]),
-    "pp2": (2, ["actor.pipeline_model_parallel_size=2"]),
-    "dp2": (2, []),
-    "tp2_pp2": (4, ["actor.tensor_model_parallel_size=2", "actor.pipeline_model_parallel_size=2"]),
-}
-MEASURED = ("time/", "tokens/s", "memory/")
+
+def rollouts(workplace: Workplace, name: str, step: int) -> pd.DataFrame:
+    """One row per response of a step."""
+    table = pq.read_table(workplace.run_folder(name) / "rollouts" / f"step_{step:06d}.parquet")
+    assert table.schema.equals(SCHEMA)
+    return table.to_pandas()
 
 
-def timeless(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The numbers that do not depend on the machine."""
-    return [{name: value for name, value in step.items() if not name.startswith(MEASURED)} for step in metrics]
-
-
-def test_every_step_reports_the_documented_names(workplace: Workplace, undisturbed: str) -> None:
+def test_every_step_reports_the_documented_names_and_no_others(workplace: Workplace, undisturbed: str) -> None:
     metrics = workplace.metrics(undisturbed)
     assert [step["step"] for step in metrics] == list(range(1, STEPS + 1))
     for step in metrics:
-        assert set(REQUIRED) <= set(step)
-        assert undocumented(step) == []
+        assert [name for name in REQUIRED if step.get(name) is None] == []
+    for record in (*metrics, *workplace.validations(undisturbed)):
+        assert undocumented(record) == []
 
 
 def test_the_engines_log_probs_are_the_actors_after_every_hand_over(workplace: Workplace, undisturbed: str) -> None:
-    assert max(step["rollout/log_prob_gap_max"] for step in workplace.metrics(undisturbed)) < 1e-4
+    for step in workplace.metrics(undisturbed):
+        assert step["rollout/log_prob_gap_max"] < 1e-4
+        versions = rollouts(workplace, undisturbed, step["step"]).weight_version
+        assert set(versions) == {step["step"] - 1}, "a step samples with the weights of the step before"
+
+
+def test_the_policy_learns_something_and_the_engines_follow(workplace: Workplace, undisturbed: str) -> None:
+    assert all(step["actor/grad_norm"] > 0.01 for step in workplace.metrics(undisturbed))
+    before, after = workplace.validations(undisturbed)
+    assert before["val/val/greedy/reward"] != after["val/val/greedy/reward"]
 
 
 def test_the_filter_really_drops_groups(workplace: Workplace, undisturbed: str) -> None:
-    """Otherwise the comparisons below would not cover its state."""
+    """Otherwise the comparisons of resumed runs would not cover its state, nor that of the surplus prompts."""
     metrics = workplace.metrics(undisturbed)
+    assert metrics[0]["filter/threshold"] == 0
+    assert len({step["filter/threshold"] for step in metrics}) == STEPS
     assert min(step["filter/kept_fraction"] for step in metrics) < 1
-    assert metrics[-1]["filter/threshold"] > 0
+    assert max(step["filter/rounds"] for step in metrics) > 1
+    assert max(step["filter/cached_prompts"] for step in metrics) > 0
 
 
-def test_a_run_leaves_its_numbers_behind(workplace: Workplace, undisturbed: str) -> None:
-    folder = workplace.run_folder(undisturbed)
-    summary = json.loads((folder / "summary.json").read_text())
-    assert summary["steps"] == STEPS
-    assert set(summary["before"]) == {"reward", "reference_probability", "format", "accuracy"}
-    assert summary["after"]["reward"]["low"] <= summary["after"]["reward"]["mean"] <= summary["after"]["reward"]["high"]
-    assert len(list((folder / "rollouts").glob("step_*.parquet"))) == STEPS
-    assert list((folder / "tensorboard").iterdir())
-    assert (folder / "config.yaml").is_file()
+def test_stored_rollouts_hold_what_the_metrics_are_made_of(workplace: Workplace, undisturbed: str) -> None:
+    for step in workplace.metrics(undisturbed):
+        rows = rollouts(workplace, undisturbed, step["step"])
+        trained = rows[rows.advantage.notna()]
+        assert trained.kept.all()
+        assert rows.groupby("group").kept.first().mean() == pytest.approx(step["filter/kept_fraction"])
+        for column, metric in (("reward", "mean"), ("reference_probability", "reference_probability"), ("format", "format")):
+            assert trained[column].mean() == pytest.approx(step[f"reward/{metric}"])
+        assert (rows.response_tokens.str.len() == rows.engine_log_probs.str.len()).all()
+        gaps = np.abs(np.concatenate(list(trained.engine_log_probs)) - np.concatenate(list(trained.old_log_probs)))
+        assert gaps.mean() == pytest.approx(step["rollout/log_prob_gap"], rel=1e-3)
 
 
-def test_old_checkpoints_are_removed(workplace: Workplace, undisturbed: str) -> None:
-    names = sorted(path.name for path in (workplace.run_folder(undisturbed) / "checkpoints").iterdir())
-    assert names == ["step_000003", "step_000006"]
+def test_rewards_and_advantages_are_what_their_parts_say(workplace: Workplace, undisturbed: str) -> None:
+    rows = rollouts(workplace, undisturbed, 1)
+    shaped = np.maximum(rows.reference_probability - rows.base_probability, 0)
+    np.testing.assert_allclose(rows.reward, 0.9 * shaped + 0.1 * rows.format + rows.repetition, atol=1e-9)
+    assert rows.splice_valid.mean() > 0.3
+    assert (rows.reference_probability[~rows.splice_valid] == 0).all()
+    groups = rows.groupby("group").reward
+    np.testing.assert_allclose(rows.advantage, (rows.reward - groups.transform("mean")) / (groups.transform("std") + 1e-6), atol=1e-5)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_layouts_train_alike_on_the_same_rollouts(workplace: Workplace, undisturbed: str, layout: str) -> None:
-    ranks, keys = LAYOUTS[layout]
-    rollouts = workplace.run_folder(undisturbed) / "rollouts"
-    workplace.train(layout, ranks, f"rollout.replay={rollouts}", "trainer.save_freq=-1", *keys)
-    for step, expected in zip(workplace.metrics(layout), workplace.metrics(undisturbed), strict=True):
-        for name in ("actor/loss", "actor/grad_norm", "reward/mean", "filter/threshold"):
-            assert step[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-6), (layout, step["step"], name)
+def test_the_summary_compares_the_first_and_the_last_validation(workplace: Workplace, undisturbed: str) -> None:
+    summary = json.loads((workplace.run_folder(undisturbed) / "summary.json").read_text())
+    validations = workplace.validations(undisturbed)
+    assert [record["step"] for record in validations] == [0, STEPS]
+    assert (summary["steps"], summary["prompts"], summary["validation_set"], summary["decoding"]) == (STEPS, 16, "val", "greedy")
+    assert summary["wall_time_s"] > 0
+    assert 0 < summary["peak_memory_gb"] < 8
+    for side, record in zip(("before", "after"), validations, strict=True):
+        assert set(summary[side]) == {"reward", "reference_probability", "format", "accuracy"}
+        for measure, interval in summary[side].items():
+            assert interval["mean"] == pytest.approx(record[f"val/val/greedy/{measure}"])
+            assert interval["low"] <= interval["mean"] <= interval["high"]
+    for measure, difference in summary["difference"].items():
+        assert difference["mean"] == pytest.approx(summary["after"][measure]["mean"] - summary["before"][measure]["mean"])
+        assert 0 < difference["p_value"] <= 1
 
 
-def kill_and_resume(workplace: Workplace, name: str, *overrides: str) -> None:
-    """Kill the run as soon as the third step's checkpoint is there, then start the same command again."""
-    third = workplace.run_folder(name) / "checkpoints" / "step_000003"
-    status, _ = workplace.start(name, 1, "trainer.save_freq=1", *overrides, stop_when=third.exists)
-    assert status != 0, "the run ended before it was killed"
-    # What a kill in the middle of the next checkpoint would leave behind.
-    unfinished = third.parent / ".partial_step_000004" / "megatron"
-    unfinished.mkdir(parents=True, exist_ok=True)
-    (unfinished / "common.pt").write_bytes(b"half a checkpoint")
-    output = workplace.train(name, 1, "trainer.save_freq=1", *overrides)
-    assert "resumed" in output
+def test_tensorboard_shows_the_numbers_of_metrics_jsonl(workplace: Workplace, undisturbed: str) -> None:
+    events = EventAccumulator(str(workplace.run_folder(undisturbed) / "tensorboard")).Reload()
+    for name in ("reward/mean", "actor/loss", "actor/grad_norm"):
+        shown = {event.step: event.value for event in events.Scalars(name)}
+        assert shown == pytest.approx({step["step"]: step[name] for step in workplace.metrics(undisturbed)}, rel=1e-6)
 
 
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(workplace: Workplace, undisturbed: str) -> None:
-    kill_and_resume(workplace, "killed")
-    assert timeless(workplace.metrics("killed")) == timeless(workplace.metrics(undisturbed))
-    assert validation(workplace.run_folder("killed")) == validation(workplace.run_folder(undisturbed))
+def test_the_resolved_configuration_reads_back(workplace: Workplace, undisturbed: str) -> None:
+    config = load_config(["--config", str(workplace.run_folder(undisturbed) / "config.yaml")])
+    assert (config.trainer.name, config.rollout.n, config.actor.dtype) == (undisturbed, 4, "float32")
 
 
-def test_a_killed_replay_goes_on_as_if_nothing_had_happened(workplace: Workplace, undisturbed: str) -> None:
-    replay = f"rollout.replay={workplace.run_folder(undisturbed) / 'rollouts'}"
-    workplace.train("replayed", 1, replay)
-    kill_and_resume(workplace, "killed_replay", replay)
-    assert timeless(workplace.metrics("killed_replay")) == timeless(workplace.metrics("replayed"))
+def test_the_newest_checkpoints_are_kept(workplace: Workplace, undisturbed: str) -> None:
+    assert workplace.checkpoints(undisturbed) == ["step_000003", "step_000006"]
 
 
-def test_a_finished_run_is_validated_again_without_training(workplace: Workplace, undisturbed: str) -> None:
-    before = workplace.metrics(undisturbed)
-    workplace.train(undisturbed, 1, "+trainer.val_only=True")
-    assert workplace.metrics(undisturbed) == before
-
-
-def validation(folder: Path) -> list[str]:
-    return (folder / "validation.jsonl").read_text().splitlines()
+def test_everything_else_at_once(workplace: Workplace) -> None:
+    """Two engines, bf16, a KL to the reference policy in the reward, carried groups, sampling, W&B offline, a validation every step."""
+    overrides = [
+        "actor.dtype=bfloat16",
+        "algorithm.adv_estimator=reinforce_plus_plus",
+        "algorithm.use_kl_loss=false",
+        "algorithm.kl_loss_coef=0.05",
+        "algorithm.kl_ctrl_type=adaptive",
+        "filter.cache_regenerate=false",
+        "evaluation.strategies=[greedy,sampling]",
+        "evaluation.n=2",
+        "evaluation.max_prompts=5",
+        "+trainer.test_freq=1",
+        "++trainer.total_training_steps=3",
+        "trainer.save_freq=-1",
+        "tracking.wandb=true",
+    ]
+    name = "everything"
+    output = workplace.train(name, 2, *overrides, WANDB_MODE="offline")
+    assert "2 ranks" in output
+    metrics = workplace.metrics(name)
+    assert len(metrics) == 3
+    for step in metrics:
+        assert [required for required in REQUIRED if step.get(required) is None] == []
+        assert undocumented(step) == []
+        assert step["rollout/log_prob_gap"] < 0.1
+    validations = workplace.validations(name)
+    assert [record["step"] for record in validations] == [0, 1, 2, 3]
+    for record in validations:
+        assert undocumented(record) == []
+        assert {key.split("/")[2] for key in record if key != "step"} == {"greedy", "sampling"}
+    summary = json.loads((workplace.run_folder(name) / "summary.json").read_text())
+    assert summary["prompts"] == 5
+    assert list(summary["other_sets"]) == ["val/sampling"]
+    assert list(Path(workplace.run_folder(name)).glob("wandb/offline-run-*/*.wandb"))
+    assert workplace.checkpoints(name) == []

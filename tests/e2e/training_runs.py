@@ -1,11 +1,10 @@
-"""Start trainings as a user does: torchrun in a process of its own, output to a file, a time limit always."""
+"""Start trainings as a user does, in processes of their own, output to a file, a time limit always; read what they leave."""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,10 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 ROOT = Path(__file__).parents[2]
 RECIPE = Path(__file__).with_name("tiny.yaml")
 STEPS = 6
 TIME_LIMIT_S = 240
+MEASURED = ("time/", "tokens/s", "memory/")
+"""Starts of the metrics that no two runs share."""
 
 
 @dataclass(frozen=True)
@@ -43,49 +46,67 @@ class Workplace:
 
     def metrics(self, name: str) -> list[dict[str, Any]]:
         """The lines of a run's metrics.jsonl."""
-        return [json.loads(line) for line in (self.run_folder(name) / "metrics.jsonl").read_text().splitlines()]
+        return records(self.run_folder(name) / "metrics.jsonl")
 
-    def train(self, name: str, ranks: int, *overrides: str) -> str:
+    def validations(self, name: str) -> list[dict[str, Any]]:
+        """The lines of a run's validation.jsonl."""
+        return records(self.run_folder(name) / "validation.jsonl")
+
+    def timeless(self, name: str) -> list[dict[str, Any]]:
+        """A run's metrics without those that depend on the machine: what the same steps must give again."""
+        return [{key: value for key, value in step.items() if not key.startswith(MEASURED)} for step in self.metrics(name)]
+
+    def checkpoints(self, name: str) -> list[str]:
+        """What lies in a run's checkpoint folder, unfinished ones included."""
+        folder = self.run_folder(name) / "checkpoints"
+        return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+
+    def train(self, name: str, ranks: int, *overrides: str, **environment: str) -> str:
         """A whole training; returns its output and fails with it when the exit status is not 0."""
-        status, output = self.start(name, ranks, *overrides)
+        status, output = self.start(name, ranks, *overrides, **environment)
         assert status == 0, output[-4000:]
         return output
 
-    def start(self, name: str, ranks: int, *overrides: str, stop_when: Callable[[], bool] | None = None) -> tuple[int, str]:
-        """Run until it ends, or until stop_when holds: then every process of it gets SIGKILL. Returns status and output."""
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--master-port", str(_free_port())]
-        command = [*launcher, "pretrain_rlpr.py"] if ranks > 1 else [sys.executable, "pretrain_rlpr.py"]
-        return run([*command, *self.arguments, f"trainer.name={name}", *overrides], self.folder / f"{name}.log", stop_when)
+    def start(
+        self, name: str, ranks: int, *overrides: str, stop_when: Callable[[], bool] | None = None, **environment: str
+    ) -> tuple[int, str]:
+        """Run until it ends, or until stop_when holds: then it gets SIGKILL (see `run`). ranks=0: without torchrun."""
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks else []
+        command = [sys.executable, *torchrun, "pretrain_rlpr.py", *self.arguments, f"trainer.name={name}", *overrides]
+        return run(command, self.folder / f"{name}.log", stop_when, **environment)
 
 
-def run(command: list[str], log: Path, stop_when: Callable[[], bool] | None = None) -> tuple[int, str]:
-    """Exit status and output of a command; output goes to a file, which no helper process can hold open for us."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+def records(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def run(command: list[str], log: Path, stop_when: Callable[[], bool] | None = None, **environment: str) -> tuple[int, str]:
+    """Exit status and output of a command; output goes to a file, which no helper process can hold open for us.
+
+    When stop_when holds, the started process alone gets SIGKILL: a torchrun, if it is one. Fails when a process that it
+    started lives on.
+    """
+    everything = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     with log.open("wb") as out:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
+        process = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=everything)
     deadline = time.monotonic() + TIME_LIMIT_S
     while process.poll() is None and time.monotonic() < deadline and not (stop_when and stop_when()):
-        time.sleep(0.02)
-    killed = process.poll() is None
-    if killed:
-        _kill_everything(process.pid)
-    status = process.wait()
-    assert not killed or stop_when is not None, f"no end within {TIME_LIMIT_S} s: {log.read_text(errors='replace')[-4000:]}"
-    return status, log.read_text(errors="replace")
+        time.sleep(0.005)
+    in_time = time.monotonic() < deadline
+    survivors = _killed(process) if process.poll() is None else []
+    output = log.read_text(errors="replace")
+    assert in_time, f"no end within {TIME_LIMIT_S} s: {output[-4000:]}"
+    assert not survivors, f"{survivors} outlived the process that had started them"
+    return process.returncode, output
 
 
-def _kill_everything(session: int) -> None:
-    """SIGKILL to a whole session: torchrun gives its workers process groups of their own."""
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                if os.getsid(int(entry.name)) == session:
-                    os.kill(int(entry.name), signal.SIGKILL)
-            except ProcessLookupError:
-                continue
-
-
-def _free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
+def _killed(process: subprocess.Popen[bytes]) -> list[str]:
+    """Kill a process; the command lines of those of its descendants that lived on, which are killed too."""
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    _, alive = psutil.wait_procs(family, timeout=20)
+    survivors = [" ".join(member.cmdline())[:200] for member in alive]
+    for member in alive:
+        member.kill()
+    return survivors

@@ -1,0 +1,42 @@
+"""Trained on the same stored rollouts, every layout computes the same steps."""
+
+from __future__ import annotations
+
+import pytest
+from training_runs import Workplace
+
+pytestmark = pytest.mark.e2e
+
+TP2 = "actor.tensor_model_parallel_size=2"
+PP2 = "actor.pipeline_model_parallel_size=2"
+LAYOUTS = {
+    "tp2": (2, [TP2]),
+    "tp2_sp": (2, [TP2, "actor.sequence_parallel=true"]),
+    "pp2": (2, [PP2]),
+    "dp2": (2, []),
+    "tp2_pp2": (4, [TP2, PP2]),
+}
+STEPS = 5
+
+
+def assert_same_steps(workplace: Workplace, name: str, undisturbed: str) -> None:
+    expected = workplace.metrics(undisturbed)[:STEPS]
+    for step, other in zip(workplace.metrics(name), expected, strict=True):
+        for metric in ("actor/loss", "actor/grad_norm", "reward/mean", "filter/threshold", "filter/kept_fraction", "actor/lr"):
+            # A loss is a mean of numbers of order 1 that nearly cancel: 1e-6 is fp32's own rounding of them.
+            assert step[metric] == pytest.approx(other[metric], rel=1e-4, abs=1e-6), (name, step["step"], metric)
+        assert step["rollout/log_prob_gap_max"] < 1e-4, "the stored engine's log-probs are this actor's too"
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts_train_alike_on_the_same_rollouts(workplace: Workplace, undisturbed: str, layout: str) -> None:
+    ranks, keys = LAYOUTS[layout]
+    replay = f"rollout.replay={workplace.run_folder(undisturbed) / 'rollouts'}"
+    workplace.train(layout, ranks, replay, f"trainer.total_training_steps={STEPS}", "trainer.save_freq=-1", *keys)
+    assert_same_steps(workplace, layout, undisturbed)
+
+
+def test_a_replay_in_one_process_repeats_the_run_it_was_stored_by(workplace: Workplace, undisturbed: str, replayed: str) -> None:
+    for step, other in zip(workplace.metrics(replayed), workplace.metrics(undisturbed), strict=True):
+        for metric in ("actor/loss", "actor/grad_norm", "reward/mean"):
+            assert step[metric] == pytest.approx(other[metric], rel=1e-5, abs=1e-6)

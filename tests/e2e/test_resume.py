@@ -1,0 +1,148 @@
+"""A kill at any point, and the same command again, come to the same run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
+from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
+from training_runs import STEPS, Workplace
+
+pytestmark = pytest.mark.e2e
+
+
+def killed(workplace: Workplace, name: str, ranks: int, happened: Callable[[Path], bool], *overrides: str) -> None:
+    """A run that got SIGKILL as soon as happened(its checkpoint folder); tried again if it was faster than the kill."""
+    for _ in range(5):
+        shutil.rmtree(workplace.run_folder(name), ignore_errors=True)
+        folder = workplace.run_folder(name) / "checkpoints"
+        status, _ = workplace.start(name, ranks, *overrides, stop_when=lambda: happened(folder))  # noqa: B023
+        if status != 0 and happened(folder) and f"step_{STEPS:06d}" not in workplace.checkpoints(name):
+            return
+    raise AssertionError(f"{name} was never killed in time")
+
+
+def stored_tensors(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """Weights and optimizer of a checkpoint, by name."""
+    state: dict[str, Any] = {}
+    _load_state_dict(state, FileSystemReader(checkpoint / "megatron"), planner=_EmptyStateDictLoadPlanner(), no_dist=True)
+    return dict(_flat("", state))
+
+
+def _flat(prefix: str, value: Any) -> list[tuple[str, torch.Tensor]]:
+    if isinstance(value, torch.Tensor):
+        return [(prefix, value)]
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [pair for key, entry in inner for pair in _flat(f"{prefix}/{key}", entry)]
+
+
+def run_state(checkpoint: Path) -> dict[str, Any]:
+    """What the trainer stored besides weights and optimizer, times apart."""
+    state = json.loads((checkpoint / "run_state.json").read_text())
+    del state["elapsed_s"], state["validation"]["elapsed_s"]
+    return state
+
+
+def assert_same_run(workplace: Workplace, name: str, other: str) -> None:
+    """Metrics, rollouts, weights, optimizer and the trainer's state, bit for bit."""
+    assert workplace.timeless(name) == workplace.timeless(other)
+    for step in range(1, STEPS + 1):
+        file = f"rollouts/step_{step:06d}.parquet"
+        assert pq.read_table(workplace.run_folder(name) / file).equals(pq.read_table(workplace.run_folder(other) / file)), file
+    last, others_last = (workplace.run_folder(run) / "checkpoints" / f"step_{STEPS:06d}" for run in (name, other))
+    assert run_state(last) == run_state(others_last)
+    tensors, expected = stored_tensors(last), stored_tensors(others_last)
+    assert tensors.keys() == expected.keys()
+    assert any("exp_avg" in tensor for tensor in tensors), "the optimizer is part of it"
+    assert [key for key in tensors if not torch.equal(tensors[key], expected[key])] == []
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(workplace: Workplace, undisturbed: str) -> None:
+    """torchrun is killed after the third step's checkpoint; its ranks must not live on."""
+    killed(workplace, "killed", 1, lambda folder: (folder / "step_000003").exists())
+    # What a kill in the middle of the next checkpoint would leave behind.
+    unfinished = workplace.run_folder("killed") / "checkpoints" / ".partial_step_000006" / "megatron"
+    unfinished.mkdir(parents=True, exist_ok=True)
+    (unfinished / "common.pt").write_bytes(b"half a checkpoint")
+    output = workplace.train("killed", 1)
+    assert f"resumed {workplace.run_folder('killed')}/checkpoints/step_000003" in output
+    assert_same_run(workplace, "killed", undisturbed)
+    assert workplace.validations("killed") == workplace.validations(undisturbed)
+    assert workplace.checkpoints("killed") == ["step_000003", "step_000006"]
+
+
+def test_a_replay_killed_while_it_writes_a_checkpoint_goes_on_from_the_one_before(
+    workplace: Workplace, undisturbed: str, replayed: str
+) -> None:
+    replay = (f"rollout.replay={workplace.run_folder(undisturbed) / 'rollouts'}", "trainer.keep_last=1")
+    killed(workplace, "killed_replay", 0, lambda folder: (folder / ".partial_step_000006").exists(), *replay)
+    assert workplace.checkpoints("killed_replay") == [".partial_step_000006", "step_000003"]
+    output = workplace.train("killed_replay", 0, *replay)
+    assert f"resumed {workplace.run_folder('killed_replay')}/checkpoints/step_000003" in output
+    assert_same_run(workplace, "killed_replay", replayed)
+    assert workplace.checkpoints("killed_replay") == ["step_000006"], "keep_last=1 removes the older one, and nothing unfinished is left"
+
+
+@pytest.fixture
+def copied(workplace: Workplace, undisturbed: str) -> str:
+    """The name of a copy of the undisturbed run's folder."""
+    shutil.rmtree(workplace.run_folder("copied"), ignore_errors=True)
+    shutil.copytree(workplace.run_folder(undisturbed), workplace.run_folder("copied"))
+    return "copied"
+
+
+def test_a_finished_run_is_validated_again_without_training(workplace: Workplace, undisturbed: str, copied: str) -> None:
+    workplace.train(copied, 0, "+trainer.val_only=True")
+    assert workplace.metrics(copied) == workplace.metrics(undisturbed)
+    assert workplace.validations(copied) == workplace.validations(undisturbed), "the same weights, seeds and one line a step"
+    assert workplace.checkpoints(copied) == workplace.checkpoints(undisturbed)
+
+
+def test_a_runs_checkpoint_can_be_the_start_of_another_run(workplace: Workplace, undisturbed: str) -> None:
+    weights = workplace.run_folder(undisturbed) / "checkpoints" / f"step_{STEPS:06d}"
+    workplace.train("from_checkpoint", 0, "trainer.val_only=true", f"model.megatron_checkpoint={weights}")
+    (validation,) = workplace.validations("from_checkpoint")
+    trained = workplace.validations(undisturbed)[-1]
+    for measure in ("reference_probability", "format", "accuracy", "response_length"):
+        assert validation[f"val/val/greedy/{measure}"] == trained[f"val/val/greedy/{measure}"]
+    assert validation["step"] == 0
+    assert not (workplace.run_folder("from_checkpoint") / "metrics.jsonl").read_text()
+
+
+@pytest.mark.parametrize(
+    ("damage", "overrides", "named"),
+    [
+        ("", ["trainer.resume=never"], ["trainer.resume=never", "step_000006", "choose another trainer.name"]),
+        ("run_state.json", [], ["step_000006/run_state.json", "go on from step 3"]),
+        ("megatron/.metadata", [], ["step_000006", ".metadata"]),
+        ("megatron/__0_0.distcp", [], ["step_000006", "damaged", "go on from step 3"]),
+    ],
+)
+def test_what_cannot_be_resumed_is_refused_in_one_line(
+    workplace: Workplace, copied: str, damage: str, overrides: list[str], named: list[str]
+) -> None:
+    if damage:
+        file = workplace.run_folder(copied) / "checkpoints" / "step_000006" / damage
+        file.write_bytes(file.read_bytes()[: 3 * file.stat().st_size // 4])
+        if file.name == ".metadata":
+            file.unlink()
+    before = workplace.metrics(copied)
+    config = (workplace.run_folder(copied) / "config.yaml").read_text()
+    replay = f"rollout.replay={workplace.run_folder('undisturbed') / 'rollouts'}"
+    status, output = workplace.start(copied, 0, replay, *overrides)
+    assert status == 2, output[-4000:]
+    errors = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert [part for part in named if part not in errors[0]] == [], errors[0]
+    assert "Traceback" not in output
+    assert workplace.metrics(copied) == before
+    if overrides:
+        assert (workplace.run_folder(copied) / "config.yaml").read_text() == config, "a refused start changes nothing"
