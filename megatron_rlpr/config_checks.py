@@ -30,6 +30,7 @@ def check(config: Config, world_size: int) -> None:
     _check_reward(config)
     _check_filter(config)
     _check_algorithm(config)
+    _check_optimizer(config)
     _check_precision(config)
     config_model_checks.check(config)
 
@@ -195,6 +196,18 @@ def _check_algorithm(config: Config) -> None:
         raise UserError(f"actor.min_lr={config.actor.min_lr} is above the peak learning rate actor.lr={config.actor.lr}")
     if config.actor.min_lr and config.actor.lr_decay_style == "constant":
         raise UserError(f"actor.min_lr={config.actor.min_lr} has no effect with actor.lr_decay_style=constant: choose linear or cosine")
+
+
+def _check_optimizer(config: Config) -> None:
+    if not config.actor.use_distributed_optimizer:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        raise UserError(
+            "actor.use_distributed_optimizer=true needs a CUDA GPU, and none is visible: Megatron-Core cannot save its state without; "
+            "set it to false"
+        )
 
 
 def _check_precision(config: Config) -> None:

@@ -28,6 +28,8 @@ from megatron_rlpr.weights.load_megatron import check_megatron_checkpoint, damag
 from megatron_rlpr.weights.shape import ModelShape
 
 _NAME = re.compile(r"step_(\d{6,})")
+# How a distributed optimizer is stored; Megatron's default can no longer be written, the others not be loaded in another layout.
+_SHARDED_OPTIMIZER = {"distrib_optim_sharding_type": "fully_reshardable"}
 
 
 class CheckpointStore:
@@ -105,7 +107,7 @@ def _sharded_state(policy: MegatronPolicy, is_loading: bool) -> dict[str, Any]:
     model = policy.model.sharded_state_dict()
     state: dict[str, Any] = {"model": model}
     if policy.optimizer is not None:
-        state["optimizer"] = policy.optimizer.sharded_state_dict(model, is_loading=is_loading)
+        state["optimizer"] = policy.optimizer.sharded_state_dict(model, is_loading=is_loading, metadata=_SHARDED_OPTIMIZER)
     return state
 
 

@@ -201,7 +201,8 @@ def test_a_recipe_validates_on_the_seven_sets_with_their_samples(name: str) -> N
 
 @pytest.fixture
 def present(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a file for every path a recipe names, as the current one: the model's shape and empty files."""
+    """A GPU, and a folder with a file for every path a recipe names, as the current one: the model's shape and empty files."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     for name in NAMES:
         config = recipe(name)
         model = tmp_path / config.model.path
