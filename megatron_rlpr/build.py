@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from megatron_rlpr import config_loading
+from megatron_rlpr import config_loading, run_lock
 from megatron_rlpr.actor import parallel
 from megatron_rlpr.actor.checkpoint import CheckpointStore
 from megatron_rlpr.actor.model import DTYPES
@@ -34,7 +34,7 @@ from megatron_rlpr.reward.manager import Grade, RewardManager
 from megatron_rlpr.rollout.colocated import ColocatedRollouts
 from megatron_rlpr.rollout.engine import Rollouts
 from megatron_rlpr.rollout.replay import ReplayRollouts
-from megatron_rlpr.rollout.store import read_rollouts, stored_steps
+from megatron_rlpr.rollout.store import forget_after, read_rollouts, stored_steps
 from megatron_rlpr.rollout.vllm_engine import VllmEngine
 from megatron_rlpr.run_parts import RunParts
 from megatron_rlpr.scoring import GroupScorer
@@ -75,13 +75,15 @@ def build_parts(config: Config) -> RunParts:
     )
     scorer = GroupScorer(policy, rewards, "none" if config.reward.format_only else config.reward.base_probability, clock)
     total_steps = _total_steps(config, prompts)
+    lock = run_lock.hold(folder) if layout.rank == 0 else None
     if layout.rank == 0:
-        folder.mkdir(parents=True, exist_ok=True)
         config_loading.save_resolved(config, folder / "config.yaml")
+        if not config.trainer.val_only:
+            forget_after(folder / "rollouts", resume_step)
+    tables = _BaseTables(config, folder, scorer, console, ["train", *map(_table_name, val_prompts)])
     tracker = Tracker(
         config, folder, config_loading.resolved(config), resume_step, total_steps=total_steps, rank=layout.rank, console=console
     )
-    tables = _BaseTables(config, folder, scorer, console)
     source = PromptSource(
         prompts,
         PromptSampler(len(prompts), _batch_size(config, prompts), config.data.shuffle, config.data.seed),
@@ -90,7 +92,7 @@ def build_parts(config: Config) -> RunParts:
     )
     scored = config.evaluation.score_reward
     sets = [
-        ValidationSet(name, found, samples_per_prompt(name), tables.of(f"val_{name}", found) if scored else None)
+        ValidationSet(name, found, samples_per_prompt(name), tables.of(_table_name(name), found) if scored else None)
         for name, found in val_prompts.items()
     ]
     rollouts = _rollouts(config, threads, console)
@@ -116,36 +118,48 @@ def build_parts(config: Config) -> RunParts:
         console=console,
         clock=clock,
         total_steps=total_steps,
+        lock=lock,
     )
 
 
 class _BaseTables:
-    """The base probabilities of the initial policy, made once per prompt set and kept in the run folder."""
+    """The base probabilities of the initial policy, made once per prompt set and kept in the run folder.
 
-    def __init__(self, config: Config, folder: Path, scorer: GroupScorer, console: Console) -> None:
+    Those that are there already are read, and refused if they were made otherwise, before any work.
+    """
+
+    def __init__(self, config: Config, folder: Path, scorer: GroupScorer, console: Console, names: Sequence[str]) -> None:
         self._wanted = config.reward.base_probability == "initial" and not config.reward.format_only
         self._settings = {
             "model": config.model.path,
+            "megatron_checkpoint": config.model.megatron_checkpoint,
+            "dtype": config.actor.dtype,
             "temperature": config.rollout.temperature,
             "compute_score_name": config.reward.compute_score_name,
         }
         self._folder = folder
         self._scorer = scorer
         self._console = console
+        stored = [name for name in names if self._wanted and self._path(name).exists()]
+        self._stored = {name: BaseProbabilityTable.load(self._path(name), self._settings) for name in stored}
 
     def of(self, name: str, prompts: PromptSet) -> BaseProbabilityTable | None:
         """The table of a prompt set, completed by the policy as it is now (call before any update or resume)."""
         if not self._wanted:
             return None
-        path = self._folder / f"base_probability_{name}.json"
-        table = BaseProbabilityTable.load(path, self._settings) if path.exists() else BaseProbabilityTable(self._settings)
-        dist.barrier()
+        table = self._stored.get(name) or BaseProbabilityTable(self._settings)
         with self._console.phase(f"base probabilities of {name}") as progress:
             added = self._scorer.complete(table, prompts.prompts, progress.advance)
         if added and dist.get_rank() == 0:
-            table.save(path)
-        dist.barrier()
+            table.save(self._path(name))
         return table
+
+    def _path(self, name: str) -> Path:
+        return self._folder / f"base_probability_{name}.json"
+
+
+def _table_name(validation_set: str) -> str:
+    return f"val_{validation_set}"
 
 
 def _training_prompts(config: Config, tokenizer: Any, console: Console) -> PromptSet:

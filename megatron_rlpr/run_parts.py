@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch.distributed as dist
 
@@ -53,6 +53,7 @@ class RunParts:
     console: Console
     clock: Clock
     total_steps: int
+    lock: IO[str] | None
     started: float = field(default_factory=time.time)
 
     @property

@@ -60,18 +60,24 @@ class ValidationSchedule:
         memory = memory_metrics()["memory/peak_all_ranks_gb"]
         if not self._before or dist.get_rank() != 0:
             return
-        first, last = self._before[0], after[0]
-        others = {
-            f"{b['name']}/{b['strategy']}": compare(b["per_prompt"], a.per_prompt) for b, a in zip(self._before[1:], after[1:], strict=True)
-        }
+        pairs = comparable(self._before, after)
+        if not pairs:
+            self._tracker.console.message("no summary: the first validation was of other prompts or strategies than the last")
+            return
+        (before, last), *others = pairs
         summary = write_summary(
             self._folder / "summary.json",
-            first["per_prompt"],
+            before,
             last.per_prompt,
             steps=step,
             wall_time_s=time.time() - self._started,
             peak_memory_gb=memory,
-            extra={"model": self._model, "validation_set": last.name, "decoding": last.strategy, "other_sets": others},
+            extra={
+                "model": self._model,
+                "validation_set": last.name,
+                "decoding": last.strategy,
+                "other_sets": {f"{result.name}/{result.strategy}": compare(b, result.per_prompt) for b, result in others},
+            },
         )
         self._tracker.console.table(summary_table(summary))
 
@@ -92,6 +98,22 @@ class ValidationSchedule:
             metrics.update(result.metrics())
         self._tracker.log_evaluation(step, metrics)
         return results
+
+
+def comparable(
+    before: Sequence[dict[str, Any]], after: Sequence[ValidationResult]
+) -> list[tuple[dict[str, list[float]], ValidationResult]]:
+    """Every last result with the first one's values of the same set, strategy and number of prompts.
+
+    A run that is resumed may validate on more or fewer sets than it began with.
+    """
+    values = {(entry["name"], entry["strategy"]): entry["per_prompt"] for entry in before}
+    pairs = [(values.get((result.name, result.strategy), {}), result) for result in after]
+    return [(first, last) for first, last in pairs if first and _prompts(first) == _prompts(last.per_prompt)]
+
+
+def _prompts(per_prompt: dict[str, list[float]]) -> set[int]:
+    return {len(column) for column in per_prompt.values()}
 
 
 def _as_dict(result: ValidationResult) -> dict[str, Any]:

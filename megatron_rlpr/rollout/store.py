@@ -94,6 +94,13 @@ def stored_steps(folder: str | Path) -> list[int]:
     return sorted(int(match.group(1)) for file in Path(folder).iterdir() if (match := _FILE_NAME.fullmatch(file.name)))
 
 
+def forget_after(folder: str | Path, step: int) -> None:
+    """Remove the files of later steps: a run that goes on after `step` makes them again, or ends before."""
+    if Path(folder).is_dir():
+        for later in (s for s in stored_steps(folder) if s > step):
+            (Path(folder) / f"step_{later:06d}.parquet").unlink()
+
+
 def read_table(folder: str | Path, step: int) -> pa.Table:
     """The stored rows of a step with the columns of SCHEMA; UserError when they are missing or of another format."""
     steps = stored_steps(folder)

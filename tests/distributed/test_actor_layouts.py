@@ -123,6 +123,15 @@ def test_a_single_request_is_scored_as_among_others(policy: dict[str, Any], layo
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_single_sequence_is_trained_on_alike(policy: dict[str, Any], layout: str, model: str) -> None:
+    """One data-parallel rank of two then has nothing to do, but its part of every collective."""
+    found, alone = policy[layout][model]["one_sequence"], policy["1 process"][model]["one_sequence"]
+    for part in ("loss", "grad_norm"):
+        np.testing.assert_allclose(found[part], alone[part], rtol=1e-3, err_msg=part)
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_checkpoint_goes_on_in_another_layout(policy: dict[str, Any], layout: str, model: str) -> None:
     resumed, uninterrupted = policy[layout][model]["resumed"], policy["1 process"][model]
     for part in ("loss", "grad_norm", "entropy", "kl_to_old"):

@@ -114,6 +114,19 @@ def test_the_newest_checkpoints_are_kept(workplace: Workplace, undisturbed: str)
     assert workplace.checkpoints(undisturbed) == ["step_000003", "step_000006"]
 
 
+def test_a_step_whose_groups_are_all_dropped_changes_nothing(workplace: Workplace) -> None:
+    """The threshold of step 2 is far above any group's spread: nothing to train on, the run goes on."""
+    name = "dropped_all"
+    workplace.train(name, 0, "filter.std_filter_beta=1000", "filter.max_rounds=2", "data.val_files=[]", "trainer.total_training_steps=3")
+    first, *others = workplace.metrics(name)
+    assert first["actor/grad_norm"] > 0
+    for step in others:
+        assert (step["filter/kept_fraction"], step["filter/rounds"], step["actor/optimizer_steps"]) == (0, 2, 0)
+        assert (step["actor/loss"], step["actor/grad_norm"]) == (None, None)
+        assert step["rollout/log_prob_gap_max"] < 1e-4
+        assert rollouts(workplace, name, step["step"]).advantage.isna().all()
+
+
 def test_everything_else_at_once(workplace: Workplace) -> None:
     """Two engines, bf16, a KL to the reference policy in the reward, carried groups, sampling, W&B offline, a validation every step."""
     overrides = [

@@ -70,6 +70,7 @@ def observe(case: Case, name: str, folder: Path, work: Path, layout: Layout) -> 
         **series(updates),
         "processes_left_by_saving": len(psutil.Process().children(recursive=True)),
         "after": [s.log_probs.tolist() for s in policy.score(wanted)],
+        "one_sequence": series([update(policy, sequences[:1])]),
         "resumed": series(resumed(shape, actor, layout, store(work, folder, case.goes_on_from, shape), sequences)),
     }
 

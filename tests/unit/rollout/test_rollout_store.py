@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from megatron_rlpr.rollout.engine import SamplingSettings
 from megatron_rlpr.rollout.replay import ReplayRollouts
-from megatron_rlpr.rollout.store import SCHEMA, read_rollouts, read_table, stored_steps, write_rollouts
+from megatron_rlpr.rollout.store import SCHEMA, forget_after, read_rollouts, read_table, stored_steps, write_rollouts
 from megatron_rlpr.types import Prompt, Response, ResponseReward, RolloutGroup, ScoredGroup, TokenScores, UserError
 
 TOKENS = st.lists(st.integers(0, 2**31 - 1), max_size=6).map(tuple)
@@ -133,6 +133,17 @@ def test_a_step_is_written_in_one_piece(tmp_path: Path) -> None:
     assert len(read_rollouts(tmp_path, 1)[0].responses) == 2
     write(tmp_path, 1, [one_group(n=3)])
     assert len(read_rollouts(tmp_path, 1)[0].responses) == 3
+
+
+def test_a_run_that_goes_on_forgets_the_steps_it_will_make_again(tmp_path: Path) -> None:
+    forget_after(tmp_path / "none", 0)
+    for step in (1, 2, 3, 4):
+        (tmp_path / f"step_{step:06d}.parquet").write_bytes(b"")
+    (tmp_path / "notes.txt").write_text("kept")
+    forget_after(tmp_path, 2)
+    assert stored_steps(tmp_path) == [1, 2]
+    forget_after(tmp_path, 0)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
 def test_numpy_values_of_a_data_row_are_stored_as_plain_ones(tmp_path: Path) -> None:
