@@ -22,7 +22,7 @@ from torch.distributed.checkpoint import CheckpointException
 from megatron_rlpr.types import UserError
 from megatron_rlpr.weights.local_parameters import local_parameters
 from megatron_rlpr.weights.mapping import Vocab
-from megatron_rlpr.weights.shape import ModelShape, RopeScaling
+from megatron_rlpr.weights.shape import ModelShape, shape_of_fields
 
 WEIGHTS = "megatron"
 SHAPE = "model_shape.json"
@@ -49,8 +49,7 @@ def read_checkpoint_shape(path: str | Path) -> ModelShape:
             raise UserError(f"{folder} is no complete Megatron checkpoint, it holds no {needed}: convert or save it again")
     try:
         fields: dict[str, Any] = json.loads((folder / SHAPE).read_text(encoding="utf-8"))
-        scaling = fields["rope_scaling"]
-        return ModelShape(**{**fields, "rope_scaling": scaling and RopeScaling(**scaling)})
+        return shape_of_fields(fields)
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder / SHAPE} is not the description of a model ({error}): convert or save the checkpoint again") from error
 
