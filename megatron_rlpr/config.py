@@ -149,6 +149,7 @@ class ActorConfig:
     pipeline_model_parallel_size: int = key(1, "PP: ranks that share the stack of layers")
     sequence_parallel: bool = key(False, "SP: shard activations between TP regions along the sequence")
     context_parallel_size: int = key(1, "CP; only 1 is supported")
+    expert_model_parallel_size: int = key(1, "EP: data-parallel ranks that share the experts of a mixture-of-experts model")
     dtype: Literal["float32", "bfloat16"] = key("bfloat16", "compute precision; master weights and gradients stay fp32")
     fp8: Literal["", "e4m3", "hybrid"] = key("", "FP8 format of the linear layers (Transformer Engine)")
     fp8_recipe: Literal["delayed", "tensorwise", "blockwise", "mxfp8"] = key("delayed", "FP8 scaling recipe")

@@ -79,6 +79,7 @@ BOUNDS = {
     "actor.tensor_model_parallel_size": AT_LEAST_ONE,
     "actor.pipeline_model_parallel_size": AT_LEAST_ONE,
     "actor.context_parallel_size": AT_LEAST_ONE,
+    "actor.expert_model_parallel_size": AT_LEAST_ONE,
     "actor.ppo_mini_batch_size": AT_LEAST_ZERO,
     "actor.max_tokens_per_micro_batch": AT_LEAST_ONE,
     "actor.head_chunk_rows": AT_LEAST_ONE,

@@ -7,7 +7,8 @@ those calls to the CPU and does nothing where CUDA exists, so the same code path
 - tensors made with a literal `device="cuda"`, and `.cuda()`: a torch function mode, because the sites are spread over
   the schedules, the optimizer, gradient clipping and checkpoint exchange;
 - `Tensor.type()` inside the optimizer, which sorts parameters by comparing with 'torch.cuda.FloatTensor';
-- the model-parallel random number tracker, which keeps CUDA generator states.
+- the model-parallel random number tracker, which keeps CUDA generator states;
+- two exchanges of experts' tokens (`cpu_experts`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
+
+from megatron_rlpr.actor import cpu_experts
 
 _MODE: TorchFunctionMode | None = None
 
@@ -81,12 +84,15 @@ def install() -> None:
     cuda.synchronize = lambda *_, **__: None
     cuda.current_stream = lambda *_, **__: _NoStream()
     cuda.default_stream = cuda.current_stream
+    cuda.Stream = _NoStream
+    cuda.stream = lambda *_: contextlib.nullcontext()
     cuda.get_rng_state = lambda *_, **__: torch.get_rng_state()
     cuda.random.get_rng_state = cuda.get_rng_state
     cuda.manual_seed = lambda seed: torch.random.default_generator.manual_seed(seed)
     mcore: Any = mcore_random
     mcore._set_cuda_rng_state = lambda state, device=-1, graph_safe=False: torch.set_rng_state(state)
     mcore.CudaRNGStatesTracker.fork = _fork
+    cpu_experts.install()
     _MODE = _CudaCallsOnCpu()
     _MODE.__enter__()
 

@@ -1,4 +1,4 @@
-"""Process groups of one run: torch.distributed and Megatron's tensor, pipeline and data parallel groups."""
+"""Process groups of one run: torch.distributed and Megatron's tensor, pipeline, expert and data parallel groups."""
 
 from __future__ import annotations
 
@@ -60,6 +60,8 @@ def initialize(actor: ActorConfig, seed: int, timeout_s: int = 1800) -> Layout:
         tensor_model_parallel_size=actor.tensor_model_parallel_size,
         pipeline_model_parallel_size=actor.pipeline_model_parallel_size,
         context_parallel_size=actor.context_parallel_size,
+        # Experts are cut by the tensor-parallel ranks like every layer, and spread over data-parallel ranks.
+        expert_model_parallel_size=actor.expert_model_parallel_size,
     )
     cpu.install()
     torch.manual_seed(seed)

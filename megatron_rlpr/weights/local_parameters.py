@@ -13,6 +13,8 @@ from megatron_rlpr.weights.mapping import ParamMapping
 from megatron_rlpr.weights.shape import ModelShape
 
 _LAYER = re.compile(r"(decoder\.layers\.)(\d+)(\..+)")
+# An expert's number stands in front of its parameters, or behind them where one module holds all experts.
+_EXPERT = re.compile(r"(.+\.mlp\.experts\.(?:local_experts\.|linear_fc\d\.weight))(\d+)(.*)")
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ def local_parameters(model: torch.nn.Module, shape: ModelShape) -> list[LocalPar
     tp_size = parallel_state.get_tensor_model_parallel_world_size()
     found = []
     for local_name, tensor in model.named_parameters():
-        name = _global_name(local_name, model)
+        name = _global_expert(_global_layer(local_name, model), shape)
         if name not in place:
             raise ValueError(f"the Megatron parameter {name} has no place in the table of {shape.architecture}")
         index, mapping = place[name]
@@ -45,10 +47,20 @@ def local_parameters(model: torch.nn.Module, shape: ModelShape) -> list[LocalPar
     return sorted(found, key=lambda p: p.index)
 
 
-def _global_name(name: str, model: torch.nn.Module) -> str:
+def _global_layer(name: str, model: torch.nn.Module) -> str:
     """A pipeline stage numbers its layers from 0; `layer_number` counts from 1 over the whole model."""
     match = _LAYER.fullmatch(name)
     if match is None:
         return name
     before, layer, after = match.groups()
     return f"{before}{model.decoder.layers[int(layer)].layer_number - 1}{after}"
+
+
+def _global_expert(name: str, shape: ModelShape) -> str:
+    """An expert-parallel rank numbers its experts from 0; ranks hold equally many, in rank order."""
+    match = _EXPERT.fullmatch(name)
+    if match is None or shape.experts is None:
+        return name
+    before, expert, after = match.groups()
+    per_rank = shape.experts.count // parallel_state.get_expert_model_parallel_world_size()
+    return f"{before}{parallel_state.get_expert_model_parallel_rank() * per_rank + int(expert)}{after}"

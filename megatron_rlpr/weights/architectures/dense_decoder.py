@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from megatron_rlpr.weights.architectures import fields
 from megatron_rlpr.weights.mapping import GateUp, HfTensor, ParamMapping, Qkv, Replicated, Row, Vocab
 from megatron_rlpr.weights.shape import ModelShape
+
+FeedForward = Callable[[ModelShape, str, str], list[ParamMapping]]
+"""(shape, the layer's name in Megatron, its name in Hugging Face) -> the weights behind the second norm."""
 
 
 def dense_decoder_shape(config: Mapping[str, Any], qkv_bias: bool) -> ModelShape:
@@ -34,11 +37,17 @@ def dense_decoder_shape(config: Mapping[str, Any], qkv_bias: bool) -> ModelShape
 
 def dense_decoder_parameters(shape: ModelShape) -> tuple[ParamMapping, ...]:
     """Names, shapes and layouts in both worlds, first layer to last."""
+    return decoder_parameters(shape, gated_feed_forward)
+
+
+def decoder_parameters(shape: ModelShape, feed_forward: FeedForward) -> tuple[ParamMapping, ...]:
+    """As `dense_decoder_parameters`, with another feed-forward."""
     hidden, vocab = shape.hidden_size, shape.vocab_size
     embedding = HfTensor("model.embed_tokens.weight", (vocab, hidden))
     table = [ParamMapping(("embedding.word_embeddings.weight",), (embedding,), Vocab())]
     for layer in range(shape.num_layers):
-        table += _layer(shape, f"decoder.layers.{layer}", f"model.layers.{layer}")
+        megatron, hf = f"decoder.layers.{layer}", f"model.layers.{layer}"
+        table += [*_attention(shape, megatron, hf), *feed_forward(shape, megatron, hf)]
     table.append(ParamMapping(("decoder.final_layernorm.weight",), (HfTensor("model.norm.weight", (hidden,)),), Replicated()))
     # With tied embeddings the last pipeline stage holds a copy of the embedding under the output layer's name.
     head = embedding if shape.tied_embeddings else HfTensor("lm_head.weight", (vocab, hidden))
@@ -46,27 +55,36 @@ def dense_decoder_parameters(shape: ModelShape) -> tuple[ParamMapping, ...]:
     return tuple(table)
 
 
-def _layer(shape: ModelShape, megatron: str, hf: str) -> list[ParamMapping]:
+def gated_feed_forward(shape: ModelShape, megatron: str, hf: str) -> list[ParamMapping]:
+    """The feed-forward of every dense decoder."""
     hidden, ffn = shape.hidden_size, shape.ffn_hidden_size
+    gate_up = tuple(HfTensor(f"{hf}.mlp.{x}_proj.weight", (ffn, hidden)) for x in ("gate", "up"))
+    return [
+        ParamMapping((f"{megatron}.mlp.linear_fc1.weight",), gate_up, GateUp()),
+        ParamMapping((f"{megatron}.mlp.linear_fc2.weight",), (HfTensor(f"{hf}.mlp.down_proj.weight", (hidden, ffn)),), Row()),
+    ]
+
+
+def _attention(shape: ModelShape, megatron: str, hf: str) -> list[ParamMapping]:
+    hidden = shape.hidden_size
     query, key_value = shape.num_attention_heads * shape.head_dim, shape.num_query_groups * shape.head_dim
     qkv_rows = (("q", query), ("k", key_value), ("v", key_value))
-    attention, mlp = f"{megatron}.self_attention", f"{megatron}.mlp"
+    attention = f"{megatron}.self_attention"
 
-    def norm(local: str, fused: str, name: str) -> ParamMapping:
-        names = (f"{megatron}.{local}.weight", f"{fused}.layer_norm_weight")
+    def norm(local: str, name: str, *fused: str) -> ParamMapping:
+        names = (f"{megatron}.{local}.weight", *fused)
         return ParamMapping(names, (HfTensor(f"{hf}.{name}.weight", (hidden,)),), Replicated())
 
     def qkv(kind: str, *columns: int) -> ParamMapping:
         tensors = tuple(HfTensor(f"{hf}.self_attn.{x}_proj.{kind}", (rows, *columns)) for x, rows in qkv_rows)
         return ParamMapping((f"{attention}.linear_qkv.{kind}",), tensors, Qkv(shape.head_dim))
 
-    gate_up = tuple(HfTensor(f"{hf}.mlp.{x}_proj.weight", (ffn, hidden)) for x in ("gate", "up"))
+    # Transformer Engine fuses a norm with the linear layer behind it, but not with a router.
+    fused_with_mlp = () if shape.experts else (f"{megatron}.mlp.linear_fc1.layer_norm_weight",)
     return [
-        norm("input_layernorm", f"{attention}.linear_qkv", "input_layernorm"),
+        norm("input_layernorm", "input_layernorm", f"{attention}.linear_qkv.layer_norm_weight"),
         qkv("weight", hidden),
         *([qkv("bias")] if shape.qkv_bias else []),
         ParamMapping((f"{attention}.linear_proj.weight",), (HfTensor(f"{hf}.self_attn.o_proj.weight", (hidden, query)),), Row()),
-        norm("pre_mlp_layernorm", f"{mlp}.linear_fc1", "post_attention_layernorm"),
-        ParamMapping((f"{mlp}.linear_fc1.weight",), gate_up, GateUp()),
-        ParamMapping((f"{mlp}.linear_fc2.weight",), (HfTensor(f"{hf}.mlp.down_proj.weight", (hidden, ffn)),), Row()),
+        norm("pre_mlp_layernorm", "post_attention_layernorm", *fused_with_mlp),
     ]

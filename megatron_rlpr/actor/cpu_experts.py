@@ -1,0 +1,49 @@
+"""What Megatron-Core's exchange of experts' tokens needs without CUDA.
+
+Ranks route different numbers of tokens to each other. Megatron reads those numbers from the GPU as numpy arrays, and
+leaves them tensors, which `all_to_all_single` refuses, when there is no GPU to read from. And gloo's all-gather takes
+tensors of one size only, so an uneven one is sent as an all-to-all in which every rank sends everybody the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+def install() -> None:
+    """Replace the two functions in Megatron-Core. Called once, and only without CUDA."""
+    import megatron.core.tensor_parallel.mappings as mcore_mappings
+    import megatron.core.transformer.moe.token_dispatcher as mcore_dispatcher
+
+    mappings: Any = mcore_mappings
+    dispatcher: Any = mcore_dispatcher
+    even_gather = mappings._gather_along_first_dim
+
+    def gather(
+        input_: torch.Tensor, group: dist.ProcessGroup, output_split_sizes: Sequence[int] | None = None, use_global_buffer: bool = False
+    ) -> torch.Tensor:
+        if output_split_sizes is None or group.size() == 1:
+            gathered: torch.Tensor = even_gather(input_, group, output_split_sizes, use_global_buffer)
+            return gathered
+        return uneven_gather(input_, group, output_split_sizes)
+
+    mappings._gather_along_first_dim = gather
+    dispatcher.maybe_move_tensor_to_cpu = splits_as_numpy
+
+
+def uneven_gather(tensor: torch.Tensor, group: dist.ProcessGroup, rows_of_rank: Sequence[int]) -> torch.Tensor:
+    """The ranks' tensors [rows_of_rank[r], ...] one after the other, on every rank of the group."""
+    size = group.size()
+    output = tensor.new_empty(sum(rows_of_rank), *tensor.shape[1:])
+    copies = tensor.expand(size, *tensor.shape).reshape(-1, *tensor.shape[1:])
+    dist.all_to_all_single(output, copies, list(rows_of_rank), [len(tensor)] * size, group=group)
+    return output
+
+
+def splits_as_numpy(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:
+    """Megatron's `maybe_move_tensor_to_cpu` for what is on the CPU already."""
+    return tensor.numpy() if as_numpy and isinstance(tensor, torch.Tensor) else tensor
