@@ -8,7 +8,7 @@ those calls to the CPU and does nothing where CUDA exists, so the same code path
   the schedules, the optimizer, gradient clipping and checkpoint exchange;
 - `Tensor.type()` inside the optimizer, which sorts parameters by comparing with 'torch.cuda.FloatTensor';
 - the model-parallel random number tracker, which keeps CUDA generator states;
-- two exchanges of experts' tokens (`cpu_experts`).
+- mixtures of experts (`cpu_experts`).
 """
 
 from __future__ import annotations

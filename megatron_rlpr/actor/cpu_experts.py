@@ -1,8 +1,9 @@
-"""What Megatron-Core's exchange of experts' tokens needs without CUDA.
+"""What Megatron-Core's mixtures of experts need without CUDA.
 
 Ranks route different numbers of tokens to each other. Megatron reads those numbers from the GPU as numpy arrays, and
 leaves them tensors, which `all_to_all_single` refuses, when there is no GPU to read from. And gloo's all-gather takes
-tensors of one size only, so an uneven one is sent as an all-to-all in which every rank sends everybody the same.
+tensors of one size only, so an uneven one is sent as an all-to-all in which every rank sends everybody the same. The
+router asks whether Transformer Engine has a matrix multiplication for it, by a name that only exists where it does.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ import torch.distributed as dist
 
 
 def install() -> None:
-    """Replace the two functions in Megatron-Core. Called once, and only without CUDA."""
+    """Change Megatron-Core where it needs it. Called once, and only without CUDA."""
     import megatron.core.tensor_parallel.mappings as mcore_mappings
+    import megatron.core.transformer.moe.moe_utils as mcore_moe_utils
     import megatron.core.transformer.moe.token_dispatcher as mcore_dispatcher
 
     mappings: Any = mcore_mappings
     dispatcher: Any = mcore_dispatcher
+    moe_utils: Any = mcore_moe_utils
     even_gather = mappings._gather_along_first_dim
 
     def gather(
@@ -33,6 +36,8 @@ def install() -> None:
 
     mappings._gather_along_first_dim = gather
     dispatcher.maybe_move_tensor_to_cpu = splits_as_numpy
+    if not hasattr(moe_utils, "te_general_gemm"):
+        moe_utils.te_general_gemm = None
 
 
 def uneven_gather(tensor: torch.Tensor, group: dist.ProcessGroup, rows_of_rank: Sequence[int]) -> torch.Tensor:

@@ -23,7 +23,7 @@ from megatron_rlpr.actor.selected_head import VocabShard, selected_log_probs
 from megatron_rlpr.actor.tree_attention import TreeCoreAttention
 from megatron_rlpr.actor.tree_layout import TreeSeqParams
 from megatron_rlpr.config import ActorConfig
-from megatron_rlpr.weights.shape import ModelShape
+from megatron_rlpr.weights.shape import ExpertShape, ModelShape
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -80,6 +80,7 @@ def transformer_config(shape: ModelShape, actor: ActorConfig) -> TransformerConf
     elif actor.recompute_granularity == "selective":
         recompute = {"recompute_granularity": "selective"}
     fp8: dict[str, Any] = {"fp8": actor.fp8, "fp8_recipe": actor.fp8_recipe} if actor.fp8 else {}
+    experts = _expert_options(shape.experts, actor) if shape.experts else {}
     return TransformerConfig(
         num_layers=shape.num_layers,
         hidden_size=shape.hidden_size,
@@ -116,7 +117,25 @@ def transformer_config(shape: ModelShape, actor: ActorConfig) -> TransformerConf
         persist_layer_norm=fused,
         **recompute,
         **fp8,
+        **experts,
     )
+
+
+def _expert_options(experts: ExpertShape, actor: ActorConfig) -> dict[str, Any]:
+    """Experts as in transformers: no token is dropped, and no loss balances them."""
+    return {
+        "num_moe_experts": experts.count,
+        "moe_ffn_hidden_size": experts.ffn_hidden_size,
+        "moe_router_topk": experts.top_k,
+        # The softmax of the chosen logits is the softmax of all, divided by the sum of the chosen.
+        "moe_router_pre_softmax": not experts.normalised,
+        "moe_router_dtype": "fp32",
+        "moe_router_load_balancing_type": "none",
+        "moe_aux_loss_coeff": 0.0,
+        "moe_grouped_gemm": torch.cuda.is_available(),
+        "expert_model_parallel_size": actor.expert_model_parallel_size,
+        "expert_tensor_parallel_size": actor.tensor_model_parallel_size,
+    }
 
 
 def build_model(shape: ModelShape, actor: ActorConfig) -> TreePolicy:
@@ -145,10 +164,10 @@ def _block_spec(config: TransformerConfig) -> TransformerBlockSubmodules:
     if torch.cuda.is_available():
         from megatron.core.extensions.transformer_engine import TENorm
 
-        layer = get_gpt_layer_with_transformer_engine_spec()
+        layer = get_gpt_layer_with_transformer_engine_spec(num_experts=config.num_moe_experts, moe_grouped_gemm=config.moe_grouped_gemm)
         final_norm: Any = TENorm
     else:
-        layer = get_gpt_layer_local_spec(normalization="RMSNorm")
+        layer = get_gpt_layer_local_spec(num_experts=config.num_moe_experts, normalization="RMSNorm")
         layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = RMSNorm
         final_norm = RMSNorm
     layer.submodules.self_attention.submodules.core_attention = TreeCoreAttention

@@ -1,8 +1,9 @@
 """The model's weights as a stream of full tensors with Hugging Face names, the same on every rank.
 
-Parameters travel in buckets of bounded size. Per bucket: the owning stage's tensor-parallel ranks gather their shards,
-the stage sends them to the other stages, and every rank puts the full tensors together. Nothing but the bucket in flight
-exists twice (once as gathered shards, once as full tensors); with one rank the stream yields views of the model itself.
+Parameters travel in buckets of bounded size. Per bucket: the owning stage's tensor-parallel ranks gather their shards
+(of experts, those ranks of the stage that hold them, who send them to the stage's other expert-parallel ranks), the stage
+sends them to the other stages, and every rank puts the full tensors together. Nothing but the bucket in flight exists
+twice (once as gathered shards, once as full tensors); with one rank the stream yields views of the model itself.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -21,13 +23,22 @@ from megatron_rlpr.weights.local_parameters import local_parameters
 from megatron_rlpr.weights.shape import ModelShape
 
 NamedTensors = list[tuple[str, torch.Tensor]]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class _Owner:
+    """A pipeline stage, and its one expert-parallel rank; None: all of them hold the same."""
+
+    stage: int
+    expert_rank: int | None
 
 
 @dataclass(frozen=True)
 class _Bucket:
-    """Consecutive entries of the table that one pipeline stage owns."""
+    """Consecutive entries of the table that one owner has."""
 
-    stage: int
+    owner: _Owner
     indices: tuple[int, ...]
 
 
@@ -46,6 +57,9 @@ class WeightExporter:
         self._pp_group = parallel_state.get_pipeline_model_parallel_group()
         self._pp_size = parallel_state.get_pipeline_model_parallel_world_size()
         self._stage = parallel_state.get_pipeline_model_parallel_rank()
+        self._ep_group = parallel_state.get_expert_model_parallel_group()
+        self._ep_size = parallel_state.get_expert_model_parallel_world_size()
+        self._expert_rank = parallel_state.get_expert_model_parallel_rank()
         self._buckets = self._fill_buckets(int(bucket_mb * 2**20))
 
     @property
@@ -81,38 +95,50 @@ class WeightExporter:
 
     def _all_shards(self, bucket: _Bucket) -> dict[int, list[torch.Tensor]]:
         """Table index -> the shards of all tensor-parallel ranks, on every rank."""
-        if self._tp_size == 1 and self._pp_size == 1:
+        if self._tp_size == self._pp_size == self._ep_size == 1:
             return {index: [self._tensors[index].detach()] for index in bucket.indices}
         counts = [self._table[index].shard_numel(self._tp_size) for index in bucket.indices]
         gathered = torch.empty(self._tp_size, sum(counts), dtype=self._dtype, device=self._device)
-        if self._stage == bucket.stage:
+        stage, expert_rank = bucket.owner.stage, bucket.owner.expert_rank
+        if self._stage == stage and expert_rank in (None, self._expert_rank):
             mine = torch.cat([self._tensors[index].detach().flatten() for index in bucket.indices])
             dist.all_gather(list(gathered.unbind()), mine, group=self._tp_group)
+        if self._stage == stage and expert_rank is not None:
+            dist.broadcast(gathered, dist.get_global_rank(self._ep_group, expert_rank), group=self._ep_group)
         if self._pp_size > 1:
-            dist.broadcast(gathered, dist.get_global_rank(self._pp_group, bucket.stage), group=self._pp_group)
+            dist.broadcast(gathered, dist.get_global_rank(self._pp_group, stage), group=self._pp_group)
         by_parameter = zip(bucket.indices, gathered.split(counts, dim=1), strict=True)
         return {index: [flat.view(self._table[index].shard_shape(self._tp_size)) for flat in part] for index, part in by_parameter}
 
     def _fill_buckets(self, limit_bytes: int) -> tuple[_Bucket, ...]:
         buckets: list[_Bucket] = []
         size = 0
-        for index, stage in self._owners().items():
+        for index, owner in self._owners().items():
             nbytes = self._table[index].shard_numel(self._tp_size) * self._tp_size * self._dtype.itemsize
-            if buckets and buckets[-1].stage == stage and size + nbytes <= limit_bytes:
-                buckets[-1] = _Bucket(stage, (*buckets[-1].indices, index))
+            if buckets and buckets[-1].owner == owner and size + nbytes <= limit_bytes:
+                buckets[-1] = _Bucket(owner, (*buckets[-1].indices, index))
                 size += nbytes
             else:
-                buckets.append(_Bucket(stage, (index,)))
+                buckets.append(_Bucket(owner, (index,)))
                 size = nbytes
         return tuple(buckets)
 
-    def _owners(self) -> dict[int, int]:
-        """Table index -> the pipeline stage that holds it, in table order. Raises ValueError for a parameter that is nowhere."""
-        held: list[list[int]] = [[] for _ in range(self._pp_size)]
-        dist.all_gather_object(held, list(self._tensors), group=self._pp_group)
-        stage_of = {index: stage for stage, indices in enumerate(held) for index in indices}
+    def _owners(self) -> dict[int, _Owner]:
+        """Table index -> who holds it, in table order. Raises ValueError for a parameter that is nowhere."""
+        in_stage = _gather_from(self._ep_group, self._ep_size, set(self._tensors))
+        in_all = set.intersection(*in_stage)
+        expert_rank_of = {index: None if index in in_all else rank for rank, indices in enumerate(in_stage) for index in indices}
+        stages = _gather_from(self._pp_group, self._pp_size, expert_rank_of)
+        owner_of = {index: _Owner(stage, rank) for stage, held in enumerate(stages) for index, rank in held.items()}
         wanted = [index for index, mapping in enumerate(self._table) if not mapping.is_copy]
-        missing = [self._table[index].megatron[0] for index in wanted if index not in stage_of]
+        missing = [self._table[index].megatron[0] for index in wanted if index not in owner_of]
         if missing:
-            raise ValueError(f"no pipeline stage holds {', '.join(missing)}")
-        return {index: stage_of[index] for index in wanted}
+            raise ValueError(f"no rank holds {', '.join(missing)}")
+        return {index: owner_of[index] for index in wanted}
+
+
+def _gather_from(group: dist.ProcessGroup, size: int, mine: T) -> list[T]:
+    """What every rank of the group has, in rank order."""
+    found: list[T] = [mine] * size
+    dist.all_gather_object(found, mine, group=group)
+    return found
