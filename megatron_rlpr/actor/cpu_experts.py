@@ -44,7 +44,7 @@ def uneven_gather(tensor: torch.Tensor, group: dist.ProcessGroup, rows_of_rank: 
     """The ranks' tensors [rows_of_rank[r], ...] one after the other, on every rank of the group."""
     size = group.size()
     output = tensor.new_empty(sum(rows_of_rank), *tensor.shape[1:])
-    copies = tensor.expand(size, *tensor.shape).reshape(-1, *tensor.shape[1:])
+    copies = tensor.repeat(size, *[1] * (tensor.dim() - 1))
     dist.all_to_all_single(output, copies, list(rows_of_rank), [len(tensor)] * size, group=group)
     return output
 

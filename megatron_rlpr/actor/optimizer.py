@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.transformer.module import Float16Module
 
 from megatron_rlpr.actor.model import DTYPES, TreePolicy
@@ -62,6 +63,8 @@ def apply_gradients(optimizer: MegatronOptimizer) -> float:
         return norm
     limit = optimizer.config.clip_grad
     if limit > 0:
-        optimizer.clip_grad_norm(limit)
+        # Spread experts have an optimizer of their own: all are clipped by the one norm.
+        for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+            clip_grad_by_total_norm_fp32(part.get_parameters(), limit, norm)
     optimizer.step_with_ready_grads()
     return norm

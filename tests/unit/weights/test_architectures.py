@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, Qwen2Config
+from transformers import AutoModelForCausalLM, LlamaConfig, MixtralConfig, PreTrainedConfig, Qwen2Config
 
 from megatron_rlpr.types import UserError
 from megatron_rlpr.weights.architectures import SUPPORTED, architecture_for, model_shape, parameter_table, read_hf_config
+from megatron_rlpr.weights.hf_tensors import HfTensors
 from megatron_rlpr.weights.load_hf import hf_manifest
-from megatron_rlpr.weights.shape import RopeScaling
+from megatron_rlpr.weights.shape import ExpertShape, RopeScaling
 
 SIZES = {
     "vocab_size": 131,
@@ -38,6 +38,7 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     "llama 3.1": LlamaConfig(**SIZES, architectures=["LlamaForCausalLM"], rope_theta=5e5, rope_scaling=LLAMA3),
     "qwen2": Qwen2Config(**SIZES, architectures=["Qwen2ForCausalLM"]),
     "qwen2 tied": Qwen2Config(**SIZES, architectures=["Qwen2ForCausalLM"], tie_word_embeddings=True),
+    "mixtral": MixtralConfig(**SIZES, architectures=["MixtralForCausalLM"], num_local_experts=4, num_experts_per_tok=2),
 }
 
 
@@ -49,15 +50,15 @@ def qwen2(**fields: Any) -> dict[str, Any]:
     return {**CONFIGS["qwen2"].to_dict(), **fields}
 
 
+def mixtral(**fields: Any) -> dict[str, Any]:
+    return {**CONFIGS["mixtral"].to_dict(), **fields}
+
+
 @pytest.mark.parametrize("name", CONFIGS)
-def test_the_table_names_exactly_the_tensors_transformers_saves(name: str) -> None:
-    config = CONFIGS[name]
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    expected = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
-    if config.tie_word_embeddings:
-        del expected["lm_head.weight"]
-    assert hf_manifest(model_shape(config.to_dict())) == expected
+def test_the_table_names_exactly_the_tensors_transformers_saves(name: str, tmp_path: Path) -> None:
+    AutoModelForCausalLM.from_config(CONFIGS[name]).save_pretrained(tmp_path)
+    saved = {key: tensor.shape for key, tensor in HfTensors(tmp_path).stored.items()}
+    assert hf_manifest(model_shape(read_hf_config(tmp_path))) == saved
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -135,7 +136,7 @@ def test_plain_rotary_base_is_read_from_the_older_spelling(older: dict[str, Any]
 @pytest.mark.parametrize(
     ("config", "named"),
     [
-        (llama(architectures=["MixtralForCausalLM"]), "MixtralForCausalLM is not supported; supported are Llama"),
+        (llama(architectures=["MambaForCausalLM"]), "MambaForCausalLM is not supported; supported are"),
         (llama(architectures=None), "'architectures'"),
         (llama(architectures=["LlamaForCausalLM", "Other"]), "'architectures'"),
         (llama(attention_bias=True), "attention_bias=True"),
@@ -161,6 +162,11 @@ def test_plain_rotary_base_is_read_from_the_older_spelling(older: dict[str, Any]
         (qwen2(use_sliding_window=True), "use_sliding_window=True"),
         (qwen2(layer_types=["full_attention", "sliding_attention", "full_attention"]), "layer_types="),
         (qwen2(use_mrope=True), "use_mrope=True"),
+        (mixtral(sliding_window=4096), "sliding_window=4096"),
+        (mixtral(router_jitter_noise=0.1), "router_jitter_noise=0.1"),
+        (mixtral(num_local_experts=None), "'num_experts' to be a positive integer"),
+        (mixtral(num_experts_per_tok=5), "num_experts_per_tok=5 is more than num_local_experts=4"),
+        (mixtral(num_experts_per_tok=1), "num_experts_per_tok=1"),
     ],
 )
 def test_what_would_change_the_numbers_is_refused_by_name(config: dict[str, Any], named: str) -> None:
@@ -183,8 +189,15 @@ def test_fields_that_change_nothing_are_accepted(config: dict[str, Any]) -> None
     assert model_shape(config).num_layers == 3
 
 
+def test_shape_of_a_mixtral() -> None:
+    shape = model_shape(mixtral(rope_parameters=None))
+    assert shape.experts == ExpertShape(count=4, top_k=2, ffn_hidden_size=80, normalised=True)
+    assert shape.rope_theta == 1e6, "transformers' default for this family"
+
+
 def test_every_family_is_found_by_its_file() -> None:
-    assert SUPPORTED == ("LlamaForCausalLM", "Qwen2ForCausalLM")
+    assert {"LlamaForCausalLM", "MixtralForCausalLM", "Qwen2ForCausalLM"} <= set(SUPPORTED)
+    assert list(SUPPORTED) == sorted(SUPPORTED)
     assert architecture_for(qwen2()).name == "Qwen2ForCausalLM"
 
 
