@@ -22,6 +22,7 @@ import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 
+from megatron_rlpr.actor.optimizer_state import load_optimizer_state, sharded_optimizer_state
 from megatron_rlpr.actor.policy import MegatronPolicy
 from megatron_rlpr.types import UserError
 from megatron_rlpr.weights.load_megatron import check_megatron_checkpoint, damage_named
@@ -87,7 +88,7 @@ class CheckpointStore:
             state = dist_checkpointing.load(_sharded_state(policy, is_loading=True), str(self.path(step) / "megatron"))
         policy.model.load_state_dict(state["model"])
         if policy.optimizer is not None:
-            policy.optimizer.load_state_dict(state["optimizer"])
+            load_optimizer_state(policy.optimizer, state)
         return self._run_state(step)
 
     def _run_state(self, step: int) -> dict[str, Any]:
@@ -107,7 +108,7 @@ def _sharded_state(policy: MegatronPolicy, is_loading: bool) -> dict[str, Any]:
     model = policy.model.sharded_state_dict()
     state: dict[str, Any] = {"model": model}
     if policy.optimizer is not None:
-        state["optimizer"] = policy.optimizer.sharded_state_dict(model, is_loading=is_loading, metadata=_SHARDED_OPTIMIZER)
+        state |= sharded_optimizer_state(policy.optimizer, model, is_loading, _SHARDED_OPTIMIZER)
     return state
 
 

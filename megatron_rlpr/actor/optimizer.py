@@ -9,6 +9,7 @@ from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.transformer.module import Float16Module
 
 from megatron_rlpr.actor.model import DTYPES, TreePolicy
+from megatron_rlpr.actor.optimizer_state import optimizer_parts
 from megatron_rlpr.config import ActorConfig
 
 
@@ -64,7 +65,7 @@ def apply_gradients(optimizer: MegatronOptimizer) -> float:
     limit = optimizer.config.clip_grad
     if limit > 0:
         # Spread experts have an optimizer of their own: all are clipped by the one norm.
-        for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+        for part in optimizer_parts(optimizer):
             clip_grad_by_total_norm_fp32(part.get_parameters(), limit, norm)
     optimizer.step_with_ready_grads()
     return norm

@@ -1,0 +1,59 @@
+"""The optimizer's part of a checkpoint: the same whether experts are spread over ranks or not.
+
+Megatron gives spread experts (expert parallelism above 1) an optimizer of their own. Its tensors are named after the
+parameters in either case, so they load wherever the parameter went; what is missing when a checkpoint was written without
+that second optimizer is its bookkeeping, the same for both.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from megatron.core.optimizer import MegatronOptimizer
+
+from megatron_rlpr.types import UserError
+
+_PARTS = ("optimizer", "expert_optimizer")
+
+
+def optimizer_parts(optimizer: MegatronOptimizer) -> list[MegatronOptimizer]:
+    """The optimizer of what all data-parallel ranks hold and, with spread experts, theirs."""
+    return list(getattr(optimizer, "chained_optimizers", [optimizer]))
+
+
+def sharded_optimizer_state(
+    optimizer: MegatronOptimizer, model_state: dict[str, Any], is_loading: bool, metadata: dict[str, Any]
+) -> dict[str, Any]:
+    """Entries of a checkpoint. model_state: the model's sharded state."""
+    parts = zip(_PARTS, optimizer_parts(optimizer), strict=False)
+    return {name: part.sharded_state_dict(model_state, is_loading=is_loading, metadata=metadata) for name, part in parts}
+
+
+def load_optimizer_state(optimizer: MegatronOptimizer, loaded: dict[str, Any]) -> None:
+    """Take over the entries of a checkpoint that was loaded with `sharded_optimizer_state(..., is_loading=True)`.
+
+    Raises UserError for the state of a distributed optimizer that was written without spread experts, for spread ones.
+    """
+    parts = dict(zip(_PARTS, optimizer_parts(optimizer), strict=False))
+    for name, part in parts.items():
+        if "param_groups" not in _adam(loaded[name]):
+            raise UserError("the checkpoint's distributed optimizer was stored with actor.expert_model_parallel_size=1: go on with that")
+        _complete(_adam(loaded[name]), _adam(loaded[_PARTS[0]]), _adam(part.state_dict()))
+    for name, part in parts.items():
+        part.load_state_dict(loaded[name])
+
+
+def _adam(state: dict[str, Any]) -> dict[str, Any]:
+    """The innermost optimizer's state; mixed precision wraps it."""
+    inner: dict[str, Any] = state.get("optimizer", state)
+    return inner
+
+
+def _complete(state: dict[str, Any], stored: dict[str, Any], fresh: dict[str, Any]) -> None:
+    """Give state, in place, the bookkeeping that its checkpoint lacks: fresh hyperparameters, and how many steps were stored."""
+    for group, new in zip(state["param_groups"], fresh["param_groups"], strict=True):
+        if group.keys() == {"params"}:
+            steps = {"step": stored["param_groups"][0]["step"]} if "step" in stored["param_groups"][0] else {}
+            group.update({**new, **steps, "params": group["params"]})
+    if "common_step" in stored.get("state", {}):
+        state["state"].setdefault("common_step", stored["state"]["common_step"])
