@@ -44,4 +44,5 @@ def _prompt(fields: dict[str, Any]) -> Prompt:
 
 
 def _response(fields: dict[str, Any]) -> Response:
-    return Response(**{**fields, "token_ids": tuple(fields["token_ids"]), "engine_log_probs": tuple(fields["engine_log_probs"])})
+    lists = ("token_ids", "engine_log_probs", "weight_versions")
+    return Response(**{**fields, **{name: tuple(fields[name]) for name in lists}})

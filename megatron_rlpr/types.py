@@ -48,7 +48,8 @@ class Response:
     engine_log_probs: the engine's log-probability of every token under the sampling temperature, len(token_ids).
     finish_reason: "stop" (end of sequence) or "length" (truncated).
     seed: the sampling seed of this request.
-    weight_version: the hand-over that gave the engine its weights (0 = initial).
+    weight_versions: the hand-overs whose weights wrote it, in order (0 = initial); more than one when the engine's weights
+    changed while it was being written.
     """
 
     token_ids: tuple[int, ...]
@@ -56,7 +57,7 @@ class Response:
     engine_log_probs: tuple[float, ...]
     finish_reason: str
     seed: int
-    weight_version: int = 0
+    weight_versions: tuple[int, ...] = (0,)
 
 
 @dataclass(frozen=True)

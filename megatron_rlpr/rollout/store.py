@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from megatron_rlpr.types import Prompt, Response, ResponseReward, RolloutGroup, ScoredGroup, UserError
 
-_FORMAT_KEY, _FORMAT = b"megatron_rlpr.rollouts", b"1"
+_FORMAT_KEY, _FORMAT = b"megatron_rlpr.rollouts", b"2"
 _FILE_NAME = re.compile(r"step_(\d{6,})\.parquet")
 
 SCHEMA = pa.schema(
@@ -44,7 +44,7 @@ SCHEMA = pa.schema(
         ("advantage", pa.float64()),  # null: the response was not trained on
         ("finish_reason", pa.string()),
         ("seed", pa.int64()),
-        ("weight_version", pa.int64()),
+        ("weight_versions", pa.list_(pa.int64())),
         ("prompt_tokens", pa.list_(pa.int32())),
         ("response_tokens", pa.list_(pa.int32())),
         ("engine_log_probs", pa.list_(pa.float64())),
@@ -174,7 +174,7 @@ def _response_columns(response: Response) -> dict[str, Any]:
         "engine_log_probs": response.engine_log_probs,
         "finish_reason": response.finish_reason,
         "seed": response.seed,
-        "weight_version": response.weight_version,
+        "weight_versions": response.weight_versions,
     }
 
 
@@ -209,7 +209,7 @@ def _response(row: dict[str, Any]) -> Response:
         engine_log_probs=tuple(row["engine_log_probs"]),
         finish_reason=row["finish_reason"],
         seed=row["seed"],
-        weight_version=row["weight_version"],
+        weight_versions=tuple(row["weight_versions"]),
     )
 
 

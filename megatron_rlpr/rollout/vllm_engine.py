@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,19 +17,10 @@ from megatron_rlpr.rollout.engine_limits import (
     end_of_sequence_ids,
     read_model_config,
 )
+from megatron_rlpr.rollout.requests_in_flight import RequestsInFlight, Sampled
 from megatron_rlpr.rollout.vllm_process import engine_call, prepare_environment, process_state_kept
 from megatron_rlpr.rollout.weight_update import TIED_HEAD, VerifiedStream, check_manifest, required_weights
 from megatron_rlpr.types import Response
-
-
-@dataclass
-class _Sampled:
-    """What has been generated for one request so far."""
-
-    token_ids: list[int] = field(default_factory=list)
-    log_probs: list[float] = field(default_factory=list)
-    shared_tokens: int = 0
-    finish_reason: str | None = None
 
 
 class VllmEngine:
@@ -107,6 +97,7 @@ class VllmEngine:
             self._llm = LLM(**arguments)
         # vLLM's clean-up would destroy the default process group, which is Megatron's too; the process's end is clean-up enough
         self._llm.llm_engine.engine_core._finalizer.detach()
+        self._requests = RequestsInFlight(self._llm.llm_engine, self._stop_ids)
 
     @property
     def weight_version(self) -> int:
@@ -123,24 +114,73 @@ class VllmEngine:
         same beginning share it within the call. engine_log_probs are those of the sampling distribution; with
         temperature 0 those of temperature 1.
         """
+        if self._requests:
+            raise RolloutError(f"the engine is still working on {len(self._requests)} submitted requests")
+        finished: list[Response | None] = [None] * len(requests)
+        tokens = done = shared = 0
+        self._check(requests, sampling)
+        try:
+            for number, request in enumerate(requests):
+                self._submit(str(number), request, sampling)
+            while self._requests:
+                for key, sampled in self._step():
+                    finished[int(key)] = self._response(sampled)
+                    tokens, done, shared = tokens + len(sampled.token_ids), done + 1, shared + sampled.shared_tokens
+                if on_progress is not None:
+                    on_progress(tokens + self._requests.tokens, done, len(requests))
+        except BaseException:
+            self.abort()
+            raise
+        self.shared_prompt_tokens = shared
+        return [response for response in finished if response is not None]
+
+    @property
+    def in_flight(self) -> tuple[int, int]:
+        """(requests that were submitted and are not finished, tokens written for them so far)."""
+        return len(self._requests), self._requests.tokens
+
+    def submit(self, key: str, request: GenerationRequest, sampling: SamplingSettings) -> None:
+        """Start one request, to be finished by `step`. UserError when this engine cannot serve it.
+
+        The prefix cache is emptied when nothing else is in flight.
+        """
+        self._check([request], sampling)
+        self._submit(key, request, sampling)
+
+    def step(self) -> list[tuple[str, Response]]:
+        """One decoding step for everything submitted; returns what it finished, by key."""
+        if self._unusable:
+            raise RolloutError(f"the engine holds no usable weights: {self._unusable}")
+        return [(key, self._response(sampled)) for key, sampled in self._step()]
+
+    def abort(self) -> None:
+        """Give up everything submitted."""
+        self._requests.abort()
+
+    def _check(self, requests: Sequence[GenerationRequest], sampling: SamplingSettings) -> None:
         if self._unusable:
             raise RolloutError(f"the engine holds no usable weights: {self._unusable}")
         check_requests(requests, sampling.max_tokens, self._max_model_len, self._vocab_size)
+
+    def _submit(self, key: str, request: GenerationRequest, sampling: SamplingSettings) -> None:
         with engine_call(self._eager):
-            self._llm.reset_prefix_cache()
-            sampled = self._run(requests, sampling, on_progress)
-        self.shared_prompt_tokens = sum(s.shared_tokens for s in sampled)
-        return [
-            Response(
-                token_ids=tuple(s.token_ids),
-                text=self._tokenizer.decode(s.token_ids, skip_special_tokens=False),
-                engine_log_probs=tuple(s.log_probs),
-                finish_reason=str(s.finish_reason),
-                seed=request.seed,
-                weight_version=self._version,
-            )
-            for s, request in zip(sampled, requests, strict=True)
-        ]
+            if not self._requests:
+                self._llm.reset_prefix_cache()
+            self._requests.add(key, request, sampling)
+
+    def _step(self) -> list[tuple[str, Sampled]]:
+        with engine_call(self._eager):
+            return list(self._requests.step(self._version))
+
+    def _response(self, sampled: Sampled) -> Response:
+        return Response(
+            token_ids=tuple(sampled.token_ids),
+            text=self._tokenizer.decode(sampled.token_ids, skip_special_tokens=False),
+            engine_log_probs=tuple(sampled.log_probs),
+            finish_reason=str(sampled.finish_reason),
+            seed=sampled.seed,
+            weight_versions=tuple(sampled.weight_versions),
+        )
 
     def check_weights(self, manifest: Mapping[str, tuple[int, ...]]) -> None:
         """Raise WeightHandoverError unless this engine can take an update of exactly these names and shapes.
@@ -154,7 +194,8 @@ class VllmEngine:
     def update_weights(self, manifest: Mapping[str, tuple[int, ...]], tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
         """Replace all weights; on success the engine equals one started from a folder with these weights, bit for bit.
 
-        A wrong manifest changes nothing. A fault in the stream leaves the engine unusable until the next good update.
+        Requests in flight survive and go on with the new weights. A wrong manifest changes nothing. A fault in the stream
+        leaves the engine unusable until the next good update.
         """
         self.check_weights(manifest)
         stream = VerifiedStream(manifest, tensors, skip=frozenset({TIED_HEAD} if self._tied_head else ()))
@@ -164,7 +205,8 @@ class VllmEngine:
                 self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": stream})
                 if self._tied_head:
                     self._llm.collective_rpc(_repack_tied_head)
-                self._llm.reset_prefix_cache()
+                # what is in flight goes on with the new weights: its keys and values are computed again from its tokens
+                self._llm.reset_prefix_cache(reset_running_requests=bool(self._requests))
         except Exception as error:
             self._broken = True
             self._unusable = f"vLLM failed while it took hand-over {version}: {error}"
@@ -174,55 +216,6 @@ class VllmEngine:
             raise WeightHandoverError(self._unusable) from stream.failure
         self._unusable = None
         self._version = version
-
-    def _run(
-        self, requests: Sequence[GenerationRequest], sampling: SamplingSettings, on_progress: ProgressCallback | None
-    ) -> list[_Sampled]:
-        from vllm import SamplingParams, TokensPrompt
-        from vllm.sampling_params import RequestOutputKind
-
-        engine = self._llm.llm_engine
-        sampled = [_Sampled() for _ in requests]
-        finished = 0
-        number_of: dict[str, int] = {}
-        try:
-            for number, request in enumerate(requests):
-                parameters = SamplingParams(
-                    temperature=sampling.temperature,
-                    top_p=sampling.top_p,
-                    top_k=sampling.top_k,
-                    max_tokens=sampling.max_tokens,
-                    seed=request.seed,
-                    stop_token_ids=self._stop_ids,
-                    logprobs=0,
-                    detokenize=False,
-                    output_kind=RequestOutputKind.DELTA,
-                )
-                engine.add_request(str(number), TokensPrompt(prompt_token_ids=list(request.prompt_token_ids)), parameters)
-                number_of[str(number)] = number
-            while engine.has_unfinished_requests():
-                for output in engine.step():
-                    finished += _append(sampled[number_of[output.request_id]], output)
-                if on_progress is not None:
-                    on_progress(sum(len(s.token_ids) for s in sampled), finished, len(requests))
-        except BaseException:
-            engine.abort_request(list(number_of))
-            raise
-        return sampled
-
-
-def _append(sampled: _Sampled, output: Any) -> bool:
-    """Take over the new tokens of a vLLM RequestOutput; True when the request is finished."""
-    delta = output.outputs[0]
-    sampled.token_ids.extend(delta.token_ids)
-    sampled.log_probs.extend(step[token].logprob for token, step in zip(delta.token_ids, delta.logprobs or (), strict=True))
-    sampled.shared_tokens = output.num_cached_tokens or sampled.shared_tokens
-    if not output.finished:
-        return False
-    if delta.finish_reason not in ("stop", "length"):
-        raise RolloutError(f"vLLM ended a request with {delta.finish_reason!r}")
-    sampled.finish_reason = delta.finish_reason
-    return True
 
 
 def _cpu_arguments(max_model_len: int, kv_cache_gb: float) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def observe(models: Path, tensor_parallel_size: int) -> dict[str, Any]:
 
     def groups(of: list[Prompt], step: int = 1) -> list[list[Any]]:
         made = rollouts.generate(of, n=3, step=step, run_seed=7, sampling=SamplingSettings(temperature=0.7, max_tokens=24))
-        return [[g.prompt.index, [[r.seed, r.token_ids, r.engine_log_probs, r.weight_version] for r in g.responses]] for g in made]
+        return [[g.prompt.index, [[r.seed, r.token_ids, r.engine_log_probs, r.weight_versions] for r in g.responses]] for g in made]
 
     def stream(breaks: bool) -> Iterator[tuple[str, torch.Tensor]]:
         for number, (name, tensor) in enumerate(tensors.items()):

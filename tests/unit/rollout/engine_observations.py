@@ -134,7 +134,7 @@ def observe_updates(tested: VllmEngine, fresh: VllmEngine, folder: Path) -> dict
         "wrong_manifest_changes_nothing": outputs(tested) == start and tested.weight_version == 0,
         "update": error_of(lambda: tested.update_weights(manifest, tensors.items(), 2)),
         "updated_equals_fresh": outputs(tested) == outputs(fresh) != start,
-        "version": [tested.weight_version, tested.generate(sent[:1], GREEDY)[0].weight_version],
+        "version": [tested.weight_version, tested.generate(sent[:1], GREEDY)[0].weight_versions],
         "bent_stream": error_of(lambda: tested.update_weights(manifest, bent, 3)),
         "refusal": error_of(lambda: tested.generate(sent, SAMPLED)),
         "version_after_failure": tested.weight_version,

@@ -37,7 +37,7 @@ def responses(draw: st.DrawFn) -> Response:
         engine_log_probs=tuple(draw(log_probs)),
         finish_reason=draw(st.sampled_from(["stop", "length"])),
         seed=draw(st.integers(0, 2**31 - 1)),
-        weight_version=draw(st.integers(0, 2**40)),
+        weight_versions=tuple(draw(st.lists(st.integers(0, 2**40), min_size=1, max_size=3))),
     )
 
 
@@ -67,7 +67,7 @@ def scored_groups(draw: st.DrawFn) -> ScoredGroup:
 
 def one_group(index: int = 3, n: int = 2, extra: dict | None = None) -> ScoredGroup:
     prompt = Prompt(index, (5, 6), ({"role": "user", "content": "5+6?"},), "11", "sums", extra or {})
-    made = tuple(Response((7, 8 + i), f"answer {i}", (-0.5, -0.25), "stop", seed=i, weight_version=4) for i in range(n))
+    made = tuple(Response((7, 8 + i), f"answer {i}", (-0.5, -0.25), "stop", seed=i, weight_versions=(3, 4)) for i in range(n))
     scores = tuple(TokenScores(np.array([-0.5, -0.25], np.float32), np.array([1, 2], np.float32)) for _ in made)
     rewards = tuple(ResponseReward(0.1 * i, 0.6, 0.2, 1.0, -0.5, True, "11", 1.0) for i in range(n))
     return ScoredGroup(RolloutGroup(prompt, made), scores, rewards)
@@ -115,7 +115,7 @@ def test_a_row_holds_everything_that_was_said_about_a_response(tmp_path: Path) -
     assert (second["format"], second["repetition"], second["accuracy"], second["splice_valid"]) == (1.0, -0.5, 1.0, True)
     assert (second["reference_answer"], second["extracted_answer"], second["data_source"]) == ("11", "11", "sums")
     assert (second["old_log_probs"], second["entropies"]) == ([-0.5, -0.25], [1.0, 2.0])
-    assert (second["step"], second["seed"], second["weight_version"], second["finish_reason"]) == (7, 1, 4, "stop")
+    assert (second["step"], second["seed"], second["weight_versions"], second["finish_reason"]) == (7, 1, [3, 4], "stop")
     assert second["messages"] == '[{"role": "user", "content": "5+6?"}]'
     assert [row["advantage"] for row in rows] == [-1.0, 1.0, None, None]
 

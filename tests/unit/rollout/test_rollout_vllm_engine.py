@@ -76,7 +76,7 @@ def test_the_text_is_the_decoded_tokens_with_special_ones(generation: dict[str, 
 
 def test_responses_keep_request_order_seed_and_version(generation: dict[str, Any]) -> None:
     assert [response["seed"] for response in generation["responses"]] == list(range(16))
-    assert {response["weight_version"] for response in generation["responses"]} == {0}
+    assert {tuple(response["weight_versions"]) for response in generation["responses"]} == {(0,)}
 
 
 def test_samples_of_one_prompt_differ(generation: dict[str, Any]) -> None:
@@ -112,7 +112,7 @@ def test_an_over_long_prompt_is_named_and_an_interrupted_call_leaves_nothing_beh
 def test_an_updated_engine_equals_one_started_with_those_weights(update: dict[str, Any]) -> None:
     assert update["update"] == "no error"
     assert update["updated_equals_fresh"]
-    assert update["version"] == [2, 2]
+    assert update["version"] == [2, [2]]
 
 
 def test_a_wrong_manifest_never_touches_the_engine(update: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ def prompt(index: int, length: int = 3, source: str = "unit") -> Prompt:
 def response(length: int, *, seed: int = 0, gap: float = 0.0, finish_reason: str = "stop") -> Response:
     """Engine log-probs are `gap` above those that `scores` gives the same tokens."""
     log_probs = tuple(float(value) for value in scores(length).log_probs + gap)
-    return Response(tuple(range(500, 500 + length)), f"text {seed}", log_probs, finish_reason, seed, weight_version=2)
+    return Response(tuple(range(500, 500 + length)), f"text {seed}", log_probs, finish_reason, seed, weight_versions=(1, 2))
 
 
 def scores(length: int) -> TokenScores:
