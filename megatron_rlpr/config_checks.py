@@ -48,6 +48,12 @@ def _check_layout(config: Config, world_size: int) -> None:
             f"actor.pipeline_model_parallel_size={pipeline} = {tensor * pipeline}: start a multiple of {tensor * pipeline} processes "
             "(torchrun --nproc-per-node) or change the two sizes"
         )
+    replicas, expert = world_size // (tensor * pipeline), config.actor.expert_model_parallel_size
+    if replicas % expert:
+        raise UserError(
+            f"actor.expert_model_parallel_size={expert} does not divide the {replicas} data-parallel ranks of {world_size} processes: "
+            f"start a multiple of {tensor * pipeline * expert} processes or change it"
+        )
     if config.actor.sequence_parallel and tensor == 1:
         raise UserError(
             "actor.sequence_parallel=true needs actor.tensor_model_parallel_size > 1: it shards activations over the tensor-parallel ranks"

@@ -19,6 +19,7 @@ def check(config: Config) -> None:
     _check_safetensors(config.model.path)
     _check_tensor_parallel(config, shape)
     _check_pipeline_parallel(config, shape)
+    _check_experts(config, shape)
     _check_lengths(config, shape)
     _check_fp8_sizes(config, shape)
     _check_engine(config)
@@ -90,6 +91,25 @@ def _check_pipeline_parallel(config: Config, shape: ModelShape) -> None:
         raise UserError(
             f"actor.pipeline_model_parallel_size={stages} does not divide the {shape.num_layers} layers of {config.model.path}: "
             f"{_possible(possible)}"
+        )
+
+
+def _check_experts(config: Config, shape: ModelShape) -> None:
+    ranks, experts = config.actor.expert_model_parallel_size, shape.experts
+    if experts is None:
+        if ranks != 1:
+            raise UserError(f"actor.expert_model_parallel_size={ranks}, but {config.model.path} has no experts: set it to 1")
+        return
+    if experts.count % ranks:
+        possible = [n for n in range(1, experts.count + 1) if experts.count % n == 0]
+        raise UserError(
+            f"actor.expert_model_parallel_size={ranks} does not divide the {experts.count} experts of {config.model.path}: "
+            f"{_possible(possible)}"
+        )
+    if config.actor.tensor_model_parallel_size > 1 and not config.actor.sequence_parallel:
+        raise UserError(
+            f"{config.model.path} is a mixture of experts: with actor.tensor_model_parallel_size > 1 every rank would send all tokens to "
+            "the experts, which Megatron-Core does not train; set actor.sequence_parallel=true"
         )
 
 

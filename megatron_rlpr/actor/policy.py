@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from megatron_rlpr.actor.costs import cost_model
 from megatron_rlpr.actor.cpu import device
 from megatron_rlpr.actor.model import DTYPES, build_model
 from megatron_rlpr.actor.optimizer import apply_gradients, set_learning_rate, wrap_for_training
@@ -22,7 +23,7 @@ from megatron_rlpr.actor.policy_gradient import STATISTICS, LossTerms, RowValues
 from megatron_rlpr.actor.rotary import inverse_frequencies
 from megatron_rlpr.actor.schedule import MicroBatchRunner, Progress
 from megatron_rlpr.config import ActorConfig
-from megatron_rlpr.packing import CostModel, Plan, TreeMicroBatch, plan
+from megatron_rlpr.packing import Plan, TreeMicroBatch, plan
 from megatron_rlpr.types import ScoreRequest, TokenScores, TrainSequence
 from megatron_rlpr.weights.shape import ModelShape
 
@@ -54,15 +55,7 @@ class MegatronPolicy:
     def __init__(self, shape: ModelShape, actor: ActorConfig, layout: Layout, temperature: float, trainable: bool = True) -> None:
         self.layout = layout
         self._config = actor
-        self._costs = CostModel.of_transformer(
-            num_layers=shape.num_layers,
-            hidden_size=shape.hidden_size,
-            ffn_hidden_size=shape.ffn_hidden_size,
-            num_attention_heads=shape.num_attention_heads,
-            num_query_groups=shape.num_query_groups,
-            head_dim=shape.head_dim,
-            vocab_size=shape.vocab_size,
-        )
+        self._costs = cost_model(shape)
         self.model = build_model(shape, actor)
         self.model.requires_grad_(trainable)
         self._runner = MicroBatchRunner(inverse_frequencies(shape), DTYPES[actor.dtype], temperature, actor.head_chunk_rows)

@@ -34,10 +34,15 @@ class CostModel:
         num_query_groups: int,
         head_dim: int,
         vocab_size: int,
+        num_experts: int = 0,
+        experts_per_token: int = 1,
     ) -> CostModel:
-        """Forward FLOPs of a dense decoder with a gated MLP: two per weight and token, two per score and two per value element."""
+        """Forward FLOPs of a decoder with a gated MLP: two per weight and token, two per score and two per value element.
+
+        With experts, ffn_hidden_size is that of one, and a token pays for the router and the experts it goes to.
+        """
         attention_weights = hidden_size * head_dim * (2 * num_attention_heads + 2 * num_query_groups)
-        mlp_weights = 3 * hidden_size * ffn_hidden_size
+        mlp_weights = hidden_size * (3 * ffn_hidden_size * experts_per_token + num_experts)
         return cls(
             linear_flops_per_token=2.0 * num_layers * (attention_weights + mlp_weights),
             attention_flops_per_pair=4.0 * num_layers * num_attention_heads * head_dim,

@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 
 from megatron_rlpr.actor import parallel
+from megatron_rlpr.actor.costs import cost_model
 from megatron_rlpr.actor.policy import MegatronPolicy
 from megatron_rlpr.config import ActorConfig
-from megatron_rlpr.packing import CostModel, plan
+from megatron_rlpr.packing import plan
 from megatron_rlpr.types import ScoreRequest
 from megatron_rlpr.weights.architectures import model_shape
 from megatron_rlpr.weights.load_hf import load_hf_weights
@@ -27,7 +28,7 @@ class BenchPolicy:
 
     def work(self, requests: list[ScoreRequest]) -> tuple[int, float, float]:
         """(distinct tokens, FLOPs of linear layers and head, FLOPs of attention) of a forward over these requests."""
-        costs = _costs(self.shape)
+        costs = cost_model(self.shape)
         packed = plan(requests, self.actor.max_tokens_per_micro_batch, 1, self.actor.share_prefixes, costs)
         trees = packed.for_rank(0)
         tokens = sum(tree.num_tokens for tree in trees)
@@ -49,15 +50,3 @@ def load(folder: Path, actor: ActorConfig, trainable: bool) -> BenchPolicy:
 def dtype_of(actor: ActorConfig) -> torch.dtype:
     """The compute precision."""
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[actor.dtype]
-
-
-def _costs(shape: ModelShape) -> CostModel:
-    return CostModel.of_transformer(
-        num_layers=shape.num_layers,
-        hidden_size=shape.hidden_size,
-        ffn_hidden_size=shape.ffn_hidden_size,
-        num_attention_heads=shape.num_attention_heads,
-        num_query_groups=shape.num_query_groups,
-        head_dim=shape.head_dim,
-        vocab_size=shape.vocab_size,
-    )

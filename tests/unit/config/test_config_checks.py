@@ -31,6 +31,8 @@ HF_CONFIG: dict[str, Any] = {
     "eos_token_id": 1,
 }
 
+MIXTRAL = {"architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "num_local_experts": 6, "num_experts_per_tok": 2}
+
 Run = Callable[..., Config]
 
 
@@ -169,7 +171,7 @@ def test_what_cannot_work_is_refused(run: Run, overrides: list[str], world_size:
 @pytest.mark.parametrize(
     ("hf", "named"),
     [
-        ({"architectures": ["MixtralForCausalLM"]}, ["MixtralForCausalLM", "LlamaForCausalLM", "Qwen2ForCausalLM"]),
+        ({"architectures": ["MambaForCausalLM"]}, ["MambaForCausalLM", "LlamaForCausalLM", "Qwen2ForCausalLM"]),
         ({"architectures": None}, ["architectures"]),
         ({"num_attention_heads": "8"}, ["num_attention_heads"]),
         ({"head_dim": 48}, ["head_dim", "48"]),
@@ -178,6 +180,37 @@ def test_what_cannot_work_is_refused(run: Run, overrides: list[str], world_size:
 def test_a_model_that_cannot_be_trained_is_refused(run: Run, hf: dict[str, Any], named: list[str]) -> None:
     message = refusal(run(hf=hf))
     assert [part for part in named if part not in message] == [], message
+
+
+@pytest.mark.parametrize(
+    ("hf", "overrides", "world_size", "named"),
+    [
+        ({}, ["actor.expert_model_parallel_size=2"], 2, ["actor.expert_model_parallel_size=2", "no experts", "set it to 1"]),
+        (
+            MIXTRAL,
+            ["actor.expert_model_parallel_size=2"],
+            3,
+            ["actor.expert_model_parallel_size=2", "3 data-parallel ranks", "multiple of 2"],
+        ),
+        (
+            MIXTRAL,
+            ["actor.expert_model_parallel_size=4"],
+            4,
+            ["actor.expert_model_parallel_size=4", "6 experts", "possible are 1, 2, 3, 6"],
+        ),
+        (MIXTRAL, ["actor.tensor_model_parallel_size=2"], 2, ["mixture of experts", "set actor.sequence_parallel=true"]),
+    ],
+)
+def test_experts_that_cannot_be_spread_so_are_refused(
+    run: Run, hf: dict[str, Any], overrides: list[str], world_size: int, named: list[str]
+) -> None:
+    message = refusal(run(*overrides, hf=hf), world_size)
+    assert [part for part in named if part not in message] == [], message
+
+
+def test_experts_are_spread_over_data_parallel_ranks_of_sharded_layers(run: Run) -> None:
+    layout = ["actor.tensor_model_parallel_size=2", "actor.sequence_parallel=true", "actor.expert_model_parallel_size=3"]
+    check(run(*layout, hf=MIXTRAL), 6)
 
 
 def test_an_incomplete_model_folder_is_refused(run: Run, tmp_path: Path) -> None:
