@@ -202,6 +202,7 @@ class VllmEngine:
         self._unusable = f"hand-over {version} was interrupted"
         try:
             with engine_call(self._eager), torch.no_grad():
+                self._llm.collective_rpc(_unpack_experts)
                 self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": stream})
                 if self._tied_head:
                     self._llm.collective_rpc(_repack_tied_head)
@@ -230,6 +231,16 @@ def _cpu_arguments(max_model_len: int, kv_cache_gb: float) -> dict[str, Any]:
 
 def _gpu_arguments(max_model_len: int, gpu_memory_utilization: float) -> dict[str, Any]:
     return {"gpu_memory_utilization": gpu_memory_utilization, "max_num_batched_tokens": max(max_model_len, 8192)}
+
+
+def _unpack_experts(worker: Any) -> None:
+    """On CPU experts are packed when their kernel is made, which vLLM's reload leaves out while there is one."""
+    if worker.device.type != "cpu":
+        return
+    for module in worker.model_runner.get_model().modules():
+        method = getattr(module, "quant_method", None)
+        if getattr(method, "moe_kernel", None) is not None:
+            method.moe_kernel = None
 
 
 def _repack_tied_head(worker: Any) -> None:
