@@ -2,7 +2,8 @@
 
     python -m checkpoint_conversion.hf_to_megatron --hf models/smollm2-135m --out checkpoints/smollm2-135m
 
-The output appears at once, when everything in it is written and checked:
+The weights are read, fused and written parameter by parameter, so memory follows the largest one and not the model; no GPU is
+used. The output appears at once, when everything in it is written and has been read back with the source's checksum:
 
     megatron/           the weights (torch_dist)
     model_shape.json    what they belong to
@@ -11,36 +12,38 @@ The output appears at once, when everything in it is written and checked:
     sealed.json         SHA-256 of every file
 """
 
-from megatron_rlpr import process_environment
+from checkpoint_conversion import process
 
 if __name__ == "__main__":
-    process_environment.ensure()
+    process.start()
 
 import argparse
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from megatron.core import dist_checkpointing
 
-from checkpoint_conversion.companion_files import companion_files, copy_companions
-from checkpoint_conversion.single_process import DTYPE_NAMES, byte_progress, whole_model
+from checkpoint_conversion.model_outline import ModelOutline, OutlinedParameter, outline_model
+from checkpoint_conversion.single_process import DTYPE_NAMES, byte_progress, one_process
+from checkpoint_conversion.source_files import SourceFiles
+from checkpoint_conversion.streamed_load import load_streamed
+from checkpoint_conversion.streamed_save import save_streamed
 from megatron_rlpr.actor.model import DTYPES
 from megatron_rlpr.types import UserError
 from megatron_rlpr.weights.architectures import model_shape
-from megatron_rlpr.weights.checksum import weights_checksum
-from megatron_rlpr.weights.export import WeightExporter
+from megatron_rlpr.weights.checksum import ChecksummedStream, weights_checksum
+from megatron_rlpr.weights.companion_files import companion_files, copy_companions
 from megatron_rlpr.weights.hf_tensors import HfTensors
-from megatron_rlpr.weights.load_hf import hf_manifest, load_hf_weights, open_hf_weights
+from megatron_rlpr.weights.load_hf import open_hf_weights
 from megatron_rlpr.weights.load_megatron import SHAPE, WEIGHTS
 from megatron_rlpr.weights.shape import ModelShape, read_hf_config
 from tools.command_line import exit_status
-from tools.sealed_folder import empty, make_once, sha256
+from tools.sealed_folder import empty, make_once
 
 CONVERSION = "conversion.json"
 HF_FILES = "hf"
@@ -54,31 +57,48 @@ def convert(hf: Path, out: Path, dtype_name: str = "auto") -> bool:
     shape = model_shape(read_hf_config(hf))
     source = open_hf_weights(shape, hf)
     dtype = source.widest_dtype() if dtype_name == "auto" else DTYPES[dtype_name]
-    files = sorted({tensor.file for tensor in source.stored.values()}) + companion_files(hf)
-    made_from = {"dtype": DTYPE_NAMES[dtype], "files": {file.name: sha256(file) for file in files}}
+    files = SourceFiles(sorted({tensor.file for tensor in source.stored.values()}) + companion_files(hf))
+    made_from = {"dtype": DTYPE_NAMES[dtype], "files": files.sums}
 
     def build(staging: Path) -> None:
         empty(staging)
-        checksum = _write_weights(shape, source, dtype, staging)
+        checksum = _write_weights(shape, source, dtype, staging / WEIGHTS)
         _write_json(staging / SHAPE, asdict(shape))
         _write_json(staging / CONVERSION, {"source": hf.resolve().name, "dtype": DTYPE_NAMES[dtype], "weights_checksum": checksum})
         copy_companions(hf, staging / HF_FILES)
+        files.check_unchanged()
 
     return make_once(out, made_from, build)
 
 
-def _write_weights(shape: ModelShape, source: HfTensors, dtype: torch.dtype, staging: Path) -> str:
-    """Load, compare with the source, write; returns the checksum of the weights."""
-    with whole_model(shape, dtype) as model:
-        total = sum(p.nbytes for p in model.parameters())
-        with byte_progress("reading", total) as advance:
-            load_hf_weights(model, shape, source.folder, advance)
-        checksum = weights_checksum(WeightExporter(model, shape, bucket_mb=256).stream())
-        if checksum != weights_checksum((name, source.read(name).to(dtype)) for name in hf_manifest(shape)):
-            raise UserError(f"{source.folder} changed while it was converted: run the same command again")
-        (staging / WEIGHTS).mkdir()
-        dist_checkpointing.save({"model": model.sharded_state_dict()}, str(staging / WEIGHTS))
-    return checksum
+def _write_weights(shape: ModelShape, source: HfTensors, dtype: torch.dtype, weights: Path) -> str:
+    """Write the checkpoint and compare what is on disk with what was read; returns the checksum of the weights."""
+    weights.mkdir()
+    with one_process(dtype) as actor:
+        outline = outline_model(shape, actor)
+        read = ChecksummedStream(_tensors(outline, source, dtype))
+        stream = iter(read)
+
+        def values(parameter: OutlinedParameter) -> torch.Tensor:
+            """The stream is in table order, and so are the parameters that are asked for."""
+            tensors = dict(next(stream) for _ in parameter.mapping.hf)
+            merged = parameter.mapping.merge([tensors.pop(tensor.name) for tensor in parameter.mapping.hf])
+            advance(merged.nbytes)
+            return merged
+
+        with byte_progress("writing", outline.nbytes) as advance:
+            save_streamed(outline, values, weights)
+        with byte_progress("checking", outline.nbytes) as advance:
+            written = weights_checksum(load_streamed(outline, weights, advance))
+    if written != read.checksum:
+        raise UserError(f"{weights} does not hold what was written there (checksum differs): is the disk sound? Run the same command again")
+    return written
+
+
+def _tensors(outline: ModelOutline, source: HfTensors, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
+    for parameter in outline.parameters:
+        for tensor in parameter.mapping.hf:
+            yield tensor.name, source.read(tensor.name).to(dtype)
 
 
 def _write_json(file: Path, content: Mapping[str, Any]) -> None:

@@ -3,14 +3,15 @@
     python -m checkpoint_conversion.megatron_to_hf --megatron checkpoints/smollm2-135m --out models/back
     python -m checkpoint_conversion.megatron_to_hf --megatron runs/x/checkpoints/step_000040 --hf models/smollm2-135m --out models/trained
 
-A training checkpoint holds no tokenizer: --hf names the folder the run started from. The output appears at once, when
-everything in it is written and checked.
+A training checkpoint holds no tokenizer: --hf names the folder the run started from. Parameters are
+read, split and written a few at a time, so memory follows the largest one and not the model; no GPU is used. The output
+appears at once, when everything in it is written and has been read back with the checkpoint's checksum.
 """
 
-from megatron_rlpr import process_environment
+from checkpoint_conversion import process
 
 if __name__ == "__main__":
-    process_environment.ensure()
+    process.start()
 
 import argparse
 import json
@@ -22,18 +23,22 @@ from typing import Any
 import torch
 from megatron.core import dist_checkpointing
 
-from checkpoint_conversion.companion_files import companion_files, copy_companions, record_dtype
 from checkpoint_conversion.hf_to_megatron import CONVERSION, HF_FILES
-from checkpoint_conversion.single_process import DTYPE_NAMES, byte_progress, whole_model
+from checkpoint_conversion.model_outline import outline_model
+from checkpoint_conversion.single_process import DTYPE_NAMES, byte_progress, one_process
+from checkpoint_conversion.source_files import SourceFiles
+from checkpoint_conversion.streamed_load import load_streamed
 from megatron_rlpr.types import UserError
 from megatron_rlpr.weights.architectures import model_shape
-from megatron_rlpr.weights.checksum import weights_checksum
-from megatron_rlpr.weights.export import WeightExporter
-from megatron_rlpr.weights.load_megatron import WEIGHTS, check_megatron_checkpoint, load_megatron_checkpoint, read_checkpoint_shape
+from megatron_rlpr.weights.checksum import ChecksummedStream, weights_checksum
+from megatron_rlpr.weights.companion_files import companion_files, copy_companions, record_dtype
+from megatron_rlpr.weights.hf_tensors import HfTensors
+from megatron_rlpr.weights.load_hf import hf_manifest
+from megatron_rlpr.weights.load_megatron import WEIGHTS, check_megatron_checkpoint, read_checkpoint_shape
 from megatron_rlpr.weights.save_hf import save_hf_weights
 from megatron_rlpr.weights.shape import ModelShape, read_hf_config
 from tools.command_line import exit_status
-from tools.sealed_folder import empty, make_once, sha256
+from tools.sealed_folder import empty, make_once
 
 
 def convert(megatron: Path, out: Path, hf: Path | None = None, max_shard_gb: float = 5.0) -> bool:
@@ -47,8 +52,8 @@ def convert(megatron: Path, out: Path, hf: Path | None = None, max_shard_gb: flo
         raise UserError(f"there is no folder {companions} with config.json and tokenizer: name the model folder of the run with --hf")
     shape = model_shape(read_hf_config(companions))
     check_megatron_checkpoint(shape, megatron)
-    files = sorted(path for path in (megatron / WEIGHTS).iterdir() if path.is_file()) + companion_files(companions)
-    made_from = {"max_shard_gb": max_shard_gb, "files": {file.name: sha256(file) for file in files}}
+    files = SourceFiles(sorted(path for path in (megatron / WEIGHTS).iterdir() if path.is_file()) + companion_files(companions))
+    made_from = {"max_shard_gb": max_shard_gb, "files": files.sums}
 
     def build(staging: Path) -> None:
         empty(staging)
@@ -56,19 +61,24 @@ def convert(megatron: Path, out: Path, hf: Path | None = None, max_shard_gb: flo
         _write_weights(megatron, shape, dtype, staging, int(max_shard_gb * 10**9))
         copy_companions(companions, staging)
         record_dtype(staging, dtype)
+        files.check_unchanged()
 
     return make_once(out, made_from, build)
 
 
 def _write_weights(megatron: Path, shape: ModelShape, dtype: torch.dtype, staging: Path, max_file_bytes: int) -> None:
-    with whole_model(shape, dtype) as model:
-        load_megatron_checkpoint(model, shape, megatron)
-        exporter = WeightExporter(model, shape, bucket_mb=256)
-        recorded = _conversion(megatron).get("weights_checksum")
-        if recorded is not None and weights_checksum(exporter.stream()) != recorded:
-            raise UserError(f"{megatron}: the weights are not those that were converted (checksum differs): convert the model again")
-        with byte_progress("writing", sum(p.nbytes for p in model.parameters())) as advance:
-            save_hf_weights(exporter.stream(), exporter.manifest(), dtype, staging, max_file_bytes, advance)
+    """Write the safetensors and compare what is on disk with what was read, and with what a conversion once wrote."""
+    manifest = hf_manifest(shape)
+    with one_process(dtype) as actor:
+        outline = outline_model(shape, actor)
+        read = ChecksummedStream(load_streamed(outline, megatron / WEIGHTS))
+        with byte_progress("writing", outline.nbytes) as advance:
+            save_hf_weights(read, manifest, dtype, staging, max_file_bytes, advance)
+    if _conversion(megatron).get("weights_checksum") not in (None, read.checksum):
+        raise UserError(f"{megatron}: the weights are not those that were converted (checksum differs): convert the model again")
+    written = HfTensors(staging)
+    if weights_checksum((name, written.read(name)) for name in manifest) != read.checksum:
+        raise UserError(f"{staging} does not hold what was written there (checksum differs): is the disk sound? Run the same command again")
 
 
 def _conversion(megatron: Path) -> dict[str, Any]:

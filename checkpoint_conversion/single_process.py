@@ -1,4 +1,4 @@
-"""A whole model in this one process, as both conversions need it, and how far they are."""
+"""A world of one process that needs no GPU, as both conversions are, and how far they have come."""
 
 from __future__ import annotations
 
@@ -12,20 +12,19 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from megatron_rlpr.actor import parallel
-from megatron_rlpr.actor.model import DTYPES, TreePolicy, build_model
+from megatron_rlpr.actor.model import DTYPES
 from megatron_rlpr.config import ActorConfig
-from megatron_rlpr.weights.shape import ModelShape
 
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 @contextmanager
-def whole_model(shape: ModelShape, dtype: torch.dtype) -> Iterator[TreePolicy]:
-    """The model with random weights, in a world of one process; the process groups end with the block."""
+def one_process(dtype: torch.dtype) -> Iterator[ActorConfig]:
+    """Megatron's process groups for a world of this process alone; they end with the block."""
     actor = ActorConfig(dtype=DTYPE_NAMES[dtype])  # type: ignore[arg-type]
     parallel.initialize(actor, seed=0)
     try:
-        yield build_model(shape, actor).requires_grad_(False)
+        yield actor
     finally:
         parallel_state.destroy_model_parallel()
         dist.destroy_process_group()

@@ -1,16 +1,25 @@
-"""Write the model as Hugging Face safetensors, one file or several with an index, one file's tensors in memory at a time."""
+"""Write the model as Hugging Face safetensors, one file or several with an index, one tensor in memory at a time.
+
+The format (https://huggingface.co/docs/safetensors): the length of a JSON header as 8 little-endian bytes, the header, which
+gives dtype, shape and place of every tensor, then their bytes without gaps. Names and shapes are known beforehand, so the
+header is written first and the tensors follow as they come.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import groupby
 from math import prod
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
-from megatron_rlpr.weights.hf_tensors import INDEX
+from megatron_rlpr.weights.hf_tensors import DTYPES, INDEX
+
+_DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_ALIGNMENT = 8  # of the first tensor, for readers that map the file
 
 
 def plan_files(manifest: Mapping[str, tuple[int, ...]], dtype: torch.dtype, max_file_bytes: int) -> dict[str, str]:
@@ -39,28 +48,47 @@ def save_hf_weights(
 ) -> None:
     """Write the stream of an exporter (its tensors in the manifest's order) into an existing folder.
 
-    on_written: called with the bytes of every file that is on disk. Where several ranks export, one rank calls this
-    and the others run through their streams.
+    on_written: called with the bytes of every tensor that was written. Where several ranks export, one rank calls this and
+    the others run through their streams. Raises ValueError when the stream is not what the manifest announces.
     """
     file_of = plan_files(manifest, dtype, max_file_bytes)
-    waiting: dict[str, torch.Tensor] = {}
-    current = ""
-
-    def write() -> None:
-        if not waiting:
-            return
-        save_file({name: tensor.cpu() for name, tensor in waiting.items()}, folder / current, metadata={"format": "pt"})
-        if on_written is not None:
-            on_written(sum(tensor.nbytes for tensor in waiting.values()))
-        waiting.clear()
-
-    for name, tensor in tensors:
-        if file_of[name] != current:
-            write()
-            current = file_of[name]
-        waiting[name] = tensor
-    write()
+    source = iter(tensors)
+    for file, names in groupby(manifest, key=file_of.__getitem__):
+        in_file = list(names)
+        with (folder / file).open("wb") as out:
+            out.write(_header(in_file, manifest, dtype))
+            for name in in_file:
+                nbytes = out.write(_raw_bytes(name, next(source, None), manifest[name], dtype))
+                if on_written is not None:
+                    on_written(nbytes)
+            out.flush()
+            os.fsync(out.fileno())
+    extra = next(source, None)
+    if extra is not None:
+        raise ValueError(f"the stream goes on with {extra[0]}, which was not announced")
     if len(set(file_of.values())) > 1:
         total = sum(prod(shape) for shape in manifest.values()) * dtype.itemsize
         index = {"metadata": {"total_size": total}, "weight_map": file_of}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _header(names: Sequence[str], manifest: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> bytes:
+    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    start = 0
+    for name in names:
+        stop = start + prod(manifest[name]) * dtype.itemsize
+        entries[name] = {"dtype": _DTYPE_NAMES[dtype], "shape": list(manifest[name]), "data_offsets": [start, stop]}
+        start = stop
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _raw_bytes(name: str, found: tuple[str, torch.Tensor] | None, shape: tuple[int, ...], dtype: torch.dtype) -> memoryview:
+    """The tensor's bytes in row-major order, after checking that it is the one that was announced."""
+    if found is None:
+        raise ValueError(f"the stream ends before {name}")
+    tensor = found[1]
+    if found[0] != name or tuple(tensor.shape) != shape or tensor.dtype != dtype:
+        raise ValueError(f"expected {name} {list(shape)} in {dtype}, the stream brings {found[0]} {list(tensor.shape)} in {tensor.dtype}")
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data

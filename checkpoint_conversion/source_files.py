@@ -1,0 +1,28 @@
+"""The files something is made from, and whether they are still the same when it is finished."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from megatron_rlpr.types import UserError
+from tools.sealed_folder import sha256
+
+
+class SourceFiles:
+    """Remembers what files held: their SHA-256 sums, and the marks by which a later change shows without reading them."""
+
+    def __init__(self, files: Iterable[Path]) -> None:
+        self._marks = {file: _marks(file) for file in files}
+        self.sums = {file.name: sha256(file) for file in self._marks}
+
+    def check_unchanged(self) -> None:
+        """Raise UserError when a file was written or replaced since it was summed."""
+        for file, marks in self._marks.items():
+            if not file.is_file() or _marks(file) != marks:
+                raise UserError(f"{file} changed while it was converted: run the same command again")
+
+
+def _marks(file: Path) -> tuple[int, int, int]:
+    found = file.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns
