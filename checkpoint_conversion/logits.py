@@ -38,4 +38,5 @@ def megatron_logits(policy: MegatronPolicy, token_ids: Sequence[int]) -> torch.T
     shard = torch.nn.functional.linear(hidden, policy.model.output_weight()).float().contiguous()
     shards = [torch.empty_like(shard) for _ in range(policy.layout.tensor_size)]
     dist.all_gather(shards, shard, group=parallel_state.get_tensor_model_parallel_group())
-    return torch.cat(shards, dim=-1)[:, : policy.model.real_vocab_size]
+    logits, softcap = torch.cat(shards, dim=-1)[:, : policy.model.real_vocab_size], policy.model.final_softcap
+    return logits if softcap is None else softcap * torch.tanh(logits / softcap)

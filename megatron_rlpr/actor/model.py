@@ -15,6 +15,7 @@ from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec, get_gpt_layer_with_transformer_engine_spec
 from megatron.core.tensor_parallel.mappings import copy_to_tensor_model_parallel_region, gather_from_sequence_parallel_region
+from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
 
@@ -31,9 +32,10 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 class TreePolicy(GPTModel):
     """GPTModel whose last stage returns fp32 [R, 2] (log-prob, entropy) at the HeadRows of its TreeSeqParams."""
 
-    def __init__(self, *args: Any, real_vocab_size: int, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, real_vocab_size: int, final_softcap: float | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.real_vocab_size = real_vocab_size
+        self.final_softcap = final_softcap
 
     def _postprocess(self, hidden_states: torch.Tensor, *_: Any, packed_seq_params: TreeSeqParams, **__: Any) -> torch.Tensor:
         if not self.post_process:
@@ -46,7 +48,8 @@ class TreePolicy(GPTModel):
         else:
             hidden_states = copy_to_tensor_model_parallel_region(hidden_states)
         rows = hidden_states[:, 0].index_select(0, head.source_rows)
-        return selected_log_probs(rows, self.output_weight(), head.targets, self.vocab_shard(), head.temperature, head.chunk_rows)
+        weight, shard = self.output_weight(), self.vocab_shard()
+        return selected_log_probs(rows, weight, head.targets, shard, head.temperature, head.chunk_rows, self.final_softcap)
 
     def output_weight(self) -> torch.Tensor:
         """This rank's [padded vocabulary / TP, hidden] output weight (the embedding, when tied)."""
@@ -146,7 +149,7 @@ def build_model(shape: ModelShape, actor: ActorConfig) -> TreePolicy:
     config = transformer_config(shape, actor)
     model = TreePolicy(
         config=config,
-        transformer_layer_spec=_block_spec(config),
+        transformer_layer_spec=_block_spec(config, shape),
         vocab_size=padded_vocab_size(shape.vocab_size, actor.tensor_model_parallel_size),
         max_sequence_length=shape.max_position_embeddings,
         pre_process=parallel_state.is_pipeline_first_stage(),
@@ -155,11 +158,12 @@ def build_model(shape: ModelShape, actor: ActorConfig) -> TreePolicy:
         share_embeddings_and_output_weights=shape.tied_embeddings,
         position_embedding_type="none",
         real_vocab_size=shape.vocab_size,
+        final_softcap=shape.final_softcap,
     )
     return model.cuda() if torch.cuda.is_available() else model
 
 
-def _block_spec(config: TransformerConfig) -> TransformerBlockSubmodules:
+def _block_spec(config: TransformerConfig, shape: ModelShape) -> TransformerBlockSubmodules:
     """Stock layers with tree attention; on CPU with a norm that knows sequence parallelism."""
     if torch.cuda.is_available():
         from megatron.core.extensions.transformer_engine import TENorm
@@ -170,5 +174,7 @@ def _block_spec(config: TransformerConfig) -> TransformerBlockSubmodules:
         layer = get_gpt_layer_local_spec(num_experts=config.num_moe_experts, normalization="RMSNorm")
         layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = RMSNorm
         final_norm = RMSNorm
-    layer.submodules.self_attention.submodules.core_attention = TreeCoreAttention
+    layer.submodules.self_attention.submodules.core_attention = ModuleSpec(
+        module=TreeCoreAttention, params={"windows": shape.layer_windows, "softcap": shape.attention_softcap}
+    )
     return TransformerBlockSubmodules(layer_specs=[layer] * get_num_layers_to_build(config), layer_norm=final_norm)

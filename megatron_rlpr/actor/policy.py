@@ -20,7 +20,6 @@ from megatron_rlpr.actor.model import DTYPES, build_model
 from megatron_rlpr.actor.optimizer import apply_gradients, set_learning_rate, wrap_for_training
 from megatron_rlpr.actor.parallel import Layout
 from megatron_rlpr.actor.policy_gradient import STATISTICS, LossTerms, RowValues, policy_gradient
-from megatron_rlpr.actor.rotary import inverse_frequencies
 from megatron_rlpr.actor.schedule import MicroBatchRunner, Progress
 from megatron_rlpr.config import ActorConfig
 from megatron_rlpr.packing import Plan, TreeMicroBatch, plan
@@ -58,7 +57,7 @@ class MegatronPolicy:
         self._costs = cost_model(shape)
         self.model = build_model(shape, actor)
         self.model.requires_grad_(trainable)
-        self._runner = MicroBatchRunner(inverse_frequencies(shape), DTYPES[actor.dtype], temperature, actor.head_chunk_rows)
+        self._runner = MicroBatchRunner(shape, DTYPES[actor.dtype], temperature, actor.head_chunk_rows)
         self._callable: torch.nn.Module = self.model
         self.optimizer = None
         if trainable:

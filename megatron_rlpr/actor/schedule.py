@@ -10,9 +10,12 @@ import torch
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from megatron_rlpr.actor.cpu import device
-from megatron_rlpr.actor.rotary import cos_sin
-from megatron_rlpr.actor.tree_layout import HeadRows, TreeLayout, TreeSeqParams, attention_blocks
+from megatron_rlpr.actor.flash_tree_attention import flash_applies
+from megatron_rlpr.actor.path_segments import PathSegments, path_segments
+from megatron_rlpr.actor.rotary import cos_sin, inverse_frequencies
+from megatron_rlpr.actor.tree_layout import AttentionBlock, HeadRows, TreeLayout, TreeSeqParams, attention_blocks
 from megatron_rlpr.packing import TreeMicroBatch
+from megatron_rlpr.weights.shape import ModelShape
 
 Progress = Callable[[int], None]
 
@@ -20,11 +23,13 @@ Progress = Callable[[int], None]
 class MicroBatchRunner:
     """Turns packed micro-batches into model calls.
 
-    frequencies: rotary inverse frequencies [head_dim / 2]; temperature: divides the logits of every row.
+    shape: of the model; temperature: divides the logits of every row.
     """
 
-    def __init__(self, frequencies: torch.Tensor, dtype: torch.dtype, temperature: float, head_chunk_rows: int) -> None:
-        self._frequencies = frequencies
+    def __init__(self, shape: ModelShape, dtype: torch.dtype, temperature: float, head_chunk_rows: int) -> None:
+        self._frequencies = inverse_frequencies(shape)
+        self._windows = frozenset(shape.window(layer) for layer in range(shape.num_layers))
+        self._flash = flash_applies(dtype, shape.head_dim, shape.attention_softcap)
         self._dtype = dtype
         self._temperature = temperature
         self._head_chunk_rows = head_chunk_rows
@@ -91,14 +96,6 @@ class MicroBatchRunner:
         where = device()
         positions = torch.from_numpy(micro_batch.positions).to(where)
         cos, sin = cos_sin(positions, self._frequencies, self._dtype)
-        blocks = attention_blocks(
-            micro_batch.node_start,
-            micro_batch.node_stop,
-            micro_batch.node_parent,
-            micro_batch.node_subtree_stop,
-            self._dtype,
-            where,
-        )
         head = HeadRows(
             torch.from_numpy(micro_batch.source_row).to(where),
             torch.from_numpy(micro_batch.target).to(where),
@@ -109,5 +106,11 @@ class MicroBatchRunner:
             "input_ids": torch.from_numpy(micro_batch.token_ids).to(where)[None],
             "position_ids": positions[None],
             "attention_mask": None,
-            "packed_seq_params": TreeSeqParams(TreeLayout(blocks, cos, sin), head),
+            "packed_seq_params": TreeSeqParams(TreeLayout({w: self._visible(micro_batch, w) for w in self._windows}, cos, sin), head),
         }
+
+    def _visible(self, micro_batch: TreeMicroBatch, window: int) -> tuple[AttentionBlock, ...] | PathSegments:
+        nodes = (micro_batch.node_start, micro_batch.node_stop, micro_batch.node_parent)
+        if self._flash:
+            return path_segments(*nodes, device(), window)
+        return attention_blocks(*nodes, micro_batch.node_subtree_stop, self._dtype, device(), window=window)

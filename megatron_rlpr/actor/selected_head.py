@@ -9,6 +9,8 @@ memory is that of one chunk (chunk rows x vocabulary / TP), whatever the number 
 With logits z already divided by the temperature, p = softmax(z), y the target and H the entropy:
     log p_y = z_y - logsumexp(z)                 d log p_y / dz = onehot(y) - p
     H       = logsumexp(z) - sum_j p_j z_j       d H / dz_j     = -p_j (z_j - logsumexp(z) + H)
+Soft-capped logits (Gemma 2) are z = c tanh(x / c) / temperature of the output layer's x, so dz/dx has the factor
+1 - (z temperature / c)**2.
 Inside, logits and their sums are in units of ln 2 ("bits"): exp2 is several times faster than exp on a CPU.
 """
 
@@ -80,6 +82,11 @@ def _maximum(logits: torch.Tensor, shard: VocabShard) -> torch.Tensor:
     return _reduce(top, shard, dist.ReduceOp.MAX)
 
 
+def _capped(logits: torch.Tensor, softcap: float | None) -> torch.Tensor:
+    """Soft-capped logits, in place."""
+    return logits if softcap is None else logits.div_(softcap).tanh_().mul_(softcap)
+
+
 class _SelectedHead(torch.autograd.Function):
     """hidden [R, h], weight [V/TP, h], targets int64 [R] -> fp32 [R, 2]: log-prob and entropy."""
 
@@ -92,6 +99,7 @@ class _SelectedHead(torch.autograd.Function):
         shard: VocabShard,
         temperature: float,
         chunk_rows: int,
+        softcap: float | None,
     ) -> torch.Tensor:
         num_rows = hidden.shape[0]
         real = weight[: shard.valid_rows]
@@ -104,7 +112,7 @@ class _SelectedHead(torch.autograd.Function):
         scale = _BITS / temperature
         for start in range(0, num_rows, chunk_rows):
             rows = slice(start, min(start + chunk_rows, num_rows))
-            logits = workspace.logits(hidden[rows], real)
+            logits = _capped(workspace.logits(hidden[rows], real), softcap)
             top = _maximum(logits, shard) * scale
             bits = torch.add(-top, logits, alpha=scale, out=logits)
             target = bits.gather(1, column[rows, None])[:, 0].where(here[rows], 0.0) if bits.shape[1] else top.new_zeros(len(top))
@@ -118,13 +126,13 @@ class _SelectedHead(torch.autograd.Function):
             normaliser[rows] = log_total + top[:, 0]
         out /= _BITS
         ctx.save_for_backward(hidden, weight, column, here, out, normaliser)
-        ctx.constants = (shard, temperature, chunk_rows)
+        ctx.constants = (shard, temperature, chunk_rows, softcap)
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         hidden, weight, column, here, out, normaliser = ctx.saved_tensors
-        shard, temperature, chunk_rows = ctx.constants
+        shard, temperature, chunk_rows, softcap = ctx.constants
         num_rows = hidden.shape[0]
         scale = _BITS / temperature
         grad_log_prob, grad_entropy = (grad / temperature).unbind(1)
@@ -139,19 +147,22 @@ class _SelectedHead(torch.autograd.Function):
         workspace = _Workspace(num_rows * width, hidden)
         for start in range(0, shard.valid_rows, width):
             columns = slice(start, min(start + width, shard.valid_rows))
-            logits = workspace.logits(hidden, weight[columns])
+            logits = _capped(workspace.logits(hidden, weight[columns]), softcap)
+            derivative = None if softcap is None else 1 - (logits / softcap).square_()
             bits = torch.add(-normaliser[:, None], logits, alpha=scale, out=logits)
             probabilities = workspace.exp2(bits)
             grad_logits = bits.mul_(slope).add_(factor).mul_(probabilities) if has_entropy else probabilities.mul_(factor)
             rows = (here & (column >= columns.start) & (column < columns.stop)).nonzero()[:, 0]
             grad_logits[rows, column[rows] - columns.start] += grad_log_prob[rows]
+            if derivative is not None:
+                grad_logits.mul_(derivative)
             rounded = workspace.in_compute_dtype(grad_logits)
             torch.mm(rounded.t(), hidden, out=grad_weight[columns])
             if hidden.dtype == torch.float32:
                 grad_hidden.addmm_(rounded, weight[columns])
             else:
                 grad_hidden += torch.mm(rounded, weight[columns])
-        return grad_hidden.to(hidden.dtype), grad_weight, None, None, None, None
+        return grad_hidden.to(hidden.dtype), grad_weight, None, None, None, None, None
 
 
 def _slice_width(num_rows: int, num_columns: int, chunk_rows: int) -> int:
@@ -163,14 +174,20 @@ def _slice_width(num_rows: int, num_columns: int, chunk_rows: int) -> int:
 
 
 def selected_log_probs(
-    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, shard: VocabShard, temperature: float, chunk_rows: int
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    shard: VocabShard,
+    temperature: float,
+    chunk_rows: int,
+    softcap: float | None = None,
 ) -> torch.Tensor:
     """Log-prob of the target and entropy at every row, fp32 [R, 2], differentiable in hidden and weight.
 
     hidden: [R, h] (the same on every tensor-parallel rank); weight: this rank's [V/TP, h] output weight;
     targets: int64 [R] global token ids. The gradient of hidden is this rank's part: the caller sums it over the
-    tensor-parallel group (Megatron's copy/gather regions do).
+    tensor-parallel group (Megatron's copy/gather regions do). softcap: of the logits, before the temperature.
     """
     if hidden.dim() != 2 or hidden.shape[1] != weight.shape[1] or targets.shape != hidden.shape[:1]:
         raise ValueError(f"hidden {tuple(hidden.shape)}, weight {tuple(weight.shape)} and targets {tuple(targets.shape)} do not fit")
-    return _SelectedHead.apply(hidden, weight, targets, shard, temperature, chunk_rows)
+    return _SelectedHead.apply(hidden, weight, targets, shard, temperature, chunk_rows, softcap)

@@ -4,11 +4,14 @@ Tokens lie in depth-first order, so "a is an ancestor of j (or j itself)" is `a 
 of a token are contiguous. The queries are cut into blocks of neighbouring rows. All ancestors that lie before a block
 are ancestors of the block's first row (an ancestor of a later row, being before the block, has the first row inside
 its contiguous subtree), so one gathered list of keys serves the whole block, and each row sees a prefix of that list
-plus its ancestors inside the block. Memory is rows x block, never rows x rows.
+plus its ancestors inside the block. A sliding window of w tokens (a row at depth p sees depths p - w + 1 to p) takes keys
+away at the front of the list: those no row sees are not gathered, the rest is masked. Memory is rows x block, never
+rows x rows.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -16,6 +19,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
+
+from megatron_rlpr.actor.path_segments import PathSegments
 
 BLOCK_ROWS = 128
 IntArray = npt.NDArray[np.int64]
@@ -26,23 +31,26 @@ class AttentionBlock:
     """Queries start..stop and the keys they may see.
 
     keys: int64 [S], token indices: ancestors before the block in depth order, then start..stop.
-    bias: [stop - start, tail], 0 or -inf, for the last `tail` keys; every row sees all keys before those.
+    bias: [stop - start, tail], 0 or -inf, for the last `tail` keys. front_bias: [stop - start, front], the same for the
+    first keys, with a sliding window. Every row sees all keys in between.
     """
 
     start: int
     stop: int
     keys: torch.Tensor
     bias: torch.Tensor
+    front_bias: torch.Tensor
 
 
 @dataclass(frozen=True)
 class TreeLayout:
-    """Everything the layers need to know about one micro-batch's forest: attention blocks and rotary tables.
+    """Everything the layers need to know about one micro-batch's forest: who sees whom, and rotary tables.
 
+    attention: by sliding window (0: none), blocks for plain tensor operations or segments for a flash-attention kernel.
     cos, sin: [T, 1, 1, rotary_dim] in the compute dtype.
     """
 
-    blocks: tuple[AttentionBlock, ...]
+    attention: Mapping[int, tuple[AttentionBlock, ...] | PathSegments]
     cos: torch.Tensor
     sin: torch.Tensor
 
@@ -80,33 +88,39 @@ def attention_blocks(
     dtype: torch.dtype,
     device: torch.device,
     block_rows: int = BLOCK_ROWS,
+    window: int = 0,
 ) -> tuple[AttentionBlock, ...]:
     """Cut a forest in depth-first order into attention blocks.
 
     The four arrays describe the nodes: token range, parent (-1: root) and the end of the subtree's token range.
+    window: tokens a row sees, itself included; 0: all its ancestors.
     """
     num_tokens = int(node_stop[-1]) if len(node_stop) else 0
     subtree_stop = np.empty(num_tokens, dtype=np.int64)
     node_of = np.empty(num_tokens, dtype=np.int64)
-    for node, (start, stop) in enumerate(zip(node_start, node_stop, strict=True)):
+    depth = np.empty(num_tokens, dtype=np.int64)
+    for node, (start, stop, parent) in enumerate(zip(node_start, node_stop, node_parent, strict=True)):
         subtree_stop[start:stop] = node_subtree_stop[node]
         node_of[start:stop] = node
+        depth[start:stop] = np.arange(stop - start) + (depth[node_stop[parent] - 1] + 1 if parent >= 0 else 0)
     blocks = []
     for start, stop in pairwise(_block_bounds(node_start, num_tokens, block_rows)):
-        keys = np.concatenate([_path_before(start, node_of, node_start, node_stop, node_parent), np.arange(start, stop)])
         rows = np.arange(start, stop)
+        path = _path_before(start, node_of, node_start, node_stop, node_parent)
+        if window:
+            path = path[max(0, int(depth[rows].min()) - window + 1) :]
+        keys = np.concatenate([path, rows])
         seen = (keys[None, :] <= rows[:, None]) & (rows[:, None] < subtree_stop[keys][None, :])
+        if window:
+            seen &= depth[keys][None, :] > depth[rows][:, None] - window
         unseen_somewhere = np.flatnonzero(~seen.all(axis=0))
-        first = int(unseen_somewhere[0]) if len(unseen_somewhere) else len(keys)
-        bias = np.where(seen[:, first:], 0.0, -np.inf)
-        blocks.append(
-            AttentionBlock(
-                start,
-                stop,
-                torch.from_numpy(keys).to(device),
-                torch.from_numpy(bias).to(device=device, dtype=dtype),
-            )
-        )
+        # Keys on the path are hidden by the window alone, the shallow ones first.
+        front = int((unseen_somewhere < len(path)).sum())
+        behind = unseen_somewhere[front:]
+        tail = int(behind[0]) if len(behind) else len(keys)
+        bias = np.where(seen, 0.0, -np.inf)
+        on_device = [torch.from_numpy(b).to(device=device, dtype=dtype) for b in (bias[:, tail:], bias[:, :front])]
+        blocks.append(AttentionBlock(start, stop, torch.from_numpy(keys).to(device), *on_device))
     return tuple(blocks)
 
 

@@ -15,6 +15,8 @@ from megatron_rlpr.actor.selected_head import VocabShard, selected_log_probs
 VOCABULARIES = (5, 50, 211)
 """With 4 ranks: a rank with padding alone, a rank with some padding, whole columns over several slices."""
 ROWS, HIDDEN, TEMPERATURE, CHUNK_ROWS = 23, 16, 0.6, 7
+SOFTCAPS = {5: None, 50: 4.0, 211: None}
+"""By vocabulary."""
 
 
 def distances(rank: int, ranks: int, vocabulary: int) -> dict[str, float]:
@@ -25,7 +27,10 @@ def distances(rank: int, ranks: int, vocabulary: int) -> dict[str, float]:
     targets = torch.randint(0, vocabulary, (ROWS,), generator=generator)
     cotangent = torch.randn(ROWS, 2, generator=generator)
 
-    log_probs = (hidden @ weight.t() / TEMPERATURE).log_softmax(-1)
+    softcap = SOFTCAPS[vocabulary]
+    logits = hidden @ weight.t()
+    capped = logits if softcap is None else softcap * torch.tanh(logits / softcap)
+    log_probs = (capped / TEMPERATURE).log_softmax(-1)
     expected = torch.stack([log_probs.gather(1, targets[:, None])[:, 0], -(log_probs.exp() * log_probs).sum(-1)], dim=1)
     expected_hidden, expected_weight = torch.autograd.grad((expected * cotangent).sum(), (hidden, weight))
 
@@ -36,7 +41,7 @@ def distances(rank: int, ranks: int, vocabulary: int) -> dict[str, float]:
     mine[:valid] = weight.detach()[first : first + valid]
     mine.requires_grad_()
     shard = VocabShard(first, valid, dist.group.WORLD if ranks > 1 else None)
-    out = selected_log_probs(hidden, mine, targets, shard, TEMPERATURE, CHUNK_ROWS)
+    out = selected_log_probs(hidden, mine, targets, shard, TEMPERATURE, CHUNK_ROWS, softcap)
     grad_hidden, grad_weight = torch.autograd.grad((out * cotangent).sum(), (hidden, mine))
     dist.all_reduce(grad_hidden)
     return {

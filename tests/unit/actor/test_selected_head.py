@@ -10,8 +10,12 @@ from hypothesis import strategies as st
 from megatron_rlpr.actor.selected_head import VocabShard, selected_log_probs
 
 
-def full_logits(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, temperature: float) -> torch.Tensor:
-    log_probs = (hidden @ weight.t() / temperature).log_softmax(-1)
+def full_logits(
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, temperature: float, softcap: float | None
+) -> torch.Tensor:
+    logits = hidden @ weight.t()
+    capped = logits if softcap is None else softcap * torch.tanh(logits / softcap)
+    log_probs = (capped / temperature).log_softmax(-1)
     return torch.stack([log_probs.gather(1, targets[:, None])[:, 0], -(log_probs.exp() * log_probs).sum(-1)], dim=1)
 
 
@@ -22,17 +26,20 @@ def full_logits(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tenso
     padding=st.integers(0, 7),
     chunk=st.sampled_from([1, 7, 64]),
     temperature=st.sampled_from([0.6, 1.0, 1.7]),
+    softcap=st.sampled_from([None, 3.0]),
 )
-def test_values_and_gradients_equal_full_logits(rows: int, vocab: int, padding: int, chunk: int, temperature: float) -> None:
+def test_values_and_gradients_equal_full_logits(
+    rows: int, vocab: int, padding: int, chunk: int, temperature: float, softcap: float | None
+) -> None:
     generator = torch.Generator().manual_seed(rows * 1000 + vocab)
     hidden = torch.randn(rows, 16, generator=generator, requires_grad=True)
     weight = torch.randn(vocab + padding, 16, generator=generator, requires_grad=True)
     targets = torch.randint(0, vocab, (rows,), generator=generator)
     cotangent = torch.randn(rows, 2, generator=generator)
 
-    out = selected_log_probs(hidden, weight, targets, VocabShard(0, vocab), temperature, chunk)
+    out = selected_log_probs(hidden, weight, targets, VocabShard(0, vocab), temperature, chunk, softcap)
     grads = torch.autograd.grad((out * cotangent).sum(), (hidden, weight))
-    expected = full_logits(hidden, weight[:vocab], targets, temperature)
+    expected = full_logits(hidden, weight[:vocab], targets, temperature, softcap)
     expected_grads = torch.autograd.grad((expected * cotangent).sum(), (hidden, weight))
 
     torch.testing.assert_close(out, expected, atol=2e-5, rtol=1e-5)

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from megatron_rlpr.actor.path_segments import path_segments
 from megatron_rlpr.actor.tree_attention import _TreeAttention
 from megatron_rlpr.actor.tree_layout import attention_blocks
 
@@ -47,33 +48,70 @@ forests = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None)
-@given(spec=forests, block_rows=st.sampled_from([1, 3, 8, 64]))
-def test_every_token_attends_to_exactly_its_path(spec: list, block_rows: int) -> None:
+WINDOWS = st.sampled_from([0, 1, 2, 5, 100])
+
+
+def path_attention(
+    forest: Forest, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int, softcap: float | None = None
+) -> torch.Tensor:
+    """Every token attends to its own path, one by one: q [T, K, g, D], k, v [K, T, D]."""
+
+    def scores(token: int, path: list[int]) -> torch.Tensor:
+        raw = torch.einsum("kgd,ksd->kgs", q[token], k[:, path])
+        return raw if softcap is None else softcap * torch.tanh(raw / softcap)
+
+    paths = [path[-window:] for path in forest.paths]
+    return torch.stack([torch.einsum("kgs,ksd->kgd", scores(t, path).softmax(-1), v[:, path]) for t, path in enumerate(paths)])
+
+
+def random_inputs(tokens: int, kv_heads: int = 2, groups: int = 2, dim: int = 4) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(tokens)
+    shapes = ((tokens, kv_heads, groups, dim), (kv_heads, tokens, dim), (kv_heads, tokens, dim))
+    return [torch.randn(*shape, generator=generator, requires_grad=True) for shape in shapes]
+
+
+@settings(max_examples=60, deadline=None)
+@given(spec=forests, block_rows=st.sampled_from([1, 3, 8, 64]), window=WINDOWS, softcap=st.sampled_from([None, 1.5]))
+def test_every_token_attends_to_exactly_its_path(spec: list, block_rows: int, window: int, softcap: float | None) -> None:
     forest = Forest()
     for tree in spec:
         forest.add(tree)
-    tokens, kv_heads, groups, dim = len(forest.paths), 2, 2, 4
-    generator = torch.Generator().manual_seed(tokens)
-    q = torch.randn(tokens, kv_heads, groups, dim, generator=generator, requires_grad=True)
-    k = torch.randn(kv_heads, tokens, dim, generator=generator, requires_grad=True)
-    v = torch.randn(kv_heads, tokens, dim, generator=generator, requires_grad=True)
-    cotangent = torch.randn(tokens, kv_heads, groups, dim, generator=generator)
+    inputs = random_inputs(len(forest.paths))
+    cotangent = torch.randn(inputs[0].shape, generator=torch.Generator().manual_seed(1))
 
-    blocks = attention_blocks(*forest.arrays(), torch.float32, torch.device("cpu"), block_rows)
-    out = _TreeAttention.apply(q, k, v, blocks)
-    grads = torch.autograd.grad((out * cotangent).sum(), (q, k, v))
+    blocks = attention_blocks(*forest.arrays(), torch.float32, torch.device("cpu"), block_rows, window)
+    out = _TreeAttention.apply(*inputs, blocks, softcap)
+    grads = torch.autograd.grad((out * cotangent).sum(), inputs)
 
-    expected = torch.stack(
-        [
-            torch.einsum("kgs,ksd->kgd", torch.einsum("kgd,ksd->kgs", q[t], k[:, path]).softmax(-1), v[:, path])
-            for t, path in enumerate(forest.paths)
-        ]
-    )
-    expected_grads = torch.autograd.grad((expected * cotangent).sum(), (q, k, v))
+    expected = path_attention(forest, *inputs, window, softcap)
+    expected_grads = torch.autograd.grad((expected * cotangent).sum(), inputs)
     torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
     for got, want in zip(grads, expected_grads, strict=True):
         torch.testing.assert_close(got, want, atol=2e-5, rtol=1e-5)
+
+
+@settings(max_examples=40, deadline=None)
+@given(spec=forests, window=WINDOWS)
+def test_segments_under_a_bottom_right_causal_mask_are_the_same_attention(spec: list, window: int) -> None:
+    """The mask that the flash kernel documents, applied with plain attention to every segment."""
+    forest = Forest()
+    for tree in spec:
+        forest.add(tree)
+    q, k, v = random_inputs(len(forest.paths))
+    segments = path_segments(*forest.arrays()[:3], torch.device("cpu"), window)
+    parts = []
+    for first_q, last_q, first_k, last_k in zip(
+        segments.query_bounds[:-1], segments.query_bounds[1:], segments.key_bounds[:-1], segments.key_bounds[1:], strict=True
+    ):
+        keys = segments.keys[first_k:last_k]
+        queries, behind = int(last_q - first_q), len(keys) - int(last_q - first_q)
+        distance = torch.arange(queries)[:, None] + behind - torch.arange(len(keys))[None, :]
+        mask = (distance >= 0) & ((distance < window) if window else torch.ones_like(distance, dtype=torch.bool))
+        scores = torch.einsum("qkgd,ksd->kgqs", q[first_q:last_q], k[:, keys]).masked_fill(~mask, -torch.inf)
+        parts.append(torch.einsum("kgqs,ksd->qkgd", scores.softmax(-1), v[:, keys]))
+    torch.testing.assert_close(torch.cat(parts), path_attention(forest, q, k, v, window), atol=1e-5, rtol=1e-5)
+    assert segments.longest_keys == int(segments.key_bounds.diff().max())
+    assert segments.longest_query == int(segments.query_bounds.diff().max())
 
 
 def test_nothing_of_size_tokens_by_tokens_is_built() -> None:
@@ -83,6 +121,15 @@ def test_nothing_of_size_tokens_by_tokens_is_built() -> None:
     largest_bias = max(b.bias.numel() for b in blocks)
     assert largest_bias <= 2 * 128 * 1200  # a block that touches both leaves masks the first leaf's part only
     assert sum(b.bias.numel() for b in blocks) < 5000 * 400
+
+
+def test_a_window_bounds_the_keys_of_every_block() -> None:
+    forest = Forest()
+    forest.add((3000, [(1000, []), (1000, [])]))
+    blocks = attention_blocks(*forest.arrays(), torch.float32, torch.device("cpu"), window=256)
+    assert max(len(block.keys) for block in blocks) <= 256 + 128 - 1
+    segments = path_segments(*forest.arrays()[:3], torch.device("cpu"), window=256)
+    assert segments.key_bounds.diff().tolist() == [3000, 1255, 1255]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16])
