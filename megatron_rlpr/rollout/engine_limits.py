@@ -18,6 +18,9 @@ from megatron_rlpr.types import UserError
 CPU_HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """Head sizes of vLLM's CPU attention kernels (vllm 0.32.0, CPUAttentionBackend.get_supported_head_sizes)."""
 
+CPU_EXPERT_MULTIPLE = 32
+"""What the hidden size of a mixture of experts must be a multiple of on CPU (vllm 0.32.0, CPUUnquantizedExperts)."""
+
 CPU_BLOCK_SIZE = 32
 """Tokens per key/value block on CPU: the smallest the kernels take. Prompts share whole blocks, so small blocks share more."""
 
@@ -54,6 +57,8 @@ def check_engine_fits(
         return
     if head_dim not in CPU_HEAD_DIMS:
         raise UserError(f"the model's head_dim is {head_dim}; vLLM on CPU supports {', '.join(map(str, CPU_HEAD_DIMS))}")
+    if getattr(config, "num_local_experts", None) and config.hidden_size % CPU_EXPERT_MULTIPLE:
+        raise UserError(f"the model's hidden_size is {config.hidden_size}; vLLM's experts on CPU need a multiple of {CPU_EXPERT_MULTIPLE}")
     shard_heads = max(1, key_value_heads // tensor_parallel_size)
     blocks = -(-max_model_len // CPU_BLOCK_SIZE) + 1
     needed = 2 * config.num_hidden_layers * shard_heads * head_dim * dtype.itemsize * blocks * CPU_BLOCK_SIZE

@@ -1,6 +1,6 @@
 """Drives real engines in a process of their own and prints what was observed as JSON.
 
-usage: engine_observations.py FOLDER    (FOLDER holds the models llama_a, llama_b, qwen_a, qwen_b)
+usage: engine_observations.py FOLDER    (FOLDER holds the models llama_a, llama_b, qwen_a, qwen_b, mixtral_a, mixtral_b)
 """
 
 from __future__ import annotations
@@ -151,14 +151,17 @@ def observe_updates(tested: VllmEngine, fresh: VllmEngine, folder: Path) -> dict
 
 def main(folder: Path) -> None:
     before = process_state()
-    llama = engine(folder / "llama_a", torch.float32)
+    # vLLM makes the groups of experts with a process's first engine only.
+    mixtral = engine(folder / "mixtral_a", torch.float32)
     kept = process_state() == before
+    llama = engine(folder / "llama_a", torch.float32)
     generation = observe_generation(llama, folder / "llama_a")
     updates = {
         "llama, tied, fp32": observe_updates(llama, engine(folder / "llama_b", torch.float32), folder / "llama_b"),
         "qwen2, untied, bf16": observe_updates(
             engine(folder / "qwen_a", torch.bfloat16), engine(folder / "qwen_b", torch.bfloat16), folder / "qwen_b"
         ),
+        "mixtral, untied, fp32": observe_updates(mixtral, engine(folder / "mixtral_b", torch.float32), folder / "mixtral_b"),
     }
     print(json.dumps({"state_kept_by_the_start": kept, "generation": generation, "updates": updates}))
 

@@ -18,7 +18,7 @@ from megatron_rlpr.types import UserError
 def fits(**changes: object) -> None:
     settings = {"dtype": torch.float32, "max_model_len": 256, "kv_cache_gb": 1.0, "tensor_parallel_size": 1, "on_cpu": True}
     config = LlamaConfig(num_attention_heads=4, num_key_value_heads=2, hidden_size=128, head_dim=32, max_position_embeddings=512)
-    for name in ("head_dim", "num_key_value_heads"):
+    for name in ("head_dim", "num_key_value_heads", "hidden_size", "num_local_experts"):
         if name in changes:
             setattr(config, name, changes.pop(name))
     check_engine_fits(config, **{**settings, **changes})
@@ -34,6 +34,7 @@ def test_a_model_that_fits_is_accepted() -> None:
         ({"max_model_len": 513}, r"513 tokens, but the model has 512 positions; lower data\."),
         ({"tensor_parallel_size": 3}, r"rollout\.tensor_parallel_size=3 does not divide the model's 4 attention heads"),
         ({"head_dim": 24}, r"head_dim is 24; vLLM on CPU supports 32, 64"),
+        ({"hidden_size": 80, "num_local_experts": 4}, r"hidden_size is 80; vLLM's experts on CPU need a multiple of 32"),
         ({"kv_cache_gb": 0.004}, r"rollout\.kv_cache_gb=0\.004 cannot hold one sequence of 256 tokens"),
     ],
 )
@@ -42,8 +43,10 @@ def test_settings_that_cannot_work_are_named(changes: dict, message: str) -> Non
         fits(**changes)
 
 
-def test_the_head_sizes_of_the_cpu_kernels_bind_no_gpu() -> None:
+def test_the_sizes_of_the_cpu_kernels_bind_no_gpu_and_those_of_experts_no_dense_model() -> None:
     fits(head_dim=24, on_cpu=False, kv_cache_gb=0.0)
+    fits(hidden_size=80, num_local_experts=4, on_cpu=False)
+    fits(hidden_size=80)
 
 
 def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:

@@ -10,17 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_models import EOS, EOS_IDS, save_llama, save_qwen2
+from tiny_models import EOS, EOS_IDS, save_llama, save_mixtral, save_qwen2
 
 HERE = Path(__file__).parent
-UPDATED = ["llama, tied, fp32", "qwen2, untied, bf16"]
+UPDATED = ["llama, tied, fp32", "qwen2, untied, bf16", "mixtral, untied, fp32"]
 
 
 @pytest.fixture(scope="module")
 def observed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("models")
-    for name, save, seed in [("llama_a", save_llama, 0), ("llama_b", save_llama, 1), ("qwen_a", save_qwen2, 0), ("qwen_b", save_qwen2, 1)]:
-        save(folder / name, seed)
+    for family, save in [("llama", save_llama), ("qwen", save_qwen2), ("mixtral", save_mixtral)]:
+        save(folder / f"{family}_a", 0)
+        save(folder / f"{family}_b", 1)
     environment = {**os.environ, "PYTHONPATH": str(HERE.parents[2]), "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     run = subprocess.run(
         [sys.executable, str(HERE / "engine_observations.py"), str(folder)],

@@ -6,7 +6,15 @@ import shutil
 from pathlib import Path
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 TOKENIZER = Path(__file__).parents[2] / "goldens" / "tokenizers" / "bpe_chat"
 VOCAB_SIZE = 1603
@@ -31,6 +39,13 @@ def save_qwen2(folder: Path, seed: int) -> Path:
         if name.endswith("bias"):
             torch.nn.init.normal_(parameter)
     return _save(model, folder)
+
+
+def save_mixtral(folder: Path, seed: int) -> Path:
+    """A random Mixtral with three experts, two for every token."""
+    torch.manual_seed(seed)
+    config = MixtralConfig(**_sizes(), num_key_value_heads=1, num_local_experts=3, num_experts_per_tok=2)
+    return _save(MixtralForCausalLM(config), folder)
 
 
 def _sizes() -> dict:
