@@ -6,15 +6,14 @@ so that the n responses of a prompt share its key/value blocks, and all groups c
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 import torch.distributed as dist
 
 from megatron_rlpr.rollout.agreement import gather_or_raise
-from megatron_rlpr.rollout.engine import GenerationRequest, ProgressCallback, RolloutEngine, SamplingSettings
-from megatron_rlpr.rollout.seeds import request_seed
+from megatron_rlpr.rollout.engine import ProgressCallback, RolloutEngine, SamplingSettings
+from megatron_rlpr.rollout.requests import group_requests
 from megatron_rlpr.types import Prompt, Response, RolloutGroup, UserError
 
 
@@ -58,7 +57,7 @@ class ColocatedRollouts:
         Seeds come from (run_seed, step, prompt.index, sample). A prompt that occurs again in the call goes on counting
         its samples, so it gets other responses. on_progress sees this rank's own engine.
         """
-        requests = _requests(prompts, n, step, run_seed)
+        requests = group_requests(prompts, n, step, run_seed)
         mine = range(self._engine_number, len(prompts), self._number_of_engines)
 
         def work() -> list[Response]:
@@ -79,22 +78,3 @@ class ColocatedRollouts:
         """
         gather_or_raise(lambda: self._engine.check_weights(manifest), self._group, "the weight hand-over")
         gather_or_raise(lambda: self._engine.update_weights(manifest, tensors, version), self._group, "the weight hand-over")
-
-
-def _requests(prompts: Sequence[Prompt], n: int, step: int, run_seed: int) -> list[list[GenerationRequest]]:
-    """The n requests of every prompt."""
-    if n < 1:
-        raise UserError(f"rollout.n={n}; a prompt needs at least 1 response")
-    seen: Counter[int] = Counter()
-    requests = []
-    for prompt in prompts:
-        first = seen[prompt.index] * n
-        seen[prompt.index] += 1
-        label = f"prompt {prompt.index} ({prompt.data_source})"
-        requests.append(
-            [
-                GenerationRequest(prompt.token_ids, request_seed(run_seed, step, prompt.index, sample), label)
-                for sample in range(first, first + n)
-            ]
-        )
-    return requests

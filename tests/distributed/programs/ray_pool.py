@@ -1,0 +1,137 @@
+"""What a pool of two engines in Ray does, beside an engine in this process: ray_pool.py MODELS RESULT.
+
+MODELS holds two small models, a and b, that hardly ever end a response.
+"""
+
+from megatron_rlpr import process_environment
+
+if __name__ == "__main__":
+    process_environment.ensure()
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from megatron_rlpr.rollout import ray_cluster
+from megatron_rlpr.rollout.colocated import ColocatedRollouts
+from megatron_rlpr.rollout.engine import SamplingSettings
+from megatron_rlpr.rollout.ray_actor import EngineSettings
+from megatron_rlpr.rollout.ray_engine import EngineResources
+from megatron_rlpr.rollout.ray_pool import EnginePool
+from megatron_rlpr.rollout.ray_rollouts import RayRollouts
+from megatron_rlpr.rollout.requests import group_requests
+from megatron_rlpr.rollout.vllm_engine import VllmEngine
+from megatron_rlpr.types import Prompt, RolloutGroup
+
+SAMPLING = SamplingSettings(temperature=0.7, max_tokens=400)
+SETTINGS = {"max_model_len": 448, "max_num_seqs": 6, "kv_cache_gb": 0.1}
+PROMPTS = [
+    Prompt(index=20 + i, token_ids=tuple(range(200 + 10 * i, 240 + 10 * i)), messages=(), reference_answer="", data_source="sums")
+    for i in range(8)
+]
+TIMEOUT_S = 6.0
+
+
+def plain(groups: list[RolloutGroup]) -> list[Any]:
+    return [[g.prompt.index, [[r.seed, r.token_ids, r.engine_log_probs, r.weight_versions] for r in g.responses]] for g in groups]
+
+
+def error_of(call: Callable[[], Any]) -> str:
+    try:
+        call()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "no error"
+
+
+def log_probs_of(model: Path, prompt: tuple[int, ...], written: tuple[int, ...]) -> list[float]:
+    """Of every written token, by transformers, under the sampling temperature."""
+    ids = torch.tensor([[*prompt, *written]])
+    with torch.no_grad():
+        logits = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)(ids).logits[0]
+    rows = torch.log_softmax(logits[len(prompt) - 1 : -1] / SAMPLING.temperature, -1)
+    return rows.gather(1, ids[0, len(prompt) :, None])[:, 0].tolist()
+
+
+def observe(models: Path) -> dict[str, Any]:
+    seconds = {}
+    started = time.monotonic()
+    ray_cluster.connect("", cpus=2, weights_nbytes=2**20)
+    seconds["ray"] = time.monotonic() - started
+    events: list[str] = []
+
+    def make_pool() -> EnginePool:
+        settings = EngineSettings(str(models / "a"), "float32", **SETTINGS)
+        return EnginePool(2, settings, EngineResources(1, 0), timeout_s=TIMEOUT_S, bucket_nbytes=2**17, on_event=events.append)
+
+    started = time.monotonic()
+    rollouts = RayRollouts(make_pool)
+    pool = rollouts._pool
+    assert pool is not None
+    seconds["engines"] = time.monotonic() - started
+    alone = ColocatedRollouts(VllmEngine(str(models / "a"), dtype=torch.float32, **SETTINGS))
+    tensors = {name: load_file(models / name / "model.safetensors") for name in "ab"}
+    manifest = {name: tuple(tensor.shape) for name, tensor in tensors["a"].items()}
+    cut = {name: tensor for name, tensor in tensors["b"].items() if "layers.1" not in name}
+
+    def groups(of: Any, step: int, on_progress: Any = None) -> list[Any]:
+        return plain(of.generate(PROMPTS, n=3, step=step, run_seed=7, sampling=SAMPLING, on_progress=on_progress))
+
+    disturbed: list[int] = []
+
+    def disturb(tokens: int, *_: int) -> None:
+        """While both engines are at work, kill one and stop the other."""
+        if tokens and not disturbed:
+            disturbed.extend(pool.processes)
+            os.kill(disturbed[0], signal.SIGKILL)
+            os.kill(disturbed[1], signal.SIGSTOP)
+
+    seen: dict[str, Any] = {"alone": groups(alone, 1), "pool": groups(rollouts, 1)}
+    seen["unknown_token"] = error_of(
+        lambda: rollouts.generate([Prompt(99, (1, 5000), (), "", "sums")], n=1, step=1, run_seed=7, sampling=SAMPLING)
+    )
+    seen["cut_manifest"] = error_of(lambda: rollouts.update_weights({n: tuple(t.shape) for n, t in cut.items()}, iter(cut.items()), 1))
+    for version in (2, 3):  # twice: the second frees the first
+        rollouts.update_weights(manifest, iter(tensors["b"].items()), version)
+    alone.update_weights(manifest, iter(tensors["b"].items()), 3)
+    seen |= {"alone_updated": groups(alone, 2), "pool_updated": groups(rollouts, 2), "version": rollouts.weight_version}
+
+    seen["disturbed"] = groups(rollouts, 2, disturb)
+    while len(pool.processes) < 2:  # a replacement starts while the other one is at work
+        groups(rollouts, 3)
+    seen["survivors"] = [pid for pid in disturbed if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE]
+    seen["events"] = events
+    seen["after_replacements"] = groups(rollouts, 2)
+
+    ticket = pool.begin(group_requests(PROMPTS, 3, 4, 7), SAMPLING)
+    answers: list[Any] = []
+    worker = threading.Thread(target=lambda: answers.extend(pool.finish(ticket)))
+    worker.start()
+    time.sleep(0.6)
+    rollouts.update_weights(manifest, iter(tensors["a"].items()), 4)
+    worker.join()
+    mixed = next((i for i, response in enumerate(answers) if len(response.weight_versions) == 2), None)
+    seen["in_flight"] = [[r.weight_versions, len(r.token_ids), r.finish_reason] for r in answers]
+    if mixed is not None:
+        prompt, response = PROMPTS[mixed // 3].token_ids, answers[mixed]
+        seen["mixed"] = {
+            "engine": response.engine_log_probs,
+            **{name: log_probs_of(models / name, prompt, response.token_ids) for name in "ab"},
+        }
+    return {**seen, "seconds": seconds}
+
+
+if __name__ == "__main__":
+    Path(sys.argv[2]).write_text(json.dumps(observe(Path(sys.argv[1]))))
+    process_environment.leave(0)

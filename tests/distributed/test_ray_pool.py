@@ -1,0 +1,94 @@
+"""A pool of engines in Ray samples what one engine in the training process samples, whatever happens to its engines."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tests" / "unit" / "rollout"))
+
+pytestmark = pytest.mark.distributed
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    from tiny_models import SECOND_EOS, save_llama
+
+    models = tmp_path_factory.mktemp("models")
+    for seed, name in enumerate("ab"):
+        settings = save_llama(models / name, seed) / "generation_config.json"
+        settings.write_text(json.dumps({**json.loads(settings.read_text()), "eos_token_id": SECOND_EOS}))
+    result = models / "result.json"
+    program = ROOT / "tests" / "distributed" / "programs" / "ray_pool.py"
+    run = subprocess.run(
+        [sys.executable, str(program), str(models), str(result)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr[-4000:]
+    return json.loads(result.read_text())
+
+
+def tokens(groups: list[list[Any]]) -> list[Any]:
+    return [[index, [[seed, token_ids] for seed, token_ids, _, _ in responses]] for index, responses in groups]
+
+
+def log_probs(groups: list[list[Any]]) -> list[float]:
+    return [number for _, responses in groups for response in responses for number in response[2]]
+
+
+@pytest.mark.parametrize(
+    ("alone", "pool"),
+    [("alone", "pool"), ("alone_updated", "pool_updated"), ("alone_updated", "disturbed"), ("alone_updated", "after_replacements")],
+)
+def test_the_pool_samples_what_one_engine_samples(seen: dict[str, Any], alone: str, pool: str) -> None:
+    assert tokens(seen[pool]) == tokens(seen[alone])
+    assert log_probs(seen[pool]) == pytest.approx(log_probs(seen[alone]), abs=1e-5)
+
+
+def test_updated_engines_sample_otherwise_and_say_which_weights_wrote(seen: dict[str, Any]) -> None:
+    assert tokens(seen["pool"]) != tokens(seen["pool_updated"])
+    assert seen["version"] == 3
+    for name, version in (("pool", 0), ("pool_updated", 3), ("disturbed", 3), ("after_replacements", 3)):
+        assert {tuple(r[3]) for _, responses in seen[name] for r in responses} == {(version,)}
+
+
+def test_a_dead_and_a_stopped_engine_are_both_replaced_while_they_had_work(seen: dict[str, Any]) -> None:
+    assert len(seen["events"]) == 2
+    for event, reason in zip(seen["events"], ("ActorDiedError", "gave no answer for 6 s"), strict=True):
+        assert reason in event
+        assert int(event.split("started again, ")[1].split(" requests")[0]) > 0, event
+    assert seen["survivors"] == [], "a stopped process was left behind"
+
+
+def test_mistakes_are_named_and_leave_the_pool_working(seen: dict[str, Any]) -> None:
+    assert seen["unknown_token"].startswith("UserError: prompt 99 (sums): token ids reach beyond")
+    assert "missing: model.layers.1.input_layernorm.weight" in seen["cut_manifest"]
+
+
+def test_requests_in_flight_survive_an_update_and_go_on_with_the_new_weights(seen: dict[str, Any]) -> None:
+    answers = seen["in_flight"]
+    assert len(answers) == 24
+    assert all(reason == "stop" or length == 400 for _, length, reason in answers)
+    assert {tuple(versions) for versions, _, _ in answers} == {(3,), (3, 4), (4,)}
+
+
+def test_a_response_of_two_versions_is_the_old_models_up_to_one_token_and_the_new_ones_from_there(seen: dict[str, Any]) -> None:
+    """By transformers' log-probs of the same tokens: keys and values of the old weights are not used after the update."""
+    mixed = seen["mixed"]
+    old = [abs(mine - theirs) < 1e-3 for mine, theirs in zip(mixed["engine"], mixed["b"], strict=True)]
+    new = [abs(mine - theirs) < 1e-3 for mine, theirs in zip(mixed["engine"], mixed["a"], strict=True)]
+    switches = [at for at in range(1, len(old)) if all(old[:at]) and all(new[at:])]
+    assert switches
+    assert not all(old)
+    assert not all(new)
