@@ -17,7 +17,7 @@ from megatron_rlpr.weights.local_parameters import local_parameters
 from megatron_rlpr.weights.mapping import ParamMapping
 from megatron_rlpr.weights.shape import ModelShape
 
-BUCKET_BYTES = 64 * 2**20
+BUCKET_BYTES = 32 * 2**20
 """Consecutive parameters are handled together up to this size; a larger one alone."""
 
 

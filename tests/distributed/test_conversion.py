@@ -14,9 +14,12 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from checkpoint_conversion import hf_to_megatron, megatron_to_hf, verify
+from checkpoint_conversion.model_outline import BUCKET_BYTES
 from megatron_rlpr.types import UserError
 from megatron_rlpr.weights.architectures import model_shape
+from megatron_rlpr.weights.hf_tensors import HfTensors
 from megatron_rlpr.weights.load_megatron import check_megatron_checkpoint
+from tools.bench import convert_case
 
 pytestmark = pytest.mark.distributed
 
@@ -150,3 +153,17 @@ with one_process(torch.bfloat16) as actor:
     assert done.returncode == 0, done.stderr[-2000:]
     refused = {line.removeprefix("refused ") for line in done.stdout.splitlines() if line.startswith("refused ")}
     assert refused == {file.name for file in (copy / "megatron").iterdir()}
+
+
+def test_memory_follows_a_layer_and_not_the_model(tmp_path: Path) -> None:
+    hf = tmp_path / "deep"
+    convert_case.make_llama(hf, layers=48, hidden=512, ffn=1536, vocab=2000)
+    costs = convert_case.costs(hf, tmp_path)
+    unit = max(*convert_case.layer_bytes(hf), BUCKET_BYTES)
+    model = sum(file.stat().st_size for file in hf.glob("*.safetensors"))
+    bound = 3 * unit + 64 * 2**20  # two copies of what is in hand, one as it is written or read; Megatron's and torch's plans
+    assert bound < 0.6 * model
+    assert {direction: cost.peak_bytes for direction, cost in costs.items() if cost.peak_bytes > bound} == {}
+    before, after = HfTensors(hf), HfTensors(tmp_path / "back")
+    assert before.stored.keys() == after.stored.keys()
+    assert all(torch.equal(before.read(name), after.read(name)) for name in before.stored)
