@@ -14,25 +14,28 @@ from megatron_rlpr.types import ScoreRequest
 
 
 def megatron_logits(policy: MegatronPolicy, token_ids: Sequence[int]) -> torch.Tensor | None:
-    """fp32 [T - 1, vocabulary]: the logits after every token but the last, on the last pipeline stage; None on others.
+    """fp32 [T - 1, vocabulary]: the logits after every token but the last, on the last pipeline stage; None on other ranks.
 
     All ranks call it together; the policy's temperature must be 1 and sequence parallelism off. The hidden states are
-    taken from the very forward pass that scoring does. Raises ValueError with data parallelism, where only one replica
-    would see the prompt.
+    taken from the very forward pass that scoring does. With data parallelism one replica sees the prompt, the others
+    (which may hold its experts) return None.
     """
-    if policy.layout.data_size != 1:
-        raise ValueError(f"logits are compared with one replica of the model, there are {policy.layout.data_size}")
     captured: list[torch.Tensor] = []
+    seen: list[int] = []
+
+    def note(_: torch.nn.Module, __: Any, inputs: dict[str, Any]) -> None:
+        seen.extend(inputs["input_ids"][0].tolist())
 
     def keep(_: torch.nn.Module, __: Any, output: torch.Tensor) -> None:
         captured.append(output.detach())
 
-    hook = policy.model.decoder.register_forward_hook(keep)
+    hooks = (policy.model.register_forward_pre_hook(note, with_kwargs=True), policy.model.decoder.register_forward_hook(keep))
     try:
         policy.score([ScoreRequest(tuple(token_ids), 1, len(token_ids))])
     finally:
-        hook.remove()
-    if not policy.layout.is_last_stage:
+        for hook in hooks:
+            hook.remove()
+    if not policy.layout.is_last_stage or seen[: len(token_ids) - 1] != list(token_ids)[:-1]:
         return None
     hidden = captured[0][: len(token_ids) - 1, 0]
     shard = torch.nn.functional.linear(hidden, policy.model.output_weight()).float().contiguous()

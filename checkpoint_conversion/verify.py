@@ -60,8 +60,10 @@ def worst_logit(policy: MegatronPolicy, hf: Path, prompts: Sequence[Sequence[int
     worst = Worst(-1.0, "")
     for number, prompt in enumerate(prompts):
         logits = megatron_logits(policy, prompt)
-        if model is None or logits is None:
+        if model is None:
             continue
+        if logits is None:
+            raise ValueError(f"prompt {number} was computed by another replica than that of rank {policy.layout.rank}")
         with torch.no_grad():
             expected = model(torch.tensor([prompt])).logits[0, :-1].float()
         by_position = (logits.cpu() - expected).abs().amax(-1)
@@ -78,10 +80,13 @@ def random_prompts(vocab_size: int, count: int, length: int) -> list[list[int]]:
     return [torch.randint(0, vocab_size, (length,), generator=generator).tolist() for _ in range(count)]
 
 
-def check_layout(shape: ModelShape, tp: int, pp: int, world_size: int) -> None:
+def check_layout(shape: ModelShape, tp: int, pp: int, world_size: int, ep: int = 1) -> None:
     """Raise UserError when a model of this shape cannot be laid out so on that many processes."""
-    if tp < 1 or pp < 1 or world_size != tp * pp:
-        raise UserError(f"{world_size} processes, but TP {tp} x PP {pp} are {tp * pp}: change torchrun's --nproc-per-node")
+    if min(tp, pp, ep) < 1 or world_size != tp * pp * ep:
+        layout = f"TP {tp} x PP {pp}" + (f" x EP {ep}" if ep > 1 else "")
+        raise UserError(f"{world_size} processes, but {layout} are {tp * pp * ep}: change torchrun's --nproc-per-node")
+    if ep > 1 and (shape.experts is None or shape.experts.count % ep):
+        raise UserError(f"--expert-model-parallel-size={ep} does not divide the {shape.experts.count if shape.experts else 0} experts")
     if shape.num_layers % pp:
         raise UserError(f"--pipeline-model-parallel-size={pp} does not divide the {shape.num_layers} layers")
     try:
@@ -92,8 +97,8 @@ def check_layout(shape: ModelShape, tp: int, pp: int, world_size: int) -> None:
 
 
 def _speaker(policy: MegatronPolicy) -> int:
-    """The last rank: always on the last pipeline stage, so it has logits."""
-    return policy.layout.world_size - 1
+    """The first rank of the last pipeline stage: a single prompt goes to the first replica, and that stage has logits."""
+    return policy.layout.world_size - policy.layout.data_size * policy.layout.tensor_size
 
 
 def _transformers_model(hf: Path) -> torch.nn.Module:
@@ -111,6 +116,7 @@ def main() -> None:
     parser.add_argument("--megatron", type=Path, required=True, help="Megatron checkpoint")
     parser.add_argument("--tensor-model-parallel-size", type=int, default=1)
     parser.add_argument("--pipeline-model-parallel-size", type=int, default=1)
+    parser.add_argument("--expert-model-parallel-size", type=int, default=1, help="replicas of the other layers that share the experts")
     parser.add_argument("--prompts", type=int, default=4, help="random prompts to compare")
     parser.add_argument("--length", type=int, default=64, help="tokens of a prompt")
     parser.add_argument("--tolerance", type=float, default=2e-4, help="largest logit difference that passes")
@@ -118,13 +124,15 @@ def main() -> None:
     shape = model_shape(read_hf_config(options.hf))
     check_megatron_checkpoint(shape, options.megatron)
     source = open_hf_weights(shape, options.hf)
-    check_layout(shape, options.tensor_model_parallel_size, options.pipeline_model_parallel_size, int(os.environ.get("WORLD_SIZE", "1")))
+    tp, pp, ep = options.tensor_model_parallel_size, options.pipeline_model_parallel_size, options.expert_model_parallel_size
+    check_layout(shape, tp, pp, int(os.environ.get("WORLD_SIZE", "1")), ep)
     if options.prompts < 1 or not 2 <= options.length <= shape.max_position_embeddings:
         raise UserError(f"--prompts must be at least 1 and --length between 2 and {shape.max_position_embeddings}")
     actor = ActorConfig(
         dtype="float32",
-        tensor_model_parallel_size=options.tensor_model_parallel_size,
-        pipeline_model_parallel_size=options.pipeline_model_parallel_size,
+        tensor_model_parallel_size=tp,
+        pipeline_model_parallel_size=pp,
+        expert_model_parallel_size=ep,
         max_tokens_per_micro_batch=options.length,
     )
     layout = parallel.initialize(actor, seed=0)
@@ -133,7 +141,7 @@ def main() -> None:
     tensor = worst_tensor(WeightExporter(policy.model, shape, bucket_mb=64).stream(), source)
     logit = worst_logit(policy, options.hf, random_prompts(shape.vocab_size, options.prompts, options.length))
     if layout.rank == 0:
-        print(f"layout: TP {layout.tensor_size}, PP {layout.pipeline_size}")
+        print(f"layout: TP {tp}, PP {pp}" + (f", EP {ep}" if ep > 1 else ""))
         print(f"worst tensor: {tensor.where}, largest difference {tensor.difference:.3g}")
         print(f"largest logit difference: {logit.difference:.3g} at {logit.where} (tolerance {options.tolerance:g})", flush=True)
     dist.barrier()

@@ -238,7 +238,7 @@ def _unpack_experts(worker: Any) -> None:
     if worker.device.type != "cpu":
         return
     for module in worker.model_runner.get_model().modules():
-        method = getattr(module, "quant_method", None)
+        method: Any = getattr(module, "quant_method", None)
         if getattr(method, "moe_kernel", None) is not None:
             method.moe_kernel = None
 
