@@ -16,6 +16,7 @@ from megatron_rlpr.actor.model import DTYPES
 from megatron_rlpr.actor.policy import MegatronPolicy
 from megatron_rlpr.algorithm.kl import AdaptiveKL, FixedKL, KLController
 from megatron_rlpr.algorithm.std_filter import StdFilter
+from megatron_rlpr.build_ray import longest_prompt, ray_rollouts
 from megatron_rlpr.clock import Clock
 from megatron_rlpr.config import Config
 from megatron_rlpr.data.dataset import PromptSet, load_prompts, samples_per_prompt
@@ -71,7 +72,7 @@ def build_parts(config: Config) -> RunParts:
     policy = MegatronPolicy(shape, config.actor, layout, config.rollout.temperature)
     _load_initial_weights(policy, shape, config)
     rewards = RewardManager(
-        config.reward, tokenizer, _longest_prompt(config), config.data.max_response_length, _grade(config, tokenizer, graders)
+        config.reward, tokenizer, longest_prompt(config), config.data.max_response_length, _grade(config, tokenizer, graders)
     )
     scorer = GroupScorer(policy, rewards, "none" if config.reward.format_only else config.reward.base_probability, clock)
     total_steps = _total_steps(config, prompts)
@@ -210,12 +211,14 @@ def _kl_controller(config: Config) -> KLController:
 def _rollouts(config: Config, threads: int, console: Console) -> Rollouts:
     if config.rollout.replay:
         return ReplayRollouts(config.rollout.replay)
+    if config.rollout.placement == "ray":
+        return ray_rollouts(config, console)
     dtype = DTYPES[config.actor.dtype if config.rollout.dtype == "auto" else config.rollout.dtype]
     with console.phase("starting vLLM"):
         engine = VllmEngine(
             config.model.path,
             dtype=dtype,
-            max_model_len=_longest_prompt(config) + config.data.max_response_length,
+            max_model_len=longest_prompt(config) + config.data.max_response_length,
             max_num_seqs=config.rollout.max_num_seqs,
             kv_cache_gb=config.rollout.kv_cache_gb,
             gpu_memory_utilization=config.rollout.gpu_memory_utilization,
@@ -249,10 +252,6 @@ def _judge(rank: int) -> Judge | None:
 
 def _special_tokens(tokenizer: Any) -> Sequence[str]:
     return [str(token.content) for token in tokenizer.added_tokens_decoder.values() if token.special]
-
-
-def _longest_prompt(config: Config) -> int:
-    return max(config.data.max_prompt_length, config.data.val_max_prompt_length if config.data.val_files else 0)
 
 
 def _batch_size(config: Config, prompts: PromptSet) -> int:

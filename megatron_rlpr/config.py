@@ -52,7 +52,16 @@ class RolloutConfig:
     top_p: float = key(1.0, "nucleus sampling threshold in training")
     top_k: int = key(-1, "top-k sampling in training; -1: all tokens")
     dtype: Literal["auto", "float32", "bfloat16"] = key("auto", "precision of the engine; auto: actor.dtype")
-    tensor_parallel_size: int = key(1, "ranks that share one engine")
+    placement: Literal["colocated", "ray"] = key(
+        "colocated", "where engines run: in the training processes, or in actors on any nodes of a Ray cluster"
+    )
+    engines: int = key(1, "engines of the pool (placement=ray)")
+    tensor_parallel_size: int = key(1, "ranks that share one engine (placement=ray: GPUs of an engine)")
+    cpus_per_engine: int = key(1, "CPUs that Ray reserves for an engine, and its CPU threads (placement=ray)")
+    engine_timeout_s: int = key(300, "seconds without an answer after which an engine counts as hanging and is replaced (placement=ray)")
+    ray_address: str = key(
+        "", "address of a running Ray cluster; empty: RAY_ADDRESS, or else a cluster of this machine that ends with the run (placement=ray)"
+    )
     max_num_seqs: int = key(64, "sequences an engine decodes at once")
     kv_cache_gb: float = key(1.0, "memory for one engine's key/value cache on CPU, in GiB")
     gpu_memory_utilization: float = key(0.4, "share of the GPU's memory an engine may take")

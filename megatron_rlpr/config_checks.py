@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-from megatron_rlpr import config_bounds, config_model_checks
+from megatron_rlpr import config_bounds, config_model_checks, config_rollout_checks
 from megatron_rlpr.algorithm.std_filter import source_multipliers
 from megatron_rlpr.config import Config
 from megatron_rlpr.evaluation.judge import judge_settings
@@ -24,6 +24,7 @@ def check(config: Config, world_size: int) -> None:
     """
     config_bounds.check(config)
     _check_layout(config, world_size)
+    config_rollout_checks.check(config, world_size)
     _check_run(config)
     _check_files(config)
     _check_batch(config)
@@ -58,11 +59,6 @@ def _check_layout(config: Config, world_size: int) -> None:
         raise UserError(
             "actor.sequence_parallel=true needs actor.tensor_model_parallel_size > 1: it shards activations over the tensor-parallel ranks"
         )
-    if world_size % config.rollout.tensor_parallel_size:
-        raise UserError(
-            f"rollout.tensor_parallel_size={config.rollout.tensor_parallel_size} does not divide the {world_size} processes: "
-            "every engine needs the same number of ranks"
-        )
 
 
 def _check_run(config: Config) -> None:
@@ -78,6 +74,8 @@ def _check_run(config: Config) -> None:
         raise UserError("trainer.val_only=true has nothing to validate: set data.val_files")
     if config.trainer.test_freq and not config.data.val_files:
         raise UserError(f"trainer.test_freq={config.trainer.test_freq} has no effect without data.val_files")
+    if config.trainer.export_hf and config.trainer.save_freq < 0:
+        raise UserError("trainer.export_hf=true writes beside checkpoints, and trainer.save_freq=-1 makes none: set it to 0 or more")
     unknown = [strategy for strategy in config.evaluation.strategies if strategy not in ("greedy", "sampling")]
     if unknown or not config.evaluation.strategies:
         raise UserError(f"evaluation.strategies={config.evaluation.strategies}: expected a list of 'greedy', 'sampling' or both")

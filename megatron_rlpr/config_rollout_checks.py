@@ -1,0 +1,47 @@
+"""Where engines run: what the two placements need, and which keys only one of them knows."""
+
+from __future__ import annotations
+
+from megatron_rlpr.config import Config
+from megatron_rlpr.config_keys import all_keys
+from megatron_rlpr.types import UserError
+
+_RAY_ONLY = ("rollout.engines", "rollout.cpus_per_engine", "rollout.engine_timeout_s", "rollout.ray_address")
+
+
+def check(config: Config, world_size: int) -> None:
+    """Raise UserError when the engines cannot be placed as asked."""
+    if config.rollout.placement == "ray":
+        _check_ray(config)
+    else:
+        _check_colocated(config, world_size)
+
+
+def _check_colocated(config: Config, world_size: int) -> None:
+    for name in _RAY_ONLY:
+        key = all_keys()[name]
+        value = getattr(config.rollout, key.name)
+        if value != key.default:
+            raise UserError(f"{name}={value} has no effect with rollout.placement=colocated: set rollout.placement=ray or remove it")
+    size = config.rollout.tensor_parallel_size
+    if world_size % size:
+        raise UserError(
+            f"rollout.tensor_parallel_size={size} does not divide the {world_size} processes: every engine needs the same number of ranks"
+        )
+
+
+def _check_ray(config: Config) -> None:
+    rollout = config.rollout
+    if rollout.replay:
+        raise UserError(
+            f"rollout.placement=ray with rollout.replay={rollout.replay}: stored rollouts need no engines, remove one of the two"
+        )
+    if rollout.tensor_parallel_size == 1:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        raise UserError(
+            f"rollout.tensor_parallel_size={rollout.tensor_parallel_size} with rollout.placement=ray needs CUDA GPUs, and none is visible: "
+            "set it to 1 and raise rollout.engines or rollout.cpus_per_engine"
+        )
