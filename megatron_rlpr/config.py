@@ -137,6 +137,9 @@ class AlgorithmConfig:
     clip_ratio_low: float = key(0.2, "lower clip of the probability ratio")
     clip_ratio_high: float = key(0.27, "upper clip of the probability ratio")
     clip_ratio_dual: float = key(0.0, "dual clip constant for negative advantages; 0: off")
+    importance_cap: float = key(
+        0.0, "largest weight of a token in truncated importance sampling on the engine's log-probs, exp(old - engine); 0: off"
+    )
     loss_agg_mode: Literal["token-mean", "seq-mean-token-sum", "seq-mean-token-mean"] = key(
         "token-mean", "how token losses become one number"
     )

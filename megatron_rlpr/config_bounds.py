@@ -74,6 +74,7 @@ BOUNDS = {
     "algorithm.clip_ratio_low": BELOW_ONE,
     "algorithm.clip_ratio_high": AT_LEAST_ZERO,
     "algorithm.clip_ratio_dual": Bounds(low=1, low_open=True, also=(0,)),
+    "algorithm.importance_cap": AT_LEAST_ZERO,
     "algorithm.entropy_coeff": ANY,
     "algorithm.kl_loss_coef": AT_LEAST_ZERO,
     "algorithm.kl_target": POSITIVE,

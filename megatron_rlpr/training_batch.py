@@ -116,5 +116,6 @@ def _sequences(batch: TrainingBatch, index: int) -> list[TrainSequence]:
     sequences = []
     for response, scores, advantage, reference in zip(scored.group.responses, scored.scores, advantages, references, strict=True):
         request = response_request(scored.group.prompt, response.token_ids)
-        sequences.append(TrainSequence(request.token_ids, request.start, request.stop, scores.log_probs, advantage, reference))
+        engine = np.asarray(response.engine_log_probs, dtype=np.float32)
+        sequences.append(TrainSequence(request.token_ids, request.start, request.stop, scores.log_probs, advantage, reference, engine))
     return sequences

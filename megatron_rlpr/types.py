@@ -124,7 +124,8 @@ class ScoredGroup:
 class TrainSequence:
     """One response as the update sees it: train on token_ids[start:stop].
 
-    old_log_probs, advantages: float32 [stop - start]; reference_log_probs likewise, when a KL loss is used.
+    old_log_probs, advantages: float32 [stop - start]; reference_log_probs likewise, when a KL loss is used; engine_log_probs
+    likewise, where the engine's are known.
     """
 
     token_ids: tuple[int, ...]
@@ -133,3 +134,4 @@ class TrainSequence:
     old_log_probs: FloatArray
     advantages: FloatArray
     reference_log_probs: FloatArray | None = None
+    engine_log_probs: FloatArray | None = None

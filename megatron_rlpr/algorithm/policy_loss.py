@@ -5,6 +5,17 @@ from __future__ import annotations
 import torch
 
 
+def importance_weights(old_log_probs: torch.Tensor, engine_log_probs: torch.Tensor, cap: float) -> torch.Tensor:
+    """min(exp(old_log_prob - engine_log_prob), cap), fp32 [rows], without gradient: truncated importance sampling.
+
+    The engine sampled from its own distribution: that of older weights, or of other kernels. The weight makes the gradient
+    that of samples from the old policy; the cap bounds its variance (Yao et al. 2025).
+
+    old_log_probs, engine_log_probs: [rows]; cap > 0.
+    """
+    return torch.exp(old_log_probs - engine_log_probs).clamp(max=cap).detach()
+
+
 def token_policy_loss(
     log_probs: torch.Tensor,
     old_log_probs: torch.Tensor,

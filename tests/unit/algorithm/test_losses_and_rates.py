@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 from megatron_rlpr.algorithm.aggregation import AGGREGATIONS, row_weights
 from megatron_rlpr.algorithm.kl import KL_KINDS, AdaptiveKL, FixedKL, penalised_token_rewards, token_kl
 from megatron_rlpr.algorithm.learning_rate import multiplier
-from megatron_rlpr.algorithm.policy_loss import token_policy_loss
+from megatron_rlpr.algorithm.policy_loss import importance_weights, token_policy_loss
 from megatron_rlpr.types import UserError
 
 
@@ -37,6 +39,14 @@ def test_a_ratio_that_went_far_enough_gets_no_gradient() -> None:
 def test_a_ratio_that_went_the_wrong_way_is_pulled_back() -> None:
     assert gradient(0.5, 2.0) == (pytest.approx(-1.0), pytest.approx(-1.0), False)
     assert gradient(3.0, -2.0) == (pytest.approx(6.0), pytest.approx(6.0), False)
+
+
+@given(st.lists(st.tuples(st.floats(-20, 0), st.floats(-20, 0)), min_size=1, max_size=20), st.floats(0.1, 10))
+def test_an_importance_weight_is_the_ratio_of_the_policies_up_to_the_cap(pairs: list[tuple[float, float]], cap: float) -> None:
+    old = torch.tensor([old for old, _ in pairs], dtype=torch.float64, requires_grad=True)
+    weights = importance_weights(old, torch.tensor([engine for _, engine in pairs], dtype=torch.float64), cap)
+    assert weights.tolist() == pytest.approx([min(math.exp(old) / math.exp(engine), cap) for old, engine in pairs])
+    assert not weights.requires_grad
 
 
 def test_the_dual_clip_bounds_the_loss_of_negative_advantages_only() -> None:
