@@ -7,6 +7,7 @@ model has no position embedding of its own), and the output layer is applied to 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from megatron_rlpr.actor.post_norm import with_post_norm
 from megatron_rlpr.actor.rms_norm import RMSNorm
 from megatron_rlpr.actor.selected_head import VocabShard, selected_log_probs
 from megatron_rlpr.actor.tree_attention import TreeCoreAttention
@@ -27,15 +29,18 @@ from megatron_rlpr.config import ActorConfig
 from megatron_rlpr.weights.shape import ExpertShape, ModelShape
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+ACTIVATIONS = {"silu": F.silu, "gelu_tanh": partial(F.gelu, approximate="tanh")}
 
 
 class TreePolicy(GPTModel):
     """GPTModel whose last stage returns fp32 [R, 2] (log-prob, entropy) at the HeadRows of its TreeSeqParams."""
 
-    def __init__(self, *args: Any, real_vocab_size: int, final_softcap: float | None = None, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, shape: ModelShape, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.real_vocab_size = real_vocab_size
-        self.final_softcap = final_softcap
+        self.real_vocab_size = shape.vocab_size
+        self.final_softcap = shape.final_softcap
+        if self.pre_process and shape.embedding_scale is not None:
+            self.embedding.register_forward_hook(partial(_scaled, factor=shape.embedding_scale))
 
     def _postprocess(self, hidden_states: torch.Tensor, *_: Any, packed_seq_params: TreeSeqParams, **__: Any) -> torch.Tensor:
         if not self.post_process:
@@ -62,6 +67,11 @@ class TreePolicy(GPTModel):
         several = parallel_state.get_tensor_model_parallel_world_size() > 1
         group = parallel_state.get_tensor_model_parallel_group() if several else None
         return VocabShard(first, max(0, min(rows, self.real_vocab_size - first)), group)
+
+
+def _scaled(_: torch.nn.Module, __: Any, embeddings: torch.Tensor, factor: float) -> torch.Tensor:
+    """A forward hook; the factor is rounded to the embeddings' precision, as transformers does."""
+    return embeddings * torch.tensor(factor, dtype=embeddings.dtype, device=embeddings.device)
 
 
 def padded_vocab_size(vocab_size: int, tensor_parallel_size: int) -> int:
@@ -93,8 +103,11 @@ def transformer_config(shape: ModelShape, actor: ActorConfig) -> TransformerConf
         ffn_hidden_size=shape.ffn_hidden_size,
         normalization="RMSNorm",
         layernorm_epsilon=shape.norm_eps,
+        layernorm_zero_centered_gamma=shape.norm_adds_one,
+        qk_layernorm=shape.qk_norm,
+        softmax_scale=shape.query_scale,
         gated_linear_unit=True,
-        activation_func=F.silu,
+        activation_func=ACTIVATIONS[shape.activation],
         add_bias_linear=False,
         add_qkv_bias=shape.qkv_bias,
         hidden_dropout=0.0,
@@ -113,7 +126,7 @@ def transformer_config(shape: ModelShape, actor: ActorConfig) -> TransformerConf
         deallocate_pipeline_outputs=False,
         use_cpu_initialization=not fused,
         gradient_accumulation_fusion=False,
-        bias_activation_fusion=fused,
+        bias_activation_fusion=fused and shape.activation == "silu",
         bias_dropout_fusion=fused,
         masked_softmax_fusion=False,
         apply_rope_fusion=False,
@@ -157,8 +170,7 @@ def build_model(shape: ModelShape, actor: ActorConfig) -> TreePolicy:
         parallel_output=True,
         share_embeddings_and_output_weights=shape.tied_embeddings,
         position_embedding_type="none",
-        real_vocab_size=shape.vocab_size,
-        final_softcap=shape.final_softcap,
+        shape=shape,
     )
     return model.cuda() if torch.cuda.is_available() else model
 
@@ -168,13 +180,22 @@ def _block_spec(config: TransformerConfig, shape: ModelShape) -> TransformerBloc
     if torch.cuda.is_available():
         from megatron.core.extensions.transformer_engine import TENorm
 
-        layer = get_gpt_layer_with_transformer_engine_spec(num_experts=config.num_moe_experts, moe_grouped_gemm=config.moe_grouped_gemm)
+        layer = get_gpt_layer_with_transformer_engine_spec(
+            num_experts=config.num_moe_experts, moe_grouped_gemm=config.moe_grouped_gemm, qk_layernorm=config.qk_layernorm
+        )
         final_norm: Any = TENorm
     else:
-        layer = get_gpt_layer_local_spec(num_experts=config.num_moe_experts, normalization="RMSNorm")
+        layer = get_gpt_layer_local_spec(num_experts=config.num_moe_experts, normalization="RMSNorm", qk_layernorm=config.qk_layernorm)
         layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = RMSNorm
         final_norm = RMSNorm
-    layer.submodules.self_attention.submodules.core_attention = ModuleSpec(
+    attention = layer.submodules.self_attention.submodules
+    attention.core_attention = ModuleSpec(
         module=TreeCoreAttention, params={"windows": shape.layer_windows, "softcap": shape.attention_softcap}
     )
+    if shape.qk_norm and not torch.cuda.is_available():
+        attention.q_layernorm = attention.k_layernorm = RMSNorm
+    if shape.post_norms:
+        feed_forward = layer.submodules.mlp.submodules
+        attention.linear_proj = with_post_norm(attention.linear_proj, final_norm)
+        feed_forward.linear_fc2 = with_post_norm(feed_forward.linear_fc2, final_norm)
     return TransformerBlockSubmodules(layer_specs=[layer] * get_num_layers_to_build(config), layer_norm=final_norm)

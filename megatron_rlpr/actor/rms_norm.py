@@ -9,43 +9,48 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 
 class _RmsNorm(torch.autograd.Function):
-    """y = weight * x / rms(x), computed in fp32. Saves x and one number a row; what autograd would save is several times that.
+    """y = (weight + offset) * x / rms(x), computed in fp32. Saves x and one number a row; what autograd would save is several times that.
 
-    With n = x / rms(x) and g = weight * dy:  dx = (g - n mean(g n)) / rms(x),  dweight = sum over rows of dy n.
+    With n = x / rms(x) and g = (weight + offset) * dy:  dx = (g - n mean(g n)) / rms(x),  dweight = sum over rows of dy n.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float) -> torch.Tensor:
         wide = x.float()
         inverse_rms = torch.linalg.vecdot(wide, wide)[..., None].div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, inverse_rms)
+        ctx.offset = offset
+        if offset:  # Gemma multiplies before it rounds, Llama after
+            return (wide * inverse_rms * (weight.float() + offset)).to(x.dtype)
         return (wide * inverse_rms).to(x.dtype) * weight
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None]:
         x, weight, inverse_rms = ctx.saved_tensors
         normed = x.float() * inverse_rms
         wide = grad.float()
         grad_weight = (wide * normed).flatten(0, -2).sum(0).to(weight.dtype)
-        scaled = wide * weight.float()
+        scaled = wide * (weight.float() + ctx.offset)
         along = torch.linalg.vecdot(scaled, normed)[..., None].div_(x.shape[-1])
         grad_x = torch.addcmul(scaled, normed, along, value=-1).mul_(inverse_rms)
-        return grad_x.to(x.dtype), grad_weight, None
+        return grad_x.to(x.dtype), grad_weight, None, None
 
 
 class RMSNorm(torch.nn.Module):
     """Root-mean-square normalisation in fp32 (Zhang and Sennrich, 2019), for Megatron's CPU layer spec.
 
     Megatron's own unfused norm refuses sequence parallelism; this one marks its weight, so that Megatron sums its
-    gradient over the tensor-parallel ranks, each of which sees only a part of the sequence.
+    gradient over the tensor-parallel ranks, each of which sees only a part of the sequence. With
+    layernorm_zero_centered_gamma it multiplies by 1 + weight.
     """
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> None:
         super().__init__()
         self.eps = eps
+        self.offset = 1.0 if config.layernorm_zero_centered_gamma else 0.0
         self.weight = torch.nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
         self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [..., hidden_size] -> same shape and dtype."""
-        return _RmsNorm.apply(x, self.weight, self.eps)
+        return _RmsNorm.apply(x, self.weight, self.eps, self.offset)

@@ -12,7 +12,17 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, Qwen2Config
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    LlamaConfig,
+    MistralConfig,
+    MixtralConfig,
+    PreTrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
+    Qwen3MoeConfig,
+)
 
 pytestmark = pytest.mark.distributed
 
@@ -28,8 +38,37 @@ MODELS: dict[str, PreTrainedConfig] = {
         **SIZES, vocab_size=97, max_position_embeddings=256, head_dim=10, rope_theta=5e5, rope_scaling=LLAMA3, rms_norm_eps=1e-5
     ),
     "qwen2": Qwen2Config(**SIZES, vocab_size=128, max_position_embeddings=256),
+    "mixtral": MixtralConfig(**SIZES, vocab_size=131, max_position_embeddings=256, num_local_experts=4, num_experts_per_tok=2),
+    "qwen3_moe": Qwen3MoeConfig(
+        **SIZES,
+        vocab_size=128,
+        max_position_embeddings=256,
+        head_dim=10,
+        num_experts=6,
+        num_experts_per_tok=3,
+        moe_intermediate_size=24,
+        norm_topk_prob=False,
+    ),
+    "qwen3": Qwen3Config(**SIZES, vocab_size=128, max_position_embeddings=256, head_dim=10),
+    # Windows shorter than the prompt, soft caps that bend what they cap.
+    "mistral": MistralConfig(**SIZES, vocab_size=128, max_position_embeddings=256, sliding_window=16),
+    "gemma2": Gemma2Config(
+        **SIZES,
+        vocab_size=131,
+        max_position_embeddings=256,
+        head_dim=10,
+        query_pre_attn_scalar=6,
+        sliding_window=16,
+        attn_logit_softcapping=2.0,
+        final_logit_softcapping=3.0,
+        attn_implementation="eager",
+    ),
 }
+EXPERTS = ("mixtral", "qwen3_moe")
 LAYOUTS = ["1 process", "TP2", "PP2", "TP2 x PP2", "PP2 x DP2"]
+EXPERT_LAYOUTS = ["EP2", "TP2 x EP2"]
+CASES = [(layout, model) for model in MODELS for layout in [*LAYOUTS, *(EXPERT_LAYOUTS if model in EXPERTS else [])]]
+in_every_layout = pytest.mark.parametrize(("layout", "model"), CASES)
 
 
 def make_model(config: PreTrainedConfig, folder: Path) -> None:
@@ -67,16 +106,14 @@ def ranks(report: dict[str, Any], layout: str, model: str) -> list[dict[str, Any
     return [facts[model] for facts in report["layouts"][layout]]
 
 
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("layout", ["1 process", "TP2", "PP2", "TP2 x PP2"])
+@in_every_layout
 def test_logits_equal_those_of_transformers(report: dict[str, Any], layout: str, model: str) -> None:
     differences = [facts["logit_difference"] for facts in ranks(report, layout, model) if facts["logit_difference"] is not None]
     assert differences
     assert max(differences) < 2e-4
 
 
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("layout", LAYOUTS)
+@in_every_layout
 def test_every_rank_exports_the_very_tensors_that_were_loaded(report: dict[str, Any], layout: str, model: str) -> None:
     for facts in ranks(report, layout, model):
         assert facts["in_manifest_order"]
@@ -85,16 +122,14 @@ def test_every_rank_exports_the_very_tensors_that_were_loaded(report: dict[str, 
         assert facts["dtypes"] == ["torch.float32"]
 
 
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("layout", LAYOUTS)
+@in_every_layout
 def test_buckets_are_bounded(report: dict[str, Any], layout: str, model: str) -> None:
     for facts in ranks(report, layout, model):
         assert facts["buckets"] > 5
         assert facts["largest_bucket_of_several"] <= 0.02 * 2**20 + 4 * 8 * 48  # vocabulary padding travels with the embedding
 
 
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("layout", LAYOUTS)
+@in_every_layout
 def test_a_converted_checkpoint_loads_at_any_layout(report: dict[str, Any], layout: str, model: str) -> None:
     for facts in ranks(report, layout, model):
         assert facts["reloaded_difference"] == 0
@@ -103,24 +138,35 @@ def test_a_converted_checkpoint_loads_at_any_layout(report: dict[str, Any], layo
 
 @pytest.mark.parametrize("model", MODELS)
 def test_hand_overs_have_one_checksum_on_all_ranks_of_all_layouts(report: dict[str, Any], model: str) -> None:
-    found = [facts["hand_over"] for layout in LAYOUTS for facts in ranks(report, layout, model)]
+    layouts = [layout for layout, of in CASES if of == model]
+    found = [facts["hand_over"] for layout in layouts for facts in ranks(report, layout, model)]
     assert len({checksum for facts in found for checksum in facts["checksums"]}) == 1
     assert len({facts["nbytes"] for facts in found}) == 1
     assert all(facts["complete"] and facts["versions"] == [3, 5] for facts in found)
 
 
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("layout", LAYOUTS)
+@in_every_layout
 def test_a_receiver_that_breaks_on_one_rank_leaves_the_others_in_step(report: dict[str, Any], layout: str, model: str) -> None:
     """The broken hand-over raised on its rank only, and the next one was whole again (see the checksums)."""
     errors = [facts["hand_over"]["error"] for facts in ranks(report, layout, model)]
     assert errors == ["the engine went away", *[""] * (len(errors) - 1)]
 
 
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("layout", LAYOUTS)
+@in_every_layout
 def test_a_receiver_that_wants_no_weights_costs_none(report: dict[str, Any], layout: str, model: str) -> None:
     assert [facts["hand_over"]["ignored_bytes"] for facts in ranks(report, layout, model)] == [0] * len(report["layouts"][layout])
+
+
+@in_every_layout
+def test_a_run_writes_hugging_face_folders_from_any_layout(report: dict[str, Any], layout: str, model: str) -> None:
+    """One that could not be written leaves no trace and no rank waiting; a step made again replaces those after it."""
+    first, *others = [facts["exports"] for facts in ranks(report, layout, model)]
+    assert first["error"] == "NotADirectoryError"
+    assert others == [{"error": ""}] * len(others)
+    assert first["after_failure"] == ["step_000020"]
+    assert first["left"] == ["step_000010"]
+    assert (first["missing"], first["identical"], first["dtypes"], first["config_dtype"]) == ([], True, ["torch.float32"], "float32")
+    assert first["template"] == "{{ messages }}"
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -1,4 +1,4 @@
-"""The decoder that Llama and Qwen2 share: RMSNorm, grouped-query attention with rotary positions, gated feed-forward."""
+"""The decoder that all families share: RMSNorm, grouped-query attention with rotary positions, gated feed-forward."""
 
 from __future__ import annotations
 
@@ -13,9 +13,14 @@ FeedForward = Callable[[ModelShape, str, str], list[ParamMapping]]
 """(shape, the layer's name in Megatron, its name in Hugging Face) -> the weights behind the second norm."""
 
 
-def dense_decoder_shape(config: Mapping[str, Any], qkv_bias: bool) -> ModelShape:
-    """Read the fields all dense decoders share; refuse those that would change the numbers."""
-    fields.refuse_what_changes_numbers(config)
+def dense_decoder_shape(
+    config: Mapping[str, Any], qkv_bias: bool, honoured: frozenset[str] = frozenset(), head_dim: int | None = None, tied: bool = False
+) -> ModelShape:
+    """Read the fields all decoders share; refuse those that would change the numbers.
+
+    honoured: fields the family reads itself. head_dim, tied: transformers' defaults of the family where config.json says nothing.
+    """
+    fields.refuse_what_changes_numbers(config, honoured)
     theta, scaling = fields.rope(config)
     return ModelShape(
         architecture=fields.architecture_name(config),
@@ -23,14 +28,14 @@ def dense_decoder_shape(config: Mapping[str, Any], qkv_bias: bool) -> ModelShape
         hidden_size=fields.positive_integer(config, "hidden_size"),
         num_attention_heads=fields.positive_integer(config, "num_attention_heads"),
         num_query_groups=fields.query_groups(config),
-        head_dim=fields.head_dim(config),
+        head_dim=fields.head_dim(config, head_dim),
         ffn_hidden_size=fields.positive_integer(config, "intermediate_size"),
         vocab_size=fields.positive_integer(config, "vocab_size"),
         max_position_embeddings=fields.positive_integer(config, "max_position_embeddings"),
         norm_eps=fields.positive_number(config, "rms_norm_eps"),
         rope_theta=theta,
         rope_scaling=scaling,
-        tied_embeddings=fields.flag(config, "tie_word_embeddings", default=False),
+        tied_embeddings=fields.flag(config, "tie_word_embeddings", default=tied),
         qkv_bias=qkv_bias,
     )
 
@@ -59,10 +64,14 @@ def gated_feed_forward(shape: ModelShape, megatron: str, hf: str) -> list[ParamM
     """The feed-forward of every dense decoder."""
     hidden, ffn = shape.hidden_size, shape.ffn_hidden_size
     gate_up = tuple(HfTensor(f"{hf}.mlp.{x}_proj.weight", (ffn, hidden)) for x in ("gate", "up"))
-    return [
+    table = [
         ParamMapping((f"{megatron}.mlp.linear_fc1.weight",), gate_up, GateUp()),
         ParamMapping((f"{megatron}.mlp.linear_fc2.weight",), (HfTensor(f"{hf}.mlp.down_proj.weight", (hidden, ffn)),), Row()),
     ]
+    if shape.post_norms:
+        norm = HfTensor(f"{hf}.post_feedforward_layernorm.weight", (hidden,))
+        table.append(ParamMapping((f"{megatron}.mlp.linear_fc2.post_layernorm.weight",), (norm,), Replicated()))
+    return table
 
 
 def _attention(shape: ModelShape, megatron: str, hf: str) -> list[ParamMapping]:
@@ -71,9 +80,9 @@ def _attention(shape: ModelShape, megatron: str, hf: str) -> list[ParamMapping]:
     qkv_rows = (("q", query), ("k", key_value), ("v", key_value))
     attention = f"{megatron}.self_attention"
 
-    def norm(local: str, name: str, *fused: str) -> ParamMapping:
+    def norm(local: str, name: str, *fused: str, size: int = hidden) -> ParamMapping:
         names = (f"{megatron}.{local}.weight", *fused)
-        return ParamMapping(names, (HfTensor(f"{hf}.{name}.weight", (hidden,)),), Replicated())
+        return ParamMapping(names, (HfTensor(f"{hf}.{name}.weight", (size,)),), Replicated())
 
     def qkv(kind: str, *columns: int) -> ParamMapping:
         tensors = tuple(HfTensor(f"{hf}.self_attn.{x}_proj.{kind}", (rows, *columns)) for x, rows in qkv_rows)
@@ -86,5 +95,7 @@ def _attention(shape: ModelShape, megatron: str, hf: str) -> list[ParamMapping]:
         qkv("weight", hidden),
         *([qkv("bias")] if shape.qkv_bias else []),
         ParamMapping((f"{attention}.linear_proj.weight",), (HfTensor(f"{hf}.self_attn.o_proj.weight", (hidden, query)),), Row()),
-        norm("pre_mlp_layernorm", "post_attention_layernorm", *fused_with_mlp),
+        *(norm(f"self_attention.{x}_layernorm", f"self_attn.{x}_norm", size=shape.head_dim) for x in ("q", "k") if shape.qk_norm),
+        *([norm("self_attention.linear_proj.post_layernorm", "post_attention_layernorm")] if shape.post_norms else []),
+        norm("pre_mlp_layernorm", "pre_feedforward_layernorm" if shape.post_norms else "post_attention_layernorm", *fused_with_mlp),
     ]

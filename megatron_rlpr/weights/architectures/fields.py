@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from megatron_rlpr.types import UserError
@@ -22,6 +22,7 @@ _INERT: dict[str, tuple[Any, ...]] = {
     "rope_interleaved": (False,),
     "use_mrope": (False,),
     "use_qk_norm": (False,),
+    "use_bidirectional_attention": (False,),
     "attn_logit_softcapping": (),
     "final_logit_softcapping": (),
     "layer_types": (),
@@ -60,10 +61,12 @@ def flag(config: HfConfig, field: str, default: bool) -> bool:
     return value
 
 
-def head_dim(config: HfConfig) -> int:
-    """`head_dim`, or hidden size / heads where it is not written. Rotary embedding needs an even one."""
+def head_dim(config: HfConfig, default: int | None = None) -> int:
+    """`head_dim`; where it is not written the family's default, or hidden size / heads. Rotary embedding needs an even one."""
     heads = positive_integer(config, "num_attention_heads")
-    if config.get("head_dim") is None:
+    if config.get("head_dim") is None and default is not None:
+        dim = default
+    elif config.get("head_dim") is None:
         hidden = positive_integer(config, "hidden_size")
         if hidden % heads:
             raise UserError(f"config.json: hidden_size={hidden} is no multiple of num_attention_heads={heads} and there is no 'head_dim'")
@@ -110,11 +113,30 @@ def rope(config: HfConfig) -> tuple[float, RopeScaling | None]:
     )
 
 
-def refuse_what_changes_numbers(config: HfConfig) -> None:
-    """Raise UserError for a field that would make this project compute other numbers than transformers does."""
+def layer_windows(config: HfConfig, layer_types: Sequence[str]) -> tuple[int, ...]:
+    """The sliding window of every layer, 0 for full attention; empty when none can act. layer_types: of every layer.
+
+    A window that holds all positions of the model hides nothing.
+    """
+    layers, kinds = positive_integer(config, "num_hidden_layers"), {"full_attention", "sliding_attention"}
+    if len(layer_types) != layers or not set(layer_types) <= kinds:
+        raise UserError(f"config.json: layer_types={list(layer_types)!r} is not supported; expected {layers} of {', '.join(sorted(kinds))}")
+    if "sliding_attention" not in layer_types:
+        return ()
+    window = positive_integer(config, "sliding_window")
+    if window >= positive_integer(config, "max_position_embeddings"):
+        return ()
+    return tuple(window if kind == "sliding_attention" else 0 for kind in layer_types)
+
+
+def refuse_what_changes_numbers(config: HfConfig, honoured: frozenset[str] = frozenset()) -> None:
+    """Raise UserError for a field that would make this project compute other numbers than transformers does.
+
+    honoured: fields that the family reads itself.
+    """
     for field, inert in _INERT.items():
         value = config.get(field)
-        if value is None or any(value == same and type(value) is type(same) for same in inert):
+        if field in honoured or value is None or any(value == same and type(value) is type(same) for same in inert):
             continue
         if field == "layer_types" and isinstance(value, list) and set(value) == {"full_attention"}:
             continue

@@ -7,7 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoModelForCausalLM, LlamaConfig, MixtralConfig, PreTrainedConfig, Qwen2Config
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    LlamaConfig,
+    MistralConfig,
+    MixtralConfig,
+    PreTrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
 
 from megatron_rlpr.types import UserError
 from megatron_rlpr.weights.architectures import SUPPORTED, architecture_for, model_shape, parameter_table, read_hf_config
@@ -38,6 +47,9 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     "llama 3.1": LlamaConfig(**SIZES, architectures=["LlamaForCausalLM"], rope_theta=5e5, rope_scaling=LLAMA3),
     "qwen2": Qwen2Config(**SIZES, architectures=["Qwen2ForCausalLM"]),
     "qwen2 tied": Qwen2Config(**SIZES, architectures=["Qwen2ForCausalLM"], tie_word_embeddings=True),
+    "qwen3": Qwen3Config(**SIZES, architectures=["Qwen3ForCausalLM"], head_dim=10),
+    "mistral": MistralConfig(**SIZES, architectures=["MistralForCausalLM"], sliding_window=16),
+    "gemma2": Gemma2Config(**SIZES, architectures=["Gemma2ForCausalLM"], head_dim=10, sliding_window=16),
     "mixtral": MixtralConfig(**SIZES, architectures=["MixtralForCausalLM"], num_local_experts=4, num_experts_per_tok=2),
 }
 
@@ -48,6 +60,18 @@ def llama(**fields: Any) -> dict[str, Any]:
 
 def qwen2(**fields: Any) -> dict[str, Any]:
     return {**CONFIGS["qwen2"].to_dict(), **fields}
+
+
+def qwen3(**fields: Any) -> dict[str, Any]:
+    return {**CONFIGS["qwen3"].to_dict(), **fields}
+
+
+def mistral(**fields: Any) -> dict[str, Any]:
+    return {**CONFIGS["mistral"].to_dict(), **fields}
+
+
+def gemma2(**fields: Any) -> dict[str, Any]:
+    return {**CONFIGS["gemma2"].to_dict(), **fields}
 
 
 def mixtral(**fields: Any) -> dict[str, Any]:
@@ -162,6 +186,15 @@ def test_plain_rotary_base_is_read_from_the_older_spelling(older: dict[str, Any]
         (qwen2(use_sliding_window=True), "use_sliding_window=True"),
         (qwen2(layer_types=["full_attention", "sliding_attention", "full_attention"]), "layer_types="),
         (qwen2(use_mrope=True), "use_mrope=True"),
+        (qwen3(use_sliding_window=True), "use_sliding_window=True"),
+        (qwen3(attention_bias=True), "attention_bias=True"),
+        (mistral(sliding_window=0), "'sliding_window'"),
+        (gemma2(hidden_activation="gelu"), "hidden_activation='gelu'"),
+        (gemma2(attention_bias=True), "attention_bias=True"),
+        (gemma2(use_bidirectional_attention=True), "use_bidirectional_attention=True"),
+        (gemma2(layer_types=["full_attention"]), "layer_types=['full_attention']"),
+        (gemma2(layer_types=["chunked_attention"] * 3), "layer_types=['chunked_attention'"),
+        (gemma2(query_pre_attn_scalar=-1), "'query_pre_attn_scalar'"),
         (mixtral(sliding_window=4096), "sliding_window=4096"),
         (mixtral(router_jitter_noise=0.1), "router_jitter_noise=0.1"),
         (mixtral(num_local_experts=None), "'num_experts' to be a positive integer"),
@@ -189,6 +222,29 @@ def test_fields_that_change_nothing_are_accepted(config: dict[str, Any]) -> None
     assert model_shape(config).num_layers == 3
 
 
+def test_shape_of_a_gemma2() -> None:
+    shape = model_shape(gemma2(query_pre_attn_scalar=64))
+    assert shape.layer_windows == (16, 0, 16)
+    assert (shape.query_scale, shape.attention_softcap, shape.final_softcap) == (0.125, 50.0, 30.0)
+    assert (shape.embedding_scale, shape.activation, shape.tied_embeddings) == (48**0.5, "gelu_tanh", True)
+    assert shape.post_norms
+    assert shape.norm_adds_one
+
+
+def test_defaults_of_a_family_are_those_of_transformers() -> None:
+    bare = {key: value for key, value in gemma2().items() if key not in ("head_dim", "layer_types", "sliding_window")}
+    assert model_shape(bare).head_dim == Gemma2Config().head_dim
+    assert model_shape({**bare, "max_position_embeddings": 8192}).layer_windows == (4096, 0, 4096)
+    assert model_shape(qwen3(head_dim=None)).head_dim == Qwen3Config().head_dim
+    assert model_shape(gemma2(attn_logit_softcapping=None)).attention_softcap is None
+
+
+def test_a_window_counts_only_where_it_can_hide_something() -> None:
+    assert model_shape(mistral()).layer_windows == (16, 16, 16)
+    assert model_shape(mistral(sliding_window=256)).layer_windows == ()
+    assert model_shape(mistral(sliding_window=None)).layer_windows == ()
+
+
 def test_shape_of_a_mixtral() -> None:
     shape = model_shape(mixtral(rope_parameters=None))
     assert shape.experts == ExpertShape(count=4, top_k=2, ffn_hidden_size=80, normalised=True)
@@ -196,7 +252,8 @@ def test_shape_of_a_mixtral() -> None:
 
 
 def test_every_family_is_found_by_its_file() -> None:
-    assert {"LlamaForCausalLM", "MixtralForCausalLM", "Qwen2ForCausalLM"} <= set(SUPPORTED)
+    families = ("Gemma2", "Llama", "Mistral", "Mixtral", "Qwen2", "Qwen3")
+    assert {f"{family}ForCausalLM" for family in families} <= set(SUPPORTED)
     assert list(SUPPORTED) == sorted(SUPPORTED)
     assert architecture_for(qwen2()).name == "Qwen2ForCausalLM"
 
