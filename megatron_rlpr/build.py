@@ -46,6 +46,7 @@ from megatron_rlpr.validation_schedule import ValidationSchedule
 from megatron_rlpr.weights.architectures import model_shape, read_hf_config
 from megatron_rlpr.weights.export import WeightExporter
 from megatron_rlpr.weights.handover import HandOver
+from megatron_rlpr.weights.hf_export import HfExport
 from megatron_rlpr.weights.load_hf import load_hf_weights
 from megatron_rlpr.weights.load_megatron import load_megatron_checkpoint
 from megatron_rlpr.weights.shape import ModelShape
@@ -98,6 +99,7 @@ def build_parts(config: Config) -> RunParts:
     ]
     rollouts = _rollouts(config, threads, console)
     evaluation = HeldOutEvaluation(config, rollouts, scorer, graders, console, _special_tokens(tokenizer), _judge(layout.rank))
+    exporter = WeightExporter(policy.model, shape, config.weights.bucket_mb)
     return RunParts(
         config=config,
         folder=folder,
@@ -109,11 +111,12 @@ def build_parts(config: Config) -> RunParts:
         scorer=scorer,
         prompts=source,
         std_filter=StdFilter(config.filter),
-        hand_over=HandOver(WeightExporter(policy.model, shape, config.weights.bucket_mb), rollouts),
+        hand_over=HandOver(exporter, rollouts),
         validation=ValidationSchedule(
             config.trainer, total_steps, evaluation, [] if config.rollout.replay else sets, tracker, folder, config.model.path
         ),
         checkpoints=checkpoints,
+        hf_export=_hf_export(config, folder, exporter),
         resume_step=resume_step,
         tracker=tracker,
         console=console,
@@ -199,6 +202,12 @@ def _reference_policy(shape: ModelShape, config: Config, layout: parallel.Layout
     reference = MegatronPolicy(shape, config.actor, layout, config.rollout.temperature, trainable=False)
     _load_initial_weights(reference, shape, config)
     return reference
+
+
+def _hf_export(config: Config, folder: Path, exporter: WeightExporter) -> HfExport | None:
+    if not config.trainer.export_hf:
+        return None
+    return HfExport(folder / "hf", exporter, Path(config.model.path), config.trainer.keep_last)
 
 
 def _kl_controller(config: Config) -> KLController:

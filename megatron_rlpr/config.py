@@ -227,6 +227,7 @@ class TrainerConfig:
     resume: Literal["auto", "never"] = key("auto", "auto: go on from the newest good checkpoint of the run folder")
     save_freq: int = key(0, "steps between checkpoints; 0: only at the end; -1: none at all")
     keep_last: int = key(2, "checkpoints kept; older ones are removed")
+    export_hf: bool = key(False, "beside each checkpoint, write the weights as Hugging Face folder <runs_dir>/<name>/hf/step_*")
     test_freq: int = key(0, "steps between validations; 0: only before and after")
     val_before_train: bool = key(True, "validate before the first step")
     val_only: bool = key(False, "validate and stop")

@@ -29,6 +29,7 @@ from megatron_rlpr.training_batch import TrainingBatch, with_advantages
 from megatron_rlpr.types import FloatArray, Prompt, RolloutGroup, ScoredGroup
 from megatron_rlpr.validation_schedule import ValidationSchedule
 from megatron_rlpr.weights.handover import HandOver
+from megatron_rlpr.weights.hf_export import HfExport
 
 
 @dataclass
@@ -48,6 +49,7 @@ class RunParts:
     hand_over: HandOver
     validation: ValidationSchedule
     checkpoints: CheckpointStore
+    hf_export: HfExport | None
     resume_step: int
     tracker: Tracker
     console: Console
@@ -142,7 +144,7 @@ class RunParts:
         return int(state["step"])
 
     def save_checkpoint(self, step: int) -> None:
-        """Write a checkpoint when this step is one that has one."""
+        """Write a checkpoint, and the Hugging Face folder that belongs to it, when this step is one that has one."""
         frequency = self.config.trainer.save_freq
         last = step == self.total_steps
         if frequency < 0 or not (last or (frequency > 0 and step % frequency == 0)):
@@ -157,4 +159,6 @@ class RunParts:
             "elapsed_s": time.time() - self.started,
         }
         with self.clock.phase("checkpoint"):
+            if self.hf_export is not None:
+                self.hf_export.save(step)  # first: a run that is killed in between makes this step again
             self.checkpoints.save(step, self.policy, state)

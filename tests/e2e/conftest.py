@@ -19,7 +19,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
 @pytest.fixture(scope="session")
 def undisturbed(workplace: Workplace) -> str:
     """The name of a run of six steps on one process that nothing happened to."""
-    workplace.train("undisturbed", 0, "tracking.tensorboard=true")
+    workplace.train("undisturbed", 0, "tracking.tensorboard=true", "trainer.export_hf=true")
     return "undisturbed"
 
 

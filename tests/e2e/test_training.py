@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from training_runs import STEPS, Workplace
+from training_runs import STEPS, Workplace, run
+from transformers import AutoModelForCausalLM
 
 from megatron_rlpr.config_loading import load_config
 from megatron_rlpr.rollout.store import SCHEMA
 from megatron_rlpr.tracking.metric_names import REQUIRED, undocumented
+from megatron_rlpr.weights.hf_tensors import HfTensors
 
 pytestmark = pytest.mark.e2e
 
@@ -112,6 +116,29 @@ def test_the_resolved_configuration_reads_back(workplace: Workplace, undisturbed
 
 def test_the_newest_checkpoints_are_kept(workplace: Workplace, undisturbed: str) -> None:
     assert workplace.checkpoints(undisturbed) == ["step_000003", "step_000006"]
+
+
+def test_transformers_loads_the_final_weights_from_beside_the_checkpoint(workplace: Workplace, undisturbed: str, tmp_path: Path) -> None:
+    exports = workplace.run_folder(undisturbed) / "hf"
+    assert sorted(path.name for path in exports.iterdir()) == ["step_000003", "step_000006"]
+    exported = AutoModelForCausalLM.from_pretrained(exports / "step_000006").state_dict()
+    checkpoint = workplace.run_folder(undisturbed) / "checkpoints" / "step_000006"
+    options = [f"--megatron={checkpoint}", f"--out={tmp_path / 'converted'}", f"--hf={workplace.folder / 'model'}"]
+    status, output = run([sys.executable, "-m", "checkpoint_conversion.megatron_to_hf", *options], tmp_path / "conversion.log")
+    assert status == 0, output
+    final = HfTensors(tmp_path / "converted")
+    assert [name for name in final.stored if not torch.equal(final.read(name), exported[name])] == []
+    before = HfTensors(workplace.folder / "model")
+    assert any(not torch.equal(before.read(name), exported[name]) for name in final.stored)
+
+
+def test_vllm_answers_from_the_export_as_it_did_at_the_end_of_the_run(workplace: Workplace, undisturbed: str) -> None:
+    """Validating the exported folder, tokenizer and all: greedy answers in fp32 are those of the last validation."""
+    name, export = "from_export", workplace.run_folder(undisturbed) / "hf" / "step_000006"
+    workplace.train(name, 0, "trainer.val_only=true", f"model.path={export}")
+    (record,), last = workplace.validations(name), workplace.validations(undisturbed)[-1]
+    for measure in ("reference_probability", "format", "accuracy"):
+        assert record[f"val/val/greedy/{measure}"] == pytest.approx(last[f"val/val/greedy/{measure}"], abs=1e-6)
 
 
 def test_a_step_whose_groups_are_all_dropped_changes_nothing(workplace: Workplace) -> None:
