@@ -15,6 +15,8 @@ from pathlib import Path
 if __name__ == "__main__":
     import head_in_layouts
     import policy_in_layouts
+    from layout_cases import CASES
 
     models, work = Path(sys.argv[1]), Path(sys.argv[2])
-    print("RESULT " + json.dumps({"policy": policy_in_layouts.report(models, work), "head": head_in_layouts.report(work)}), flush=True)
+    found = {"policy": policy_in_layouts.report(models, work, CASES), "head": head_in_layouts.report(work)}
+    print("RESULT " + json.dumps(found), flush=True)

@@ -1,4 +1,4 @@
-"""Which layouts are compared, and on what (see actor_layouts.py). Imports nothing heavy."""
+"""Which layouts are compared, and on what (see actor_layouts.py, expert_layouts.py). Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -38,6 +38,17 @@ CASES = {
     "TP2 + SP x PP2, full recompute": Case(4, "TP2 x PP2", TP2 | PP2 | RECOMPUTE | {"sequence_parallel": True}),
     "1 process again": Case(1, "TP2 x PP2"),
     "bf16": Case(1, "bf16", {"dtype": "bfloat16"}),
+}
+# Of mixtures of experts. Every layout with spread experts goes on from one that spreads them otherwise or not at all.
+EP2 = {"expert_model_parallel_size": 2}
+TP2_SP = TP2 | {"sequence_parallel": True}
+EXPERT_CASES = {
+    "1 process": Case(1, "1 process"),
+    "TP2 + SP": Case(2, "1 process", TP2_SP),
+    "EP2": Case(2, "TP2 + SP", EP2),
+    "TP2 + SP x EP2": Case(4, "EP2", TP2_SP | EP2),
+    "PP2 x EP2, full recompute": Case(4, "TP2 + SP x EP2", PP2 | EP2 | RECOMPUTE),
+    "1 process again": Case(1, "PP2 x EP2, full recompute"),
 }
 
 

@@ -1,4 +1,4 @@
-"""Scores, updates and checkpoints of small policies under several layouts (see actor_layouts.py)."""
+"""Scores, updates and checkpoints of small policies under several layouts (see actor_layouts.py, expert_layouts.py)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import psutil
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from layout_cases import CASES, SAVED_AFTER, TEMPERATURE, UPDATES, Case, requests
+from layout_cases import SAVED_AFTER, TEMPERATURE, UPDATES, Case, requests
 from megatron.core import parallel_state
 
 from megatron_rlpr.actor import parallel
@@ -98,9 +98,8 @@ def series(updates: list[UpdateResult]) -> dict[str, list[float]]:
     return {part: [float(getattr(u, part)) for u in updates] for part in ("loss", "grad_norm", "entropy", "clip_fraction", "kl_to_old")}
 
 
-def one_rank(rank: int, name: str, models: Path, work: Path) -> None:
+def one_rank(rank: int, name: str, case: Case, models: Path, work: Path) -> None:
     torch.set_num_threads(1)
-    case = CASES[name]
     store = dist.FileStore(str(work / f"{name}.store"), case.ranks)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=case.ranks)
     layout = parallel.initialize(ActorConfig(**case.actor), seed=1)
@@ -112,9 +111,9 @@ def one_rank(rank: int, name: str, models: Path, work: Path) -> None:
     dist.destroy_process_group()
 
 
-def report(models: Path, work: Path) -> dict[str, Any]:
+def report(models: Path, work: Path, cases: dict[str, Case]) -> dict[str, Any]:
     """{layout: {model: what the first rank saw}} for all cases, one after the other."""
     torch.set_num_threads(1)
-    for name, case in CASES.items():
-        mp.start_processes(one_rank, (name, models, work), nprocs=case.ranks, start_method="fork")
-    return {name: json.loads((work / f"{name}.json").read_text()) for name in CASES}
+    for name, case in cases.items():
+        mp.start_processes(one_rank, (name, case, models, work), nprocs=case.ranks, start_method="fork")
+    return {name: json.loads((work / f"{name}.json").read_text()) for name in cases}

@@ -36,12 +36,22 @@ from megatron_rlpr.weights.architectures import model_shape
 from megatron_rlpr.weights.checksum import weights_checksum
 from megatron_rlpr.weights.export import WeightExporter
 from megatron_rlpr.weights.handover import HandOver
+from megatron_rlpr.weights.hf_export import HfExport
 from megatron_rlpr.weights.hf_tensors import HfTensors
 from megatron_rlpr.weights.load_hf import load_hf_weights
 from megatron_rlpr.weights.load_megatron import load_megatron_checkpoint
 from megatron_rlpr.weights.shape import ModelShape, read_hf_config
 
-LAYOUTS = {"1 process": (1, 1, 1), "TP2": (2, 2, 1), "PP2": (2, 1, 2), "TP2 x PP2": (4, 2, 2), "PP2 x DP2": (4, 1, 2)}
+# Ranks, and tensor, pipeline and expert parallel sizes; the last two for mixtures of experts only.
+LAYOUTS = {
+    "1 process": (1, 1, 1, 1),
+    "TP2": (2, 2, 1, 1),
+    "PP2": (2, 1, 2, 1),
+    "TP2 x PP2": (4, 2, 2, 1),
+    "PP2 x DP2": (4, 1, 2, 1),
+    "EP2": (2, 1, 1, 2),
+    "TP2 x EP2": (4, 2, 1, 2),
+}
 BUCKET_MB = 0.02  # about ten buckets for these models
 
 
@@ -91,7 +101,7 @@ def observe(folder: Path, work: Path, shape: ModelShape, actor: ActorConfig, lay
     policy = MegatronPolicy(shape, actor, layout, temperature=1.0, trainable=False)
     load_hf_weights(policy.model, shape, folder)
     expected = load_file(folder / "expected" / "logits.safetensors")
-    logits = megatron_logits(policy, expected["prompt"].tolist()) if layout.data_size == 1 else None
+    logits = megatron_logits(policy, expected["prompt"].tolist())
     exporter = WeightExporter(policy.model, shape, BUCKET_MB)
     source = HfTensors(folder)
     buckets = list(exporter.buckets())
@@ -112,9 +122,34 @@ def observe(folder: Path, work: Path, shape: ModelShape, actor: ActorConfig, lay
     load_megatron_checkpoint(policy.model, shape, work / "megatron_float32" / folder.name)
     facts["reloaded_difference"] = worst_tensor(exporter.stream(), source).difference
     facts["padding_is_zero"] = padding_is_zero(policy)
+    facts["exports"] = exported(
+        exporter, layout.rank, folder, work / "hf" / f"{layout.tensor_size}_{layout.pipeline_size}_{layout.data_size}"
+    )
     if layout.tensor_size == layout.pipeline_size == 2:
         CheckpointStore(work / "run" / folder.name, shape, keep_last=1).save(7, policy, {"step": 7})
     return facts
+
+
+def exported(exporter: WeightExporter, rank: int, model: Path, work: Path) -> dict[str, Any]:
+    """Hugging Face folders of several steps: the first rank fails to write the second; the third is an earlier step made again."""
+    folder = work / model.name
+    export = HfExport(folder, exporter, model, keep_last=2)
+    export.save(20)
+    if rank == 0:
+        (folder / ".partial_step_000030").write_text("in the way")
+    try:
+        export.save(30)
+        error = ""
+    except OSError as failure:
+        error = type(failure).__name__
+    if rank == 0:
+        (folder / ".partial_step_000030").unlink()
+    after_failure = sorted(path.name for path in folder.iterdir()) if rank == 0 else []
+    written = export.save(10)
+    if rank != 0:
+        return {"error": error}
+    left = sorted(path.name for path in folder.iterdir())
+    return {"error": error, "after_failure": after_failure, "left": left, **compared(model, written, exporter.dtype)}
 
 
 def padding_is_zero(policy: MegatronPolicy) -> bool:
@@ -124,13 +159,20 @@ def padding_is_zero(policy: MegatronPolicy) -> bool:
 
 def one_rank(rank: int, name: str, models: Path, work: Path, results: Path) -> None:
     torch.set_num_threads(1)
-    world, tensor, pipeline = LAYOUTS[name]
+    world, tensor, pipeline, expert = LAYOUTS[name]
     dist.init_process_group("gloo", store=dist.FileStore(str(results / f"{name}.store"), world), rank=rank, world_size=world)
-    actor = ActorConfig(dtype="float32", tensor_model_parallel_size=tensor, pipeline_model_parallel_size=pipeline)
+    actor = ActorConfig(
+        dtype="float32",
+        tensor_model_parallel_size=tensor,
+        pipeline_model_parallel_size=pipeline,
+        expert_model_parallel_size=expert,
+    )
     layout = parallel.initialize(actor, seed=1)
     facts = {}
     for folder in sorted(models.iterdir()):
-        facts[folder.name] = observe(folder, work, model_shape(read_hf_config(folder)), actor, layout)
+        shape = model_shape(read_hf_config(folder))
+        if shape.experts or expert == 1:
+            facts[folder.name] = observe(folder, work, shape, actor, layout)
     (results / f"{name}.{rank}.json").write_text(json.dumps(facts))
     dist.barrier()
     parallel_state.destroy_model_parallel()
@@ -182,7 +224,7 @@ def main() -> None:
     models, work = Path(sys.argv[1]), Path(sys.argv[2])
     results = Path(tempfile.mkdtemp())
     mp.start_processes(conversions, (models, work, results), nprocs=1, start_method="fork")
-    for name, (world, _, _) in LAYOUTS.items():
+    for name, (world, *_) in LAYOUTS.items():
         mp.start_processes(one_rank, (name, models, work, results), nprocs=world, start_method="fork")
     mp.start_processes(exports_of_runs, (models, work, results), nprocs=1, start_method="fork")
     report: dict[str, Any] = {part: json.loads((results / f"{part}.json").read_text()) for part in ("conversions", "exports_of_runs")}

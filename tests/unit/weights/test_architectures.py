@@ -16,6 +16,7 @@ from transformers import (
     PreTrainedConfig,
     Qwen2Config,
     Qwen3Config,
+    Qwen3MoeConfig,
 )
 
 from megatron_rlpr.types import UserError
@@ -50,6 +51,9 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     "qwen3": Qwen3Config(**SIZES, architectures=["Qwen3ForCausalLM"], head_dim=10),
     "mistral": MistralConfig(**SIZES, architectures=["MistralForCausalLM"], sliding_window=16),
     "gemma2": Gemma2Config(**SIZES, architectures=["Gemma2ForCausalLM"], head_dim=10, sliding_window=16),
+    "qwen3_moe": Qwen3MoeConfig(
+        **SIZES, architectures=["Qwen3MoeForCausalLM"], head_dim=10, num_experts=6, num_experts_per_tok=3, moe_intermediate_size=24
+    ),
     "mixtral": MixtralConfig(**SIZES, architectures=["MixtralForCausalLM"], num_local_experts=4, num_experts_per_tok=2),
 }
 
@@ -72,6 +76,10 @@ def mistral(**fields: Any) -> dict[str, Any]:
 
 def gemma2(**fields: Any) -> dict[str, Any]:
     return {**CONFIGS["gemma2"].to_dict(), **fields}
+
+
+def qwen3_moe(**fields: Any) -> dict[str, Any]:
+    return {**CONFIGS["qwen3_moe"].to_dict(), **fields}
 
 
 def mixtral(**fields: Any) -> dict[str, Any]:
@@ -195,6 +203,12 @@ def test_plain_rotary_base_is_read_from_the_older_spelling(older: dict[str, Any]
         (gemma2(layer_types=["full_attention"]), "layer_types=['full_attention']"),
         (gemma2(layer_types=["chunked_attention"] * 3), "layer_types=['chunked_attention'"),
         (gemma2(query_pre_attn_scalar=-1), "'query_pre_attn_scalar'"),
+        (qwen3_moe(decoder_sparse_step=2), "decoder_sparse_step=2"),
+        (qwen3_moe(mlp_only_layers=[0]), "mlp_only_layers=[0]"),
+        (qwen3_moe(attention_bias=True), "attention_bias=True"),
+        (qwen3_moe(use_sliding_window=True), "use_sliding_window=True"),
+        (qwen3_moe(norm_topk_prob="yes"), "'norm_topk_prob'"),
+        (qwen3_moe(moe_intermediate_size=None), "'moe_intermediate_size'"),
         (mixtral(sliding_window=4096), "sliding_window=4096"),
         (mixtral(router_jitter_noise=0.1), "router_jitter_noise=0.1"),
         (mixtral(num_local_experts=None), "'num_experts' to be a positive integer"),
@@ -251,8 +265,16 @@ def test_shape_of_a_mixtral() -> None:
     assert shape.rope_theta == 1e6, "transformers' default for this family"
 
 
+def test_shape_of_a_qwen3_moe() -> None:
+    published = {"num_experts": 6, "num_local_experts": None, "norm_topk_prob": True, "mlp_only_layers": [], "decoder_sparse_step": 1}
+    shape = model_shape(qwen3_moe(**published))
+    assert shape.experts == ExpertShape(count=6, top_k=3, ffn_hidden_size=24, normalised=True)
+    assert (shape.ffn_hidden_size, shape.qk_norm, shape.head_dim) == (24, True, 10)
+    assert model_shape(qwen3_moe(norm_topk_prob=None)).experts == ExpertShape(count=6, top_k=3, ffn_hidden_size=24, normalised=False)
+
+
 def test_every_family_is_found_by_its_file() -> None:
-    families = ("Gemma2", "Llama", "Mistral", "Mixtral", "Qwen2", "Qwen3")
+    families = ("Gemma2", "Llama", "Mistral", "Mixtral", "Qwen2", "Qwen3", "Qwen3Moe")
     assert {f"{family}ForCausalLM" for family in families} <= set(SUPPORTED)
     assert list(SUPPORTED) == sorted(SUPPORTED)
     assert architecture_for(qwen2()).name == "Qwen2ForCausalLM"
