@@ -17,8 +17,7 @@ from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing import ShardedTensor
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedObject, is_main_replica
-from megatron.core.dist_checkpointing.strategies.base import SaveShardedStrategy
-from megatron.core.dist_checkpointing.strategies.torch import MCoreSavePlanner, mcore_to_pyt_state_dict
+from megatron.core.dist_checkpointing.strategies.torch import MCoreSavePlanner, TorchDistSaveShardedStrategy, mcore_to_pyt_state_dict
 from torch.distributed import checkpoint
 from torch.distributed.checkpoint import FileSystemWriter, SavePlan, SavePlanner
 from torch.distributed.checkpoint.planner import WriteItem, WriteItemType
@@ -38,17 +37,13 @@ def save_streamed(outline: ModelOutline, values: Values, folder: Path) -> None:
     dist_checkpointing.save({"model": outline.state}, str(folder), sharded_strategy=_StreamedSave(outline, values))
 
 
-class _StreamedSave(SaveShardedStrategy):
-    """Megatron's torch_dist format, planned and written by torch in this process."""
+class _StreamedSave(TorchDistSaveShardedStrategy):
+    """Megatron's torch_dist format, planned and written by torch in this process instead of Megatron's forked writers."""
 
     def __init__(self, outline: ModelOutline, values: Values) -> None:
         super().__init__("torch_dist", 1)
         self._outline = outline
         self._values = values
-
-    @property
-    def can_handle_sharded_objects(self) -> bool:
-        return True
 
     def save(self, sharded_state_dict: dict[str, Any], checkpoint_dir: str | Path) -> None:
         by_key = defaultdict(list)

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.dist_checkpointing import serialization
 from megatron.core.dist_checkpointing.core import CheckpointingException
 from torch.distributed.checkpoint import CheckpointException
 
@@ -26,6 +27,10 @@ from megatron_rlpr.weights.shape import ModelShape, shape_of_fields
 
 WEIGHTS = "megatron"
 SHAPE = "model_shape.json"
+
+# Megatron-Core 0.19 reads the file common.pt where there is one and writes none: what it held lies among the weights.
+_COMMON_IS_A_FILE = not hasattr(serialization, "_legacy_common_state_exists")
+_MEGATRON_FILES = tuple(f"{WEIGHTS}/{name}" for name in ("metadata.json", ".metadata", *(["common.pt"] if _COMMON_IS_A_FILE else [])))
 
 # Transformer Engine's FP8 state: absent from checkpoints written on a CPU, and rebuilt by the first steps.
 _EXTRA_STATE = "_extra_state"
@@ -44,7 +49,7 @@ def read_checkpoint_shape(path: str | Path) -> ModelShape:
     folder = Path(path)
     if not folder.is_dir():
         raise UserError(f"there is no Megatron checkpoint {folder}: make it with python -m checkpoint_conversion.hf_to_megatron")
-    for needed in (SHAPE, f"{WEIGHTS}/metadata.json", f"{WEIGHTS}/.metadata", f"{WEIGHTS}/common.pt"):
+    for needed in (SHAPE, *_MEGATRON_FILES):
         if not (folder / needed).is_file():
             raise UserError(f"{folder} is no complete Megatron checkpoint, it holds no {needed}: convert or save it again")
     try:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 from megatron_rlpr.types import UserError
 from megatron_rlpr.weights.hf_tensors import INDEX, HfTensors
@@ -105,3 +108,34 @@ def test_the_dtype_that_loses_nothing(tmp_path: Path) -> None:
     ):
         save_file({str(i): torch.ones(2, dtype=dtype) for i, dtype in enumerate(dtypes)}, tmp_path / "model.safetensors")
         assert HfTensors(tmp_path).widest_dtype() == widest
+
+
+@given(
+    shapes=st.lists(st.lists(st.integers(0, 5), max_size=3).map(tuple), min_size=1, max_size=6),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+    max_bytes=st.integers(1, 400),
+)
+def test_safetensors_own_reader_loads_what_was_streamed(shapes: list[tuple[int, ...]], dtype: torch.dtype, max_bytes: int) -> None:
+    tensors = {f"t{number}": torch.randn(shape).to(dtype) for number, shape in enumerate(shapes)}
+    manifest = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    written: list[int] = []
+    with tempfile.TemporaryDirectory() as folder:
+        save_hf_weights(iter(tensors.items()), manifest, dtype, Path(folder), max_bytes, written.append)
+        loaded = {name: tensor for file in Path(folder).glob("*.safetensors") for name, tensor in load_file(file).items()}
+    assert written == [tensor.nbytes for tensor in tensors.values()]
+    assert loaded.keys() == tensors.keys()
+    assert all(torch.equal(loaded[name], tensor) and loaded[name].dtype == dtype for name, tensor in tensors.items())
+
+
+@pytest.mark.parametrize(
+    ("stream", "message"),
+    [
+        ({"a": TENSORS["a"]}, "the stream ends before b"),
+        ({"b": TENSORS["b"]}, "expected a "),
+        ({**TENSORS, "a": TENSORS["a"].double()}, "expected a .* in torch.float64"),
+        ({**TENSORS, "d": TENSORS["a"]}, "goes on with d"),
+    ],
+)
+def test_a_stream_that_is_not_the_announced_one_is_refused(tmp_path: Path, stream: dict[str, torch.Tensor], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        save_hf_weights(stream.items(), SHAPES, torch.float32, tmp_path, 10**6)
