@@ -15,6 +15,7 @@ from megatron_rlpr.rollout.agreement import gather_or_raise
 from megatron_rlpr.rollout.engine import ProgressCallback, RolloutEngine, SamplingSettings
 from megatron_rlpr.rollout.requests import group_requests
 from megatron_rlpr.types import Prompt, Response, RolloutGroup, UserError
+from megatron_rlpr.weights.receiver import Confirmation
 
 
 class ColocatedRollouts:
@@ -71,10 +72,17 @@ class ColocatedRollouts:
             for number, prompt in enumerate(prompts)
         ]
 
-    def update_weights(self, manifest: Mapping[str, tuple[int, ...]], tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
+    def update_weights(
+        self, manifest: Mapping[str, tuple[int, ...]], tensors: Iterable[tuple[str, torch.Tensor]], version: int
+    ) -> Confirmation:
         """Hand the same full, HF-named weights to every engine; each rank passes its own view of the stream.
 
-        The manifest is checked on all ranks before any rank takes the first tensor.
+        The manifest is checked on all ranks before any rank takes the first tensor. Returns what this rank's engine confirms.
         """
         gather_or_raise(lambda: self._engine.check_weights(manifest), self._group, "the weight hand-over")
-        gather_or_raise(lambda: self._engine.update_weights(manifest, tensors, version), self._group, "the weight hand-over")
+        confirmed = gather_or_raise(lambda: self._engine.update_weights(manifest, tensors, version), self._group, "the weight hand-over")
+        return confirmed[dist.get_rank() if self._group is not None else 0]
+
+    def rebuild_engines(self) -> None:
+        """Start every engine anew; it has no usable weights before the next hand-over."""
+        gather_or_raise(self._engine.rebuild, self._group, "the new start of the engines")

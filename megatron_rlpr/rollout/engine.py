@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 
 from megatron_rlpr.types import Prompt, Response, RolloutGroup, UserError
+from megatron_rlpr.weights.receiver import Confirmation
 
 ProgressCallback = Callable[[int, int, int], None]
 """Called as (tokens generated so far, requests finished, requests in all) while an engine generates."""
@@ -16,10 +17,6 @@ ProgressCallback = Callable[[int, int, int], None]
 
 class RolloutError(RuntimeError):
     """Generation failed; the message names the rank and the cause."""
-
-
-class WeightHandoverError(RuntimeError):
-    """Weights offered to an engine are incomplete, unknown or of the wrong shape, or their stream broke."""
 
 
 @dataclass(frozen=True)
@@ -74,12 +71,17 @@ class RolloutEngine(Protocol):
     def check_weights(self, manifest: Mapping[str, tuple[int, ...]]) -> None:
         """Raise WeightHandoverError unless the announced names and shapes are exactly the engine's."""
 
-    def update_weights(self, manifest: Mapping[str, tuple[int, ...]], tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
+    def update_weights(
+        self, manifest: Mapping[str, tuple[int, ...]], tensors: Iterable[tuple[str, torch.Tensor]], version: int
+    ) -> Confirmation:
         """Replace all weights by a stream of full, HF-named tensors that was announced by its manifest.
 
         A tensor's storage must stay as it is until the stream ends: engines fuse q, k, v and keep parts until the
         last one has come. Raises WeightHandoverError; the engine then refuses to generate until a good update.
         """
+
+    def rebuild(self) -> None:
+        """Start anew from the model folder, at version 0; what was in flight is given up. Collective, as the first start."""
 
 
 class Rollouts(Protocol):
@@ -100,5 +102,10 @@ class Rollouts(Protocol):
     ) -> list[RolloutGroup]:
         """n responses for every prompt, in prompt order; the same on every rank."""
 
-    def update_weights(self, manifest: Mapping[str, tuple[int, ...]], tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
-        """Hand new weights to every engine."""
+    def update_weights(
+        self, manifest: Mapping[str, tuple[int, ...]], tensors: Iterable[tuple[str, torch.Tensor]], version: int
+    ) -> Confirmation | None:
+        """Hand new weights to every engine (see `weights.handover.WeightReceiver`)."""
+
+    def rebuild_engines(self) -> None:
+        """Make the engines anew after a hand-over that failed. Collective over all ranks."""

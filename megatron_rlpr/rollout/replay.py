@@ -49,3 +49,6 @@ class ReplayRollouts:
     def update_weights(self, manifest: Mapping[str, tuple[int, ...]], tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
         """There is no engine: the stream is left alone, on every rank alike."""
         self._version = version
+
+    def rebuild_engines(self) -> None:
+        """There are none."""

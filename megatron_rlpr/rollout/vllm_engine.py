@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 import torch.distributed as dist
 from transformers import AutoTokenizer
 
-from megatron_rlpr.rollout.engine import GenerationRequest, ProgressCallback, RolloutError, SamplingSettings, WeightHandoverError
+from megatron_rlpr.rollout.engine import GenerationRequest, ProgressCallback, RolloutError, SamplingSettings
 from megatron_rlpr.rollout.engine_limits import (
     CPU_BLOCK_SIZE,
     check_engine_fits,
@@ -21,6 +22,8 @@ from megatron_rlpr.rollout.requests_in_flight import RequestsInFlight, Sampled
 from megatron_rlpr.rollout.vllm_process import engine_call, prepare_environment, process_state_kept
 from megatron_rlpr.rollout.weight_update import TIED_HEAD, VerifiedStream, check_manifest, required_weights
 from megatron_rlpr.types import Response
+from megatron_rlpr.weights.checksum import ChecksummedStream
+from megatron_rlpr.weights.receiver import Confirmation, WeightHandoverError
 
 
 class VllmEngine:
@@ -73,7 +76,7 @@ class VllmEngine:
         """Prompt tokens of the last call that came from the prefix cache instead of a forward pass."""
 
         prepare_environment()
-        arguments = {
+        self._arguments: dict[str, Any] = {
             "model": model_path,
             "skip_tokenizer_init": True,
             "dtype": str(dtype).removeprefix("torch."),
@@ -90,11 +93,15 @@ class VllmEngine:
             **(_cpu_arguments(max_model_len, kv_cache_gb) if on_cpu else _gpu_arguments(max_model_len, gpu_memory_utilization)),
         }
         if dist.is_initialized() and dist.get_world_size() > 1:
-            arguments["distributed_executor_backend"] = "external_launcher"
-        with process_state_kept(threads), torch.compiler.set_stance("force_eager" if enforce_eager else "default"):
+            self._arguments["distributed_executor_backend"] = "external_launcher"
+        self._threads = threads
+        self._start()
+
+    def _start(self) -> None:
+        with process_state_kept(self._threads), torch.compiler.set_stance("force_eager" if self._eager else "default"):
             from vllm import LLM
 
-            self._llm = LLM(**arguments)
+            self._llm = LLM(**self._arguments)
         # vLLM's clean-up would destroy the default process group, which is Megatron's too; the process's end is clean-up enough
         self._llm.llm_engine.engine_core._finalizer.detach()
         self._requests = RequestsInFlight(self._llm.llm_engine, self._stop_ids)
@@ -188,17 +195,20 @@ class VllmEngine:
         All ranks ask this first, so that none enters the stream's collectives alone.
         """
         if self._broken:
-            raise WeightHandoverError(f"the engine cannot be loaded any more, start the run again: {self._unusable}")
+            raise WeightHandoverError(f"the engine cannot be loaded before it is rebuilt: {self._unusable}")
         check_manifest(manifest, self._required, self._tied_head)
 
-    def update_weights(self, manifest: Mapping[str, tuple[int, ...]], tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
+    def update_weights(
+        self, manifest: Mapping[str, tuple[int, ...]], tensors: Iterable[tuple[str, torch.Tensor]], version: int
+    ) -> Confirmation:
         """Replace all weights; on success the engine equals one started from a folder with these weights, bit for bit.
 
         Requests in flight survive and go on with the new weights. A wrong manifest changes nothing. A fault in the stream
-        leaves the engine unusable until the next good update.
+        leaves the engine unusable until the next good update. The confirmation is of the tensors that were loaded.
         """
         self.check_weights(manifest)
-        stream = VerifiedStream(manifest, tensors, skip=frozenset({TIED_HEAD} if self._tied_head else ()))
+        received = ChecksummedStream(tensors)
+        stream = VerifiedStream(manifest, received, skip=frozenset({TIED_HEAD} if self._tied_head else ()))
         self._unusable = f"hand-over {version} was interrupted"
         try:
             with engine_call(self._eager), torch.no_grad():
@@ -217,6 +227,16 @@ class VllmEngine:
             raise WeightHandoverError(self._unusable) from stream.failure
         self._unusable = None
         self._version = version
+        return Confirmation(version, received.checksum)
+
+    def rebuild(self) -> None:
+        """A new vLLM engine from the model folder. It refuses to generate before its next hand-over: the folder's weights are old."""
+        self._requests.abort()
+        del self._llm, self._requests
+        gc.collect()
+        self._start()
+        self._version, self._broken = 0, False
+        self._unusable = "it was started anew and has not been given the current weights yet"
 
 
 def _cpu_arguments(max_model_len: int, kv_cache_gb: float) -> dict[str, Any]:

@@ -15,9 +15,9 @@ from typing import NamedTuple
 import torch
 from safetensors import safe_open
 
-from megatron_rlpr.rollout.engine import WeightHandoverError
 from megatron_rlpr.rollout.engine_limits import read_model_config
 from megatron_rlpr.types import UserError
+from megatron_rlpr.weights.receiver import WeightHandoverError
 
 TIED_HEAD = "lm_head.weight"
 _NAMED_PER_FAULT = 5

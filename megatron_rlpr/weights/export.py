@@ -2,8 +2,8 @@
 
 Parameters travel in buckets of bounded size. Per bucket: the owning stage's tensor-parallel ranks gather their shards
 (of experts, those ranks of the stage that hold them, who send them to the stage's other expert-parallel ranks), the stage
-sends them to the other stages, and every rank puts the full tensors together. Nothing but the bucket in flight exists
-twice (once as gathered shards, once as full tensors); with one rank the stream yields views of the model itself.
+sends them to the other stages, and every rank puts the full tensors together. While one bucket is being used the next one
+is gathered, so two exist at once; with one rank the stream yields views of the model itself.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from megatron.core import parallel_state
 from megatron_rlpr.weights.architectures import parameter_table
 from megatron_rlpr.weights.load_hf import hf_manifest
 from megatron_rlpr.weights.local_parameters import local_parameters
+from megatron_rlpr.weights.prefetch import one_ahead
 from megatron_rlpr.weights.shape import ModelShape
 
 NamedTensors = list[tuple[str, torch.Tensor]]
@@ -60,6 +61,7 @@ class WeightExporter:
         self._ep_group = parallel_state.get_expert_model_parallel_group()
         self._ep_size = parallel_state.get_expert_model_parallel_world_size()
         self._expert_rank = parallel_state.get_expert_model_parallel_rank()
+        self._whole = self._tp_size == self._pp_size == self._ep_size == 1
         self._buckets = self._fill_buckets(int(bucket_mb * 2**20))
 
     @property
@@ -72,8 +74,11 @@ class WeightExporter:
         return hf_manifest(self._shape)
 
     def stream(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """(Hugging Face name, full contiguous tensor) in the manifest's order."""
-        return chain.from_iterable(self.buckets())
+        """(Hugging Face name, full contiguous tensor) in the manifest's order.
+
+        Where buckets are gathered from other ranks, the next one is on its way while the last one is being used.
+        """
+        return chain.from_iterable(self.buckets() if self._whole else one_ahead(self.buckets()))
 
     def buckets(self) -> Iterator[NamedTensors]:
         """The same stream, one bucket at a time.
@@ -81,6 +86,8 @@ class WeightExporter:
         Collective: every rank must take all of it. Tensors may be views of the live weights: read them before the
         next update and never write. Their storage is not used again for later buckets.
         """
+        if self._device.type == "cuda":
+            torch.cuda.set_device(self._device)  # of the thread that exports ahead
         for bucket in self._buckets:
             yield self._export(bucket)
 
@@ -95,7 +102,7 @@ class WeightExporter:
 
     def _all_shards(self, bucket: _Bucket) -> dict[int, list[torch.Tensor]]:
         """Table index -> the shards of all tensor-parallel ranks, on every rank."""
-        if self._tp_size == self._pp_size == self._ep_size == 1:
+        if self._whole:
             return {index: [self._tensors[index].detach()] for index in bucket.indices}
         counts = [self._table[index].shard_numel(self._tp_size) for index in bucket.indices]
         gathered = torch.empty(self._tp_size, sum(counts), dtype=self._dtype, device=self._device)

@@ -1,22 +1,22 @@
-"""Give the engines the policy's current weights, announced first and checksummed as they flow."""
+"""Give the engines the policy's current weights: announced first, checksummed as they flow, confirmed by who took them.
+
+Whatever takes weights is a `WeightReceiver`, wherever its engines are: in this process (`rollout.colocated`, views of the live
+weights), or in others that map the same shared memory (`rollout.ray_weights`). A hand-over that any rank could not finish,
+or whose engines hold other bytes than were sent, is never used: the engines are made anew and get the weights once more.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
+import torch.distributed as dist
 
+from megatron_rlpr.types import UserError
 from megatron_rlpr.weights.checksum import ChecksummedStream
 from megatron_rlpr.weights.export import WeightExporter
-
-
-class WeightReceiver(Protocol):
-    """Whatever takes new weights: `rollout.Rollouts`, on every rank."""
-
-    def update_weights(self, manifest: Mapping[str, tuple[int, ...]], tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
-        """Replace all weights by the announced stream; a tensor's storage stays as it is until the stream ends."""
+from megatron_rlpr.weights.receiver import Confirmation, WeightHandoverError, WeightReceiver
 
 
 @dataclass(frozen=True)
@@ -37,23 +37,52 @@ class HandOver:
     def __init__(self, exporter: WeightExporter, rollouts: WeightReceiver) -> None:
         self._exporter = exporter
         self._rollouts = rollouts
+        self.repeated = 0
+        """Hand-overs that failed and were repeated with new engines."""
 
     def send(self, version: int) -> HandOverReport:
         """Replace the engines' weights; afterwards their responses carry `version`.
 
-        A receiver that took a part of the stream, or raised, gets the rest drained: the other ranks' gathers wait for
-        this rank. One that takes nothing, on every rank alike, costs nothing.
+        Raises on every rank when the second attempt fails on any: this rank's own error, or WeightHandoverError. A user's
+        mistake is raised at once.
         """
+        report, failure = self._attempt(version)
+        if _on_every_rank(failure is None):
+            return report
+        if isinstance(failure, UserError):
+            raise failure
+        self.repeated += 1
+        self._rollouts.rebuild_engines()
+        report, failure = self._attempt(version)
+        if not _on_every_rank(failure is None):
+            raise failure or WeightHandoverError(f"hand-over {version} failed twice on another rank")
+        return report
+
+    def _attempt(self, version: int) -> tuple[HandOverReport, Exception | None]:
+        """One stream from end to end, whatever the receiver does: the other ranks' gathers wait for this rank."""
         stream = ChecksummedStream(self._exporter.stream())
         source = iter(stream)
+        failure: Exception | None = None
+        confirmation: Confirmation | None = None
         try:
-            self._rollouts.update_weights(self._exporter.manifest(), source, version)
-        except BaseException:
+            confirmation = self._rollouts.update_weights(self._exporter.manifest(), source, version)
+        except Exception as error:
+            failure = error
+        # A receiver without engines, on every rank alike, took nothing, and the export costs nothing.
+        if failure is not None or confirmation is not None or stream.nbytes:
             _drain(source)
-            raise
-        if stream.nbytes:
-            _drain(source)
-        return HandOverReport(version, stream.nbytes, stream.checksum)
+        report = HandOverReport(version, stream.nbytes, stream.checksum)
+        if failure is None and confirmation not in (None, Confirmation(version, stream.checksum)):
+            failure = WeightHandoverError(f"hand-over {version} sent weights with checksum {stream.checksum}, engines hold {confirmation}")
+        return report, failure
+
+
+def _on_every_rank(fine: bool) -> bool:
+    if dist.get_world_size() == 1:
+        return fine
+    flag = torch.tensor([int(fine)])
+    dist.all_reduce(flag, op=dist.ReduceOp.MIN)
+    return bool(flag.item())
 
 
 def _drain(source: Iterator[tuple[str, torch.Tensor]]) -> None:

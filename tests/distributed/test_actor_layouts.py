@@ -12,7 +12,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 pytestmark = pytest.mark.distributed
 
@@ -21,11 +32,11 @@ sys.path.insert(0, str(PROGRAMS))
 from layout_cases import CASES, SAVED_AFTER, TEMPERATURE, UPDATES, requests  # noqa: E402
 
 LAYOUTS = [name for name in CASES if name != "bf16"]
-MODELS = ("llama tied", "qwen2 untied with biases")
+MODELS = ("llama tied", "qwen2 untied with biases", "gemma2 with windows and soft caps", "qwen3")
 
 
 def save_models(folder: Path) -> Path:
-    """Both families; the vocabulary of 131 needs padding under TP2."""
+    """Four families; the vocabulary of 131 needs padding under TP2."""
     sizes: dict[str, Any] = {
         "vocab_size": 131,
         "hidden_size": 64,
@@ -40,6 +51,12 @@ def save_models(folder: Path) -> Path:
     models: dict[str, PreTrainedModel] = {
         MODELS[0]: LlamaForCausalLM(LlamaConfig(**sizes, tie_word_embeddings=True)),
         MODELS[1]: Qwen2ForCausalLM(Qwen2Config(**sizes, tie_word_embeddings=False)),
+        MODELS[2]: Gemma2ForCausalLM(
+            Gemma2Config(
+                **sizes, head_dim=16, query_pre_attn_scalar=16, sliding_window=12, attn_logit_softcapping=4.0, final_logit_softcapping=6.0
+            )
+        ),
+        MODELS[3]: Qwen3ForCausalLM(Qwen3Config(**sizes, head_dim=16)),
     }
     for name, parameter in models[MODELS[1]].named_parameters():
         if name.endswith("bias"):

@@ -146,10 +146,20 @@ def test_hand_overs_have_one_checksum_on_all_ranks_of_all_layouts(report: dict[s
 
 
 @in_every_layout
-def test_a_receiver_that_breaks_on_one_rank_leaves_the_others_in_step(report: dict[str, Any], layout: str, model: str) -> None:
-    """The broken hand-over raised on its rank only, and the next one was whole again (see the checksums)."""
-    errors = [facts["hand_over"]["error"] for facts in ranks(report, layout, model)]
-    assert errors == ["the engine went away", *[""] * (len(errors) - 1)]
+def test_a_hand_over_that_failed_on_one_rank_is_repeated_on_all_with_new_engines(report: dict[str, Any], layout: str, model: str) -> None:
+    """Whether an engine went away or held other weights than were sent."""
+    for facts in ranks(report, layout, model):
+        checksum = facts["hand_over"]["checksums"][0]
+        assert facts["hand_over"]["healed"] == [[checksum, 1, 1, True]] * 2
+
+
+@in_every_layout
+def test_a_hand_over_that_fails_twice_on_one_rank_raises_on_all(report: dict[str, Any], layout: str, model: str) -> None:
+    """And the next one is whole again (see the checksums): no rank is left behind in a gather."""
+    first, *others = [facts["hand_over"]["errors"] for facts in ranks(report, layout, model)]
+    assert first[0] == "the engine went away"
+    assert first[1].startswith("hand-over 5 sent weights with checksum ")
+    assert others == [["hand-over 5 failed twice on another rank"] * 2] * len(others)
 
 
 @in_every_layout

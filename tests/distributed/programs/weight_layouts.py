@@ -14,7 +14,7 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +33,14 @@ from megatron_rlpr.actor.parallel import Layout
 from megatron_rlpr.actor.policy import MegatronPolicy
 from megatron_rlpr.config import ActorConfig
 from megatron_rlpr.weights.architectures import model_shape
-from megatron_rlpr.weights.checksum import weights_checksum
+from megatron_rlpr.weights.checksum import ChecksummedStream, weights_checksum
 from megatron_rlpr.weights.export import WeightExporter
 from megatron_rlpr.weights.handover import HandOver
 from megatron_rlpr.weights.hf_export import HfExport
 from megatron_rlpr.weights.hf_tensors import HfTensors
 from megatron_rlpr.weights.load_hf import load_hf_weights
 from megatron_rlpr.weights.load_megatron import load_megatron_checkpoint
+from megatron_rlpr.weights.receiver import Confirmation, WeightHandoverError
 from megatron_rlpr.weights.shape import ModelShape, read_hf_config
 
 # Ranks, and tensor, pipeline and expert parallel sizes; the last two for mixtures of experts only.
@@ -56,42 +57,55 @@ BUCKET_MB = 0.02  # about ten buckets for these models
 
 
 class Receiver:
-    """Keeps what it is given; stops after `takes` tensors, with an error when it `breaks`."""
+    """Takes weights and confirms them; until it has been rebuilt `heals_after` times it does so with a fault of its own."""
 
-    def __init__(self, takes: int = 10**9, breaks: bool = False) -> None:
-        self.takes = takes
-        self.breaks = breaks
+    def __init__(self, fault: str = "", heals_after: int = 99) -> None:
+        self.fault = fault
+        self.heals_after = heals_after
+        self.rebuilt = 0
         self.names: list[str] = []
 
-    def update_weights(self, manifest: Mapping[str, tuple[int, ...]], tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
-        source: Iterator[tuple[str, torch.Tensor]] = iter(tensors)
-        while len(self.names) < self.takes:
-            item = next(source, None)
-            if item is None:
-                break
-            self.names.append(item[0])
-        if self.breaks:
-            raise OSError("the engine went away")
+    def update_weights(
+        self, manifest: Mapping[str, tuple[int, ...]], tensors: Iterable[tuple[str, torch.Tensor]], version: int
+    ) -> Confirmation | None:
+        fault = self.fault if self.rebuilt < self.heals_after else ""
+        if fault == "has no engine":
+            return None
+        stream = ChecksummedStream(tensors)
+        self.names = []
+        for name, _ in stream:
+            self.names.append(name)
+            if fault == "breaks" and len(self.names) == 3:
+                raise OSError("the engine went away")
+        return Confirmation(version, "f" * 32 if fault == "holds other weights" else stream.checksum)
+
+    def rebuild_engines(self) -> None:
+        self.rebuilt += 1
 
 
 def handed_over(exporter: WeightExporter, rank: int) -> dict[str, Any]:
-    """What hand-overs to whole, broken and uninterested receivers come to on this rank."""
+    """What hand-overs to whole, faulty and absent engines come to on this rank. Faults are the first rank's alone."""
     whole = Receiver()
     good = HandOver(exporter, whole).send(version=3)
-    broken = Receiver(takes=3 if rank == 0 else 10**9, breaks=rank == 0)
-    try:
-        HandOver(exporter, broken).send(version=4)
-        error = ""
-    except OSError as failure:
-        error = str(failure)
-    ignored = HandOver(exporter, Receiver(takes=0)).send(version=5)
+    healed, errors = [], []
+    for fault in ("breaks", "holds other weights"):
+        mended = Receiver(fault if rank == 0 else "", heals_after=1)
+        hand_over = HandOver(exporter, mended)
+        healed.append([hand_over.send(version=4).checksum, hand_over.repeated, mended.rebuilt, mended.names == whole.names])
+        try:
+            HandOver(exporter, Receiver(fault if rank == 0 else "")).send(version=5)
+            errors.append("")
+        except (OSError, WeightHandoverError) as failure:
+            errors.append(str(failure))
+    ignored = HandOver(exporter, Receiver("has no engine")).send(version=5)
     again = HandOver(exporter, Receiver()).send(version=6)
     return {
         "complete": whole.names == list(exporter.manifest()),
         "nbytes": good.nbytes,
         "versions": [good.version, ignored.version],
         "checksums": [good.checksum, again.checksum],
-        "error": error,
+        "healed": healed,
+        "errors": errors,
         "ignored_bytes": ignored.nbytes,
     }
 

@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from megatron_rlpr.rollout.engine import GenerationRequest, SamplingSettings
 from megatron_rlpr.rollout.vllm_engine import VllmEngine
 from megatron_rlpr.types import Response
+from megatron_rlpr.weights.checksum import weights_checksum
 
 SAMPLED = SamplingSettings(temperature=0.7, max_tokens=60)
 GREEDY = SamplingSettings(temperature=0.0, max_tokens=24)
@@ -146,6 +147,11 @@ def observe_updates(tested: VllmEngine, fresh: VllmEngine, folder: Path) -> dict
         refused = "the exporter went away" in error_of(lambda: tested.generate(sent, SAMPLED))
         tested.update_weights(manifest, tensors.items(), 5)
         recovered.append(refused and glance(tested) == glance(fresh))
+    tested.rebuild()
+    seen["rebuilt_without_weights"] = error_of(lambda: tested.generate(sent, SAMPLED))
+    confirmation = tested.update_weights(manifest, tensors.items(), 6)
+    seen["confirmed"] = (confirmation.version, confirmation.checksum == weights_checksum(tensors.items()))
+    seen["rebuilt_equals_fresh"] = outputs(tested) == outputs(fresh)
     return {**seen, "recovers_from_a_break_anywhere": recovered}
 
 

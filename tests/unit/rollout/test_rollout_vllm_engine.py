@@ -131,3 +131,9 @@ def test_after_a_fault_in_the_stream_the_engine_refuses_and_names_the_cause(upda
 def test_a_good_update_repairs_an_engine_wherever_the_stream_broke(update: dict[str, Any]) -> None:
     assert len(update["recovers_from_a_break_anywhere"]) >= 20
     assert all(update["recovers_from_a_break_anywhere"])
+
+
+def test_a_rebuilt_engine_waits_for_the_current_weights_and_is_then_as_new(update: dict[str, Any]) -> None:
+    assert "has not been given the current weights yet" in update["rebuilt_without_weights"]
+    assert update["confirmed"] == [6, True]
+    assert update["rebuilt_equals_fresh"]

@@ -1,0 +1,36 @@
+"""What a hand-over asks of whoever takes the weights, wherever the engines are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+
+class WeightHandoverError(RuntimeError):
+    """Weights offered to an engine are incomplete, unknown or of the wrong shape, or their stream broke."""
+
+
+@dataclass(frozen=True)
+class Confirmation:
+    """What the engines of one rank say they hold now. checksum: of the tensors that reached them (`weights.checksum`)."""
+
+    version: int
+    checksum: str
+
+
+class WeightReceiver(Protocol):
+    """Whatever takes new weights: `rollout.Rollouts`, on every rank."""
+
+    def update_weights(
+        self, manifest: Mapping[str, tuple[int, ...]], tensors: Iterable[tuple[str, torch.Tensor]], version: int
+    ) -> Confirmation | None:
+        """Replace all weights by the announced stream; a tensor's storage stays as it is until the stream ends.
+
+        None, on every rank alike, when there is no engine: the stream was left alone.
+        """
+
+    def rebuild_engines(self) -> None:
+        """Make the engines anew after a hand-over that failed. All ranks call it together."""

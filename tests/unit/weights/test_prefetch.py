@@ -1,0 +1,48 @@
+"""Items come in order, one is made ahead and no more, and an error comes in its place."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from megatron_rlpr.weights.prefetch import one_ahead
+
+
+@given(st.lists(st.integers(), max_size=8))
+def test_the_items_and_their_order_stay(items: list[int]) -> None:
+    assert list(one_ahead(items)) == items
+
+
+def test_the_next_item_and_no_other_is_made_while_one_is_used() -> None:
+    made = threading.Semaphore(0)
+    count = []
+
+    def items() -> Iterator[int]:
+        for item in range(5):
+            count.append(item)
+            made.release()
+            yield item
+
+    for used, _ in enumerate(one_ahead(items())):
+        if used == 0:
+            assert made.acquire(timeout=10)
+        assert used == 4 or made.acquire(timeout=10), "the next item is made without being asked for"
+        assert len(count) == min(used + 2, 5)
+
+
+def test_an_error_is_raised_where_its_item_would_have_come() -> None:
+    def items() -> Iterator[int]:
+        yield 1
+        raise OSError("gone")
+
+    found = []
+    with pytest.raises(OSError, match="gone"):
+        found.extend(one_ahead(items()))
+    stream = one_ahead(items())
+    assert next(stream) == 1
+    with pytest.raises(OSError, match="gone"):
+        next(stream)
