@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM, PreTrainedModel
 
 TOKENIZER = Path(__file__).parents[1] / "goldens" / "tokenizers" / "bpe_chat"
 FITTING_STEPS = 100
@@ -47,25 +47,28 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
-def save_model(folder: Path, *, seed: int = 0, fitted: bool = True, num_hidden_layers: int = 4) -> Path:
-    """A Hugging Face folder with the model, its generation settings and its tokenizer."""
+def save_model(folder: Path, *, seed: int = 0, fitted: bool = True, num_hidden_layers: int = 4, experts: int = 0) -> Path:
+    """A Hugging Face folder with the model, its generation settings and its tokenizer. With experts it is a Mixtral."""
     torch.manual_seed(seed)
     tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=128,
-            intermediate_size=256,
-            num_hidden_layers=num_hidden_layers,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            head_dim=32,
-            max_position_embeddings=256,
-            tie_word_embeddings=True,
-            bos_token_id=None,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
+    sizes: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 128,
+        "intermediate_size": 128 if experts else 256,
+        "num_hidden_layers": num_hidden_layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "max_position_embeddings": 256,
+        "tie_word_embeddings": True,
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    model: PreTrainedModel = (
+        MixtralForCausalLM(MixtralConfig(**sizes, num_local_experts=experts, num_experts_per_tok=2))
+        if experts
+        else LlamaForCausalLM(LlamaConfig(**sizes))
     )
     if fitted:
         _fit(model, tokenizer, random.Random(seed))
@@ -75,7 +78,7 @@ def save_model(folder: Path, *, seed: int = 0, fitted: bool = True, num_hidden_l
     return folder
 
 
-def _fit(model: LlamaForCausalLM, tokenizer: Any, dice: random.Random) -> None:
+def _fit(model: PreTrainedModel, tokenizer: Any, dice: random.Random) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0)
