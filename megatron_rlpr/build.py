@@ -34,10 +34,12 @@ from megatron_rlpr.reward.base_probability import BaseProbabilityTable
 from megatron_rlpr.reward.manager import Grade, RewardManager
 from megatron_rlpr.rollout.colocated import ColocatedRollouts
 from megatron_rlpr.rollout.engine import Rollouts
+from megatron_rlpr.rollout.ray_rollouts import RayRollouts
 from megatron_rlpr.rollout.replay import ReplayRollouts
 from megatron_rlpr.rollout.store import forget_after, read_rollouts, stored_steps
 from megatron_rlpr.rollout.vllm_engine import VllmEngine
-from megatron_rlpr.run_parts import RunParts
+from megatron_rlpr.rollout_pipeline import RolloutPipeline
+from megatron_rlpr.run_parts import RunParts, training_sampling
 from megatron_rlpr.scoring import GroupScorer
 from megatron_rlpr.tracking.console import Console
 from megatron_rlpr.tracking.tracker import Tracker
@@ -108,6 +110,7 @@ def build_parts(config: Config) -> RunParts:
         reference=_reference_policy(shape, config, layout),
         kl_controller=_kl_controller(config),
         rollouts=rollouts,
+        pipeline=_pipeline(config, rollouts, source, total_steps),
         scorer=scorer,
         prompts=source,
         std_filter=StdFilter(config.filter),
@@ -237,6 +240,19 @@ def _rollouts(config: Config, threads: int, console: Console) -> Rollouts:
             threads=threads,
         )
         return ColocatedRollouts(engine, config.rollout.tensor_parallel_size)
+
+
+def _pipeline(config: Config, rollouts: Rollouts, prompts: PromptSource, total_steps: int) -> RolloutPipeline | None:
+    if not config.rollout.pipeline or not isinstance(rollouts, RayRollouts):
+        return None
+    return RolloutPipeline(
+        rollouts,
+        prompts,
+        n=config.rollout.n,
+        run_seed=config.trainer.seed,
+        sampling=training_sampling(config),
+        last_step=total_steps,
+    )
 
 
 def _grade(config: Config, tokenizer: Any, graders: GraderPool) -> Grade:

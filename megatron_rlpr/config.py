@@ -62,6 +62,9 @@ class RolloutConfig:
     ray_address: str = key(
         "", "address of a running Ray cluster; empty: RAY_ADDRESS, or else a cluster of this machine that ends with the run (placement=ray)"
     )
+    pipeline: int = key(
+        0, "1: generate the next step's first round while the policy trains, one step off-policy (placement=ray); 0: strictly on-policy"
+    )
     max_num_seqs: int = key(64, "sequences an engine decodes at once")
     kv_cache_gb: float = key(1.0, "memory for one engine's key/value cache on CPU, in GiB")
     gpu_memory_utilization: float = key(0.4, "share of the GPU's memory an engine may take")

@@ -55,6 +55,7 @@ BOUNDS = {
     "rollout.top_k": Bounds(low=1, also=(-1,)),
     "rollout.engines": AT_LEAST_ONE,
     "rollout.tensor_parallel_size": AT_LEAST_ONE,
+    "rollout.pipeline": Bounds(low=0, high=1),
     "rollout.cpus_per_engine": AT_LEAST_ONE,
     "rollout.engine_timeout_s": AT_LEAST_ONE,
     "rollout.max_num_seqs": AT_LEAST_ONE,

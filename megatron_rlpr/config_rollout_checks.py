@@ -6,7 +6,7 @@ from megatron_rlpr.config import Config
 from megatron_rlpr.config_keys import all_keys
 from megatron_rlpr.types import UserError
 
-_RAY_ONLY = ("rollout.engines", "rollout.cpus_per_engine", "rollout.engine_timeout_s", "rollout.ray_address")
+_RAY_ONLY = ("rollout.engines", "rollout.pipeline", "rollout.cpus_per_engine", "rollout.engine_timeout_s", "rollout.ray_address")
 
 
 def check(config: Config, world_size: int) -> None:
@@ -35,6 +35,15 @@ def _check_ray(config: Config) -> None:
     if rollout.replay:
         raise UserError(
             f"rollout.placement=ray with rollout.replay={rollout.replay}: stored rollouts need no engines, remove one of the two"
+        )
+    if rollout.pipeline and not config.algorithm.importance_cap:
+        raise UserError(
+            "rollout.pipeline=1 trains on responses of older weights, which needs importance sampling: set algorithm.importance_cap, e.g. 2"
+        )
+    if rollout.pipeline and not config.filter.cache_regenerate:
+        raise UserError(
+            "rollout.pipeline=1 with filter.cache_regenerate=false: carried groups could fill a step whose round is under way already; "
+            "set filter.cache_regenerate=true or rollout.pipeline=0"
         )
     if rollout.tensor_parallel_size == 1:
         return

@@ -22,6 +22,7 @@ from megatron_rlpr.config import Config
 from megatron_rlpr.prompt_source import PromptSource
 from megatron_rlpr.rollout.engine import Rollouts, SamplingSettings
 from megatron_rlpr.rollout.store import write_rollouts
+from megatron_rlpr.rollout_pipeline import RolloutPipeline
 from megatron_rlpr.scoring import GroupScorer, response_request
 from megatron_rlpr.tracking.console import Console
 from megatron_rlpr.tracking.tracker import Tracker
@@ -43,6 +44,7 @@ class RunParts:
     reference: MegatronPolicy | None
     kl_controller: KLController
     rollouts: Rollouts
+    pipeline: RolloutPipeline | None
     scorer: GroupScorer
     prompts: PromptSource
     std_filter: StdFilter
@@ -78,13 +80,29 @@ class RunParts:
             min_ratio=actor.min_lr / actor.lr if actor.lr else 0.0,
         )
 
+    def begin_rollouts(self, step: int) -> None:
+        """Let the engines start on the step's first round while the policy trains (rollout.pipeline=1)."""
+        if self.pipeline is not None:
+            self.pipeline.begin(step)
+
+    def next_groups(self, step: int) -> list[RolloutGroup]:
+        """The step's next round of rollouts: the one that was begun, if any, else generated now for the next prompts."""
+        if self.pipeline is None or not self.pipeline.begun:
+            return self.generate(self.prompts.next_batch(), step)
+        with self.console.phase("rollout") as progress:
+            return self.pipeline.collect(lambda tokens, done, _: progress.update(done, tokens))
+
     def generate(self, prompts: Sequence[Prompt], step: int) -> list[RolloutGroup]:
         """n responses for every prompt, with progress on the console."""
-        settings = self.config.rollout
-        sampling = SamplingSettings(settings.temperature, settings.top_p, settings.top_k, self.config.data.max_response_length)
-        with self.console.phase("rollout", total=len(prompts) * settings.n) as progress:
+        n = self.config.rollout.n
+        with self.console.phase("rollout", total=len(prompts) * n) as progress:
             return self.rollouts.generate(
-                prompts, settings.n, step, self.config.trainer.seed, sampling, lambda tokens, done, _: progress.update(done, tokens)
+                prompts,
+                n,
+                step,
+                self.config.trainer.seed,
+                training_sampling(self.config),
+                lambda tokens, done, _: progress.update(done, tokens),
             )
 
     def with_advantages(self, groups: Sequence[ScoredGroup], step: int) -> TrainingBatch:
@@ -151,7 +169,7 @@ class RunParts:
             return
         state = {
             "step": step,
-            "prompts": self.prompts.state_dict(),
+            "prompts": self.prompts.state_dict() if self.pipeline is None else self.pipeline.prompts_state(),
             "std_filter": self.std_filter.state_dict(),
             "kl_controller": self.kl_controller.state_dict(),
             "validation": self.validation.state_dict(),
@@ -162,3 +180,9 @@ class RunParts:
             if self.hf_export is not None:
                 self.hf_export.save(step)  # first: a run that is killed in between makes this step again
             self.checkpoints.save(step, self.policy, state)
+
+
+def training_sampling(config: Config) -> SamplingSettings:
+    """How training responses are sampled."""
+    rollout = config.rollout
+    return SamplingSettings(rollout.temperature, rollout.top_p, rollout.top_k, config.data.max_response_length)

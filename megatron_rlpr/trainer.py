@@ -41,6 +41,7 @@ class Trainer:
             groups, surplus = fill.take()
             parts.prompts.put_back(surplus)
             batch = parts.with_advantages(groups, step)
+            parts.begin_rollouts(step + 1)
             lr = parts.learning_rate(step)
             with clock.phase("update"), parts.console.phase("update") as progress:
                 updates = [
@@ -69,9 +70,8 @@ class Trainer:
         parts.std_filter.begin_step(step)
         fill = BatchFill(parts.config.data.train_batch_size, parts.max_rounds, parts.prompts.carried)
         while fill.wants_more:
-            prompts = parts.prompts.next_batch()
             with clock.phase("rollout"):
-                groups = parts.generate(prompts, step)
+                groups = parts.next_groups(step)
             with parts.console.phase("score") as progress:
                 scored = parts.scorer.score(groups, parts.prompts.base_table, progress.advance)
             fill.offer(scored, parts.std_filter.judge(scored, filter_stds(scored, parts.config)))

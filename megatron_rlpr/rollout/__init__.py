@@ -11,6 +11,7 @@ weight_update   weights are verified before and while they flow into an engine
 agreement       an error on one rank becomes an error on all ranks
 colocated       every rank (or tensor-parallel group of ranks) holds an engine; prompts are split over them
 ray_cluster     an existing Ray cluster, or one of this machine that ends with the run
+ray_guard       ends what Ray would leave behind for a minute when the trainer is killed
 ray_actor       one engine in a process of Ray; ray_engine: how the trainer sees it
 ray_pool        shares requests out (balancing), replaces engines, hands over weights (ray_weights)
 ray_rollouts    the first rank talks to the pool, all ranks get the groups

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import subprocess
+import sys
 from typing import Any
 
+import psutil
+
 from megatron_rlpr.process_environment import ON_CPU
+from megatron_rlpr.rollout import ray_guard
 from megatron_rlpr.types import UserError
 
 _MIB = 2**20
@@ -16,6 +21,7 @@ _QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DEDUP_LOGS": "0",
     "RAY_enable_metrics_collection": "0",
+    "RAY_prestart_worker_first_driver": "0",  # workers without work
 }
 
 
@@ -49,6 +55,8 @@ def connect(address: str, *, cpus: int, weights_nbytes: int) -> bool:
         object_store_memory=weights_nbytes + weights_nbytes // 4 + _SPARE_OBJECT_STORE,
         **options,
     )
+    node = [str(process.pid) for process in psutil.Process().children(recursive=True)]
+    subprocess.Popen([sys.executable, "-S", ray_guard.__file__, str(os.getpid()), *node], start_new_session=True, close_fds=True)
     return True
 
 

@@ -17,13 +17,14 @@ from typing import Any
 import torch
 
 from megatron_rlpr.rollout.balancing import least_loaded
-from megatron_rlpr.rollout.engine import GenerationRequest, ProgressCallback, RolloutError, SamplingSettings, WeightHandoverError
+from megatron_rlpr.rollout.engine import GenerationRequest, ProgressCallback, RolloutError, SamplingSettings
 from megatron_rlpr.rollout.engine_limits import check_requests, read_model_config
 from megatron_rlpr.rollout.ray_actor import EngineSettings, Progress, Request
 from megatron_rlpr.rollout.ray_engine import EngineResources, PooledEngine
 from megatron_rlpr.rollout.ray_weights import StoredWeights, store_weights
 from megatron_rlpr.rollout.weight_update import check_manifest, required_weights
 from megatron_rlpr.types import Response, UserError
+from megatron_rlpr.weights.receiver import Confirmation, WeightHandoverError
 
 CALL_S = 0.25
 """How long an engine decodes per call: long against the call's own millisecond, short against a step."""
@@ -41,6 +42,20 @@ class Ticket:
     @property
     def done(self) -> bool:
         return len(self.responses) == len(self.keys)
+
+
+class TurnLock:
+    """A lock whose waiters get in before a holder that asks for it again: without, a loop of turns could keep it for ever."""
+
+    def __init__(self) -> None:
+        self._next, self._held = threading.Lock(), threading.Lock()
+
+    def __enter__(self) -> None:
+        with self._next:
+            self._held.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._held.release()
 
 
 class EnginePool:
@@ -68,7 +83,7 @@ class EnginePool:
         self._bucket_nbytes = bucket_nbytes
         self._timeout_s = timeout_s
         self._on_event = on_event
-        self._lock = threading.Lock()
+        self._lock = TurnLock()
         self._queue: deque[list[Request]] = deque()
         self._tickets: dict[str, Ticket] = {}
         self._weights: StoredWeights | None = None
@@ -120,7 +135,9 @@ class EnginePool:
                 on_progress(finished + written, len(ticket.responses), len(ticket.keys))
         return [ticket.responses[key] for key in ticket.keys]
 
-    def update_weights(self, manifest: Mapping[str, tuple[int, ...]], tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
+    def update_weights(
+        self, manifest: Mapping[str, tuple[int, ...]], tensors: Iterable[tuple[str, torch.Tensor]], version: int
+    ) -> Confirmation:
         """Give every started engine new weights; requests in flight pause, survive and go on with the new ones.
 
         An engine that is just starting, or fails with this, gets them when it has started. WeightHandoverError for a
@@ -133,6 +150,7 @@ class EnginePool:
             self._version = version
             while not self._updated:
                 self._turn(decode=False)
+            return Confirmation(version, self._weights.checksum)
 
     @property
     def _updated(self) -> bool:

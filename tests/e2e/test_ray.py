@@ -1,0 +1,95 @@
+"""Trainings whose engines run in Ray: the same run as with engines in the training process, whatever dies on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+from training_runs import STEPS, Workplace, records
+
+pytestmark = pytest.mark.e2e
+
+RAY = ["rollout.placement=ray", "rollout.engines=2"]
+PIPELINE = [*RAY, "rollout.pipeline=1", "algorithm.importance_cap=2", "data.val_files=[]", "trainer.save_freq=1"]
+
+
+def engines() -> list[psutil.Process]:
+    """The processes of engines that this test's trainings started."""
+    family = psutil.Process().children(recursive=True)
+    return [process for process in family if process.name().startswith("ray::EngineActo")]
+
+
+def after_step(workplace: Workplace, name: str, step: int) -> Callable[[], bool]:
+    metrics = workplace.run_folder(name) / "metrics.jsonl"
+    return lambda: metrics.exists() and any(record["step"] >= step for record in records(metrics))
+
+
+def rollouts(workplace: Workplace, name: str, step: int, column: str) -> list:
+    file: Path = workplace.run_folder(name) / "rollouts" / f"step_{step:06d}.parquet"
+    return pq.read_table(file)[column].to_pylist()
+
+
+@pytest.fixture(scope="module")
+def in_ray(workplace: Workplace) -> str:
+    """The name of a run of six steps on two engines, one of which was killed with SIGKILL after the second step."""
+    killed: list[int] = []
+
+    def kill_one() -> bool:
+        if not killed and after_step(workplace, "in_ray", 2)():
+            killed.append(engines()[0].pid)
+            psutil.Process(killed[0]).kill()
+        return False
+
+    status, output = workplace.start("in_ray", 0, *RAY, stop_when=kill_one)
+    assert status == 0, output[-4000:]
+    assert killed
+    assert "it is started again" in output
+    return "in_ray"
+
+
+def test_engines_in_ray_sample_what_an_engine_in_the_training_process_samples(workplace: Workplace, undisturbed: str, in_ray: str) -> None:
+    for step in range(1, STEPS + 1):
+        for column in ("prompt_index", "seed", "response_tokens", "weight_versions", "kept"):
+            assert rollouts(workplace, in_ray, step, column) == rollouts(workplace, undisturbed, step, column), (step, column)
+
+
+def test_the_run_is_the_same_although_an_engine_died(workplace: Workplace, undisturbed: str, in_ray: str) -> None:
+    for step, other in zip(workplace.timeless(in_ray), workplace.timeless(undisturbed), strict=True):
+        assert step.keys() == other.keys()
+        for metric, value in step.items():
+            # the gap of the log-probs is rounding, which differs with the shape of a batch
+            assert value == pytest.approx(other[metric], rel=1e-4, abs=1e-4 if "gap" in metric else 1e-6), (step["step"], metric)
+    for mine, others in zip(workplace.validations(in_ray), workplace.validations(undisturbed), strict=True):
+        for metric, value in mine.items():
+            assert metric.startswith("time") or value == pytest.approx(others[metric], rel=1e-4, abs=1e-6), metric
+
+
+@pytest.fixture(scope="module")
+def pipelined(workplace: Workplace) -> str:
+    """The name of a pipelined run that was killed after the third step, with all it had started, and went on."""
+    workplace.start("pipelined", 0, *PIPELINE, stop_when=after_step(workplace, "pipelined", 3))  # fails if anything lives on
+    assert 0 < len(workplace.metrics("pipelined")) < STEPS
+    workplace.train("pipelined", 0, *PIPELINE)
+    return "pipelined"
+
+
+def test_a_pipelined_step_samples_with_weights_that_are_one_hand_over_old_at_most(workplace: Workplace, pipelined: str) -> None:
+    versions = {
+        step: {version for written in rollouts(workplace, pipelined, step, "weight_versions") for version in written}
+        for step in range(1, STEPS + 1)
+    }
+    assert versions[1] == {0}
+    assert all(found <= {step - 2, step - 1} for step, found in versions.items())
+    assert any(step - 2 in found for step, found in versions.items()), "nothing was generated while the policy trained"
+
+
+def test_a_pipelined_run_draws_every_prompt_in_order_although_it_was_killed(workplace: Workplace, pipelined: str) -> None:
+    steps = workplace.metrics(pipelined)
+    assert [step["step"] for step in steps] == list(range(1, STEPS + 1))
+    seen: list[int] = []
+    for step in range(1, STEPS + 1):
+        seen += [index for index in dict.fromkeys(rollouts(workplace, pipelined, step, "prompt_index")) if index not in seen]
+    assert len(seen) >= STEPS * 4 - 4 * 2, "prompts of a step that was begun before the kill were lost or doubled"
