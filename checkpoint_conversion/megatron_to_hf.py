@@ -34,7 +34,7 @@ from megatron_rlpr.weights.checksum import ChecksummedStream, weights_checksum
 from megatron_rlpr.weights.companion_files import companion_files, copy_companions, record_dtype
 from megatron_rlpr.weights.hf_tensors import HfTensors
 from megatron_rlpr.weights.load_hf import hf_manifest
-from megatron_rlpr.weights.load_megatron import WEIGHTS, check_megatron_checkpoint, read_checkpoint_shape
+from megatron_rlpr.weights.load_megatron import WEIGHTS, check_megatron_checkpoint, damage_named, read_checkpoint_shape
 from megatron_rlpr.weights.save_hf import save_hf_weights
 from megatron_rlpr.weights.shape import ModelShape, read_hf_config
 from tools.command_line import exit_status
@@ -94,8 +94,11 @@ def _conversion(megatron: Path) -> dict[str, Any]:
 
 def _stored_dtype(weights: Path) -> torch.dtype:
     """The dtype of the checkpoint's weights. Raises UserError when it is none a model here can have."""
-    dtypes = {tensor.dtype for name, tensor in dist_checkpointing.load_tensors_metadata(str(weights)).items() if name.endswith("weight")}
-    found = {dtype for dtype in dtypes if dtype is not None}
+    with damage_named(weights, "convert or save the checkpoint again"):
+        stored = dist_checkpointing.load_tensors_metadata(str(weights))
+    # A training checkpoint holds the optimizer's fp32 copies of the weights as well, under their names.
+    model = [tensor for name, tensor in stored.items() if name.endswith("weight") and not name.startswith("optimizer.")]
+    found = {tensor.dtype for tensor in model if tensor.dtype is not None}
     if len(found) != 1 or not found <= DTYPE_NAMES.keys():
         raise UserError(f"{weights}: expected weights of one dtype, {' or '.join(DTYPE_NAMES.values())}, found {sorted(map(str, found))}")
     return found.pop()

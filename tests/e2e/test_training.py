@@ -30,6 +30,15 @@ def rollouts(workplace: Workplace, name: str, step: int) -> pd.DataFrame:
     return table.to_pandas()
 
 
+def conversion(workplace: Workplace, checkpoint: Path, folder: Path) -> Path:
+    """The Hugging Face folder that the command line makes of a run's checkpoint."""
+    made = folder / "converted"
+    options = [f"--megatron={checkpoint}", f"--out={made}", f"--hf={workplace.folder / 'model'}"]
+    status, output = run([sys.executable, "-m", "checkpoint_conversion.megatron_to_hf", *options], folder / "conversion.log")
+    assert status == 0, output
+    return made
+
+
 def test_every_step_reports_the_documented_names_and_no_others(workplace: Workplace, undisturbed: str) -> None:
     metrics = workplace.metrics(undisturbed)
     assert [step["step"] for step in metrics] == list(range(1, STEPS + 1))
@@ -122,11 +131,7 @@ def test_transformers_loads_the_final_weights_from_beside_the_checkpoint(workpla
     exports = workplace.run_folder(undisturbed) / "hf"
     assert sorted(path.name for path in exports.iterdir()) == ["step_000003", "step_000006"]
     exported = AutoModelForCausalLM.from_pretrained(exports / "step_000006").state_dict()
-    checkpoint = workplace.run_folder(undisturbed) / "checkpoints" / "step_000006"
-    options = [f"--megatron={checkpoint}", f"--out={tmp_path / 'converted'}", f"--hf={workplace.folder / 'model'}"]
-    status, output = run([sys.executable, "-m", "checkpoint_conversion.megatron_to_hf", *options], tmp_path / "conversion.log")
-    assert status == 0, output
-    final = HfTensors(tmp_path / "converted")
+    final = HfTensors(conversion(workplace, workplace.run_folder(undisturbed) / "checkpoints" / "step_000006", tmp_path))
     assert [name for name in final.stored if not torch.equal(final.read(name), exported[name])] == []
     before = HfTensors(workplace.folder / "model")
     assert any(not torch.equal(before.read(name), exported[name]) for name in final.stored)
@@ -144,7 +149,9 @@ def test_vllm_answers_from_the_export_as_it_did_at_the_end_of_the_run(workplace:
 def test_a_step_whose_groups_are_all_dropped_changes_nothing(workplace: Workplace) -> None:
     """The threshold of step 2 is far above any group's spread: nothing to train on, the run goes on."""
     name = "dropped_all"
-    workplace.train(name, 0, "filter.std_filter_beta=1000", "filter.max_rounds=2", "data.val_files=[]", "trainer.total_training_steps=3")
+    overrides = ["filter.std_filter_beta=1000", "filter.max_rounds=2", "data.val_files=[]", "trainer.save_freq=-1"]
+    workplace.train(name, 0, *overrides, "trainer.total_training_steps=3")
+    assert workplace.checkpoints(name) == []
     first, *others = workplace.metrics(name)
     assert first["actor/grad_norm"] > 0
     for step in others:
@@ -154,8 +161,8 @@ def test_a_step_whose_groups_are_all_dropped_changes_nothing(workplace: Workplac
         assert rollouts(workplace, name, step["step"]).advantage.isna().all()
 
 
-def test_everything_else_at_once(workplace: Workplace) -> None:
-    """Two engines, bf16, a KL to the reference policy in the reward, carried groups, sampling, W&B offline, a validation every step."""
+def test_everything_else_at_once(workplace: Workplace, tmp_path: Path) -> None:
+    """Two engines, bf16, an export, a KL to the reference policy in the reward, carried groups, sampling, W&B offline, validations."""
     overrides = [
         "actor.dtype=bfloat16",
         "algorithm.adv_estimator=reinforce_plus_plus",
@@ -168,7 +175,7 @@ def test_everything_else_at_once(workplace: Workplace) -> None:
         "evaluation.max_prompts=5",
         "+trainer.test_freq=1",
         "++trainer.total_training_steps=3",
-        "trainer.save_freq=-1",
+        "trainer.export_hf=true",
         "tracking.wandb=true",
     ]
     name = "everything"
@@ -189,4 +196,9 @@ def test_everything_else_at_once(workplace: Workplace) -> None:
     assert summary["prompts"] == 5
     assert list(summary["other_sets"]) == ["val/sampling"]
     assert list(Path(workplace.run_folder(name)).glob("wandb/offline-run-*/*.wandb"))
-    assert workplace.checkpoints(name) == []
+    run_folder = workplace.run_folder(name)
+    converted = conversion(workplace, run_folder / "checkpoints" / "step_000003", tmp_path)
+    exported = run_folder / "hf" / "step_000003"
+    assert (converted / "model.safetensors").read_bytes() == (exported / "model.safetensors").read_bytes()
+    assert (converted / "config.json").read_bytes() == (exported / "config.json").read_bytes()
+    assert {stored.dtype for stored in HfTensors(exported).stored.values()} == {torch.bfloat16}
