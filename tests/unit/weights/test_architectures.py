@@ -34,6 +34,7 @@ SIZES = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 256,
 }
+SMALL = {"vocab_size": 128, "hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2}
 LLAMA3 = {
     "rope_type": "llama3",
     "factor": 8.0,
@@ -125,10 +126,12 @@ def test_megatron_names_are_unique(name: str) -> None:
                 head_dim=128,
             ),
         ),
+        ("mixtral", mixtral(**SMALL, intermediate_size=48, num_local_experts=4)),
+        ("qwen3_moe", qwen3_moe(**SMALL, moe_intermediate_size=32, num_local_experts=4, num_experts_per_tok=2, head_dim=32)),
     ],
 )
 def test_transformer_engine_parameters_have_the_names_and_shapes_its_library_builds(model: str, config: dict[str, Any]) -> None:
-    """transformer_engine_names.json: first layer and ends of real models, listed from Megatron's Transformer Engine spec."""
+    """transformer_engine_names.json: first layer and ends of models, listed from Megatron's Transformer Engine spec."""
     built = json.loads((Path(__file__).parent / "transformer_engine_names.json").read_text())[model]
     table = {mapping.megatron[-1]: list(mapping.shard_shape(1)) for mapping in parameter_table(model_shape(config))}
     assert table == built
