@@ -94,6 +94,8 @@ class VllmEngine:
         }
         if dist.is_initialized() and dist.get_world_size() > 1:
             self._arguments["distributed_executor_backend"] = "external_launcher"
+        elif tensor_parallel_size > 1:
+            self._arguments["distributed_executor_backend"] = "mp"
         self._threads = threads
         self._start()
 
@@ -213,7 +215,7 @@ class VllmEngine:
         try:
             with engine_call(self._eager), torch.no_grad():
                 self._llm.collective_rpc(_unpack_experts)
-                self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": stream})
+                self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": self._sendable(stream)})
                 if self._tied_head:
                     self._llm.collective_rpc(_repack_tied_head)
                 # what is in flight goes on with the new weights: its keys and values are computed again from its tokens
@@ -228,6 +230,10 @@ class VllmEngine:
         self._unusable = None
         self._version = version
         return Confirmation(version, received.checksum)
+
+    def _sendable(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterable[tuple[str, torch.Tensor]]:
+        """As an argument for vLLM's workers: those in other processes cannot share an iterator, they get a copy of everything."""
+        return list(tensors) if self._arguments.get("distributed_executor_backend") == "mp" else tensors
 
     def rebuild(self) -> None:
         """A new vLLM engine from the model folder. It refuses to generate before its next hand-over: the folder's weights are old."""
