@@ -14,7 +14,6 @@ from megatron_rlpr.rollout.engine import GenerationRequest, SamplingSettings
 from megatron_rlpr.rollout.ray_weights import stored_tensors
 from megatron_rlpr.rollout.vllm_engine import VllmEngine
 from megatron_rlpr.types import Response
-from megatron_rlpr.weights.checksum import ChecksummedStream
 
 
 @dataclass(frozen=True)
@@ -96,6 +95,4 @@ class EngineActor:
 
     def update_weights(self, manifest: Mapping[str, tuple[int, ...]], buckets: Sequence[Any], version: int) -> str:
         """Load a stored hand-over; what is in flight goes on with it. Returns the checksum of what arrived."""
-        stream = ChecksummedStream(stored_tensors(buckets))
-        self._engine.update_weights(manifest, stream, version)
-        return stream.checksum
+        return self._engine.update_weights(manifest, stored_tensors(buckets), version).checksum
