@@ -45,12 +45,3 @@ def _check_ray(config: Config) -> None:
             "rollout.pipeline=1 with filter.cache_regenerate=false: carried groups could fill a step whose round is under way already; "
             "set filter.cache_regenerate=true or rollout.pipeline=0"
         )
-    if rollout.tensor_parallel_size == 1:
-        return
-    import torch
-
-    if not torch.cuda.is_available():
-        raise UserError(
-            f"rollout.tensor_parallel_size={rollout.tensor_parallel_size} with rollout.placement=ray needs CUDA GPUs, and none is visible: "
-            "set it to 1 and raise rollout.engines or rollout.cpus_per_engine"
-        )
