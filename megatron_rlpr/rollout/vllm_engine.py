@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -19,7 +20,7 @@ from megatron_rlpr.rollout.engine_limits import (
     read_model_config,
 )
 from megatron_rlpr.rollout.requests_in_flight import RequestsInFlight, Sampled
-from megatron_rlpr.rollout.vllm_process import engine_call, prepare_environment, process_state_kept
+from megatron_rlpr.rollout.vllm_process import engine_call, prepare_environment, process_state_kept, shared_memory_of_this_start
 from megatron_rlpr.rollout.weight_update import TIED_HEAD, VerifiedStream, check_manifest, required_weights
 from megatron_rlpr.types import Response
 from megatron_rlpr.weights.checksum import ChecksummedStream
@@ -69,6 +70,7 @@ class VllmEngine:
         self._max_model_len = max_model_len
         self._vocab_size = config.vocab_size
         self._eager = enforce_eager
+        self._dtype = dtype
         self._version = 0
         self._unusable: str | None = None
         self._broken = False
@@ -100,7 +102,9 @@ class VllmEngine:
         self._start()
 
     def _start(self) -> None:
-        with process_state_kept(self._threads), torch.compiler.set_stance("force_eager" if self._eager else "default"):
+        several_ranks = "distributed_executor_backend" in self._arguments and self._arguments["tensor_parallel_size"] > 1
+        meeting = shared_memory_of_this_start() if several_ranks and not torch.cuda.is_available() else contextlib.nullcontext()
+        with meeting, process_state_kept(self._threads), torch.compiler.set_stance("force_eager" if self._eager else "default"):
             from vllm import LLM
 
             self._llm = LLM(**self._arguments)
@@ -211,11 +215,13 @@ class VllmEngine:
         self.check_weights(manifest)
         received = ChecksummedStream(tensors)
         stream = VerifiedStream(manifest, received, skip=frozenset({TIED_HEAD} if self._tied_head else ()))
+        # vLLM keeps some parameters in fp32 inside; a start from a folder rounds them to the engine's dtype first.
+        rounded = ((name, tensor.to(self._dtype)) for name, tensor in stream)
         self._unusable = f"hand-over {version} was interrupted"
         try:
             with engine_call(self._eager), torch.no_grad():
                 self._llm.collective_rpc(_unpack_experts)
-                self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": self._sendable(stream)})
+                self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": self._sendable(rounded)})
                 if self._tied_head:
                     self._llm.collective_rpc(_repack_tied_head)
                 # what is in flight goes on with the new weights: its keys and values are computed again from its tokens

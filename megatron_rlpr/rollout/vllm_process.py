@@ -10,11 +10,15 @@ import contextlib
 import gc
 import os
 import random
+import uuid
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 _LAUNCHER_VARIABLES = ("LOCAL_WORLD_SIZE", "LD_PRELOAD", "OMP_NUM_THREADS", "NUMEXPR_MAX_THREADS")
 
@@ -65,3 +69,31 @@ def engine_call(eager: bool) -> Iterator[None]:
     """
     with torch.random.fork_rng(devices=[]), torch.compiler.set_stance("force_eager" if eager else "default"):
         yield
+
+
+@contextlib.contextmanager
+def shared_memory_of_this_start() -> Iterator[None]:
+    """Let the ranks of this start, and no others, meet in vLLM's shared memory on CPU. Collective over all ranks.
+
+    vLLM names those segments after the ranks alone when torchrun starts it: a run that ended without tidying up leaves segments
+    with which no later one can start, and two runs on one machine would write into each other's. Once all ranks have mapped
+    them the names are not needed any more, and go.
+    """
+    from vllm.distributed.device_communicators.cpu_communicator import _CPUSHMDistributed
+
+    token = [f"megatron_rlpr_{uuid.uuid4().hex[:12]}"]
+    dist.broadcast_object_list(token, src=0)
+    plain_name = _CPUSHMDistributed.make_group_name
+
+    def unique_name(communicator: Any) -> str:
+        return token[0] + plain_name(communicator).replace("/", "")
+
+    shared: Any = _CPUSHMDistributed
+    shared.make_group_name = staticmethod(unique_name)
+    try:
+        yield
+        dist.barrier()
+    finally:
+        shared.make_group_name = staticmethod(plain_name)
+        for segment in Path("/dev/shm").glob(f"{token[0]}*"):
+            segment.unlink(missing_ok=True)

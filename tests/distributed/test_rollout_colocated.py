@@ -81,6 +81,7 @@ def observe(models: Path, tensor_parallel_size: int) -> dict[str, Any]:
         "tensors_taken_before_agreement": len(taken),
         "broken_stream_on_one_rank": error_of(lambda: rollouts.update_weights(manifest, stream(breaks=rank == last), 1)),
         "generation_after_a_broken_hand_over": error_of(lambda: groups(prompts)) if tensor_parallel_size == 1 else "not tried",
+        "rebuild": error_of(rollouts.rebuild_engines),
         "update": error_of(lambda: rollouts.update_weights(manifest, stream(breaks=False), 2)),
         "groups_after_update": groups(prompts),
         "version": rollouts.weight_version,
@@ -107,6 +108,7 @@ def observed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, An
     models = tmp_path_factory.mktemp("models")
     save_llama(models / "a", 0)
     save_llama(models / "b", 1)
+    segments = set(Path("/dev/shm").glob("*cpushm*"))
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     results = {}
     for layout, (world_size, tensor_parallel_size) in LAYOUTS.items():
@@ -122,6 +124,7 @@ def observed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, An
         )
         assert run.returncode == 0, f"{layout}: {run.stderr[-4000:]}"
         results[layout] = json.loads(result.read_text())
+    assert set(Path("/dev/shm").glob("megatron_rlpr_*cpushm*")) <= segments, "shared memory is left behind"
     return results
 
 
@@ -181,11 +184,13 @@ def test_a_failure_on_one_rank_is_raised_on_all_and_named(observed: dict[str, An
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_good_hand_over_reaches_every_engine(observed: dict[str, Any], layout: str) -> None:
+    """Here with engines that were all made anew after a hand-over that had failed on one rank."""
     seen = observed[layout]
+    assert seen["rebuild"] == "no error"
     assert seen["update"] == "no error"
     assert seen["version"] == 2
     assert tokens(seen["groups_after_update"]) != tokens(seen["groups"])
-    assert {response[3] for _, responses in seen["groups_after_update"] for response in responses} == {2}
+    assert all(response[3] == [2] for _, responses in seen["groups_after_update"] for response in responses)
 
 
 if __name__ == "__main__":
