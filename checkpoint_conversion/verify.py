@@ -106,7 +106,9 @@ def _transformers_model(hf: Path) -> torch.nn.Module:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    model: torch.nn.Module = AutoModelForCausalLM.from_pretrained(hf, dtype=torch.float32, local_files_only=True).eval()
+    # Other kinds of attention leave out the soft caps that some models have.
+    options = {"dtype": torch.float32, "local_files_only": True, "attn_implementation": "eager"}
+    model: torch.nn.Module = AutoModelForCausalLM.from_pretrained(hf, **options).eval()
     return model
 
 

@@ -1,6 +1,6 @@
 """Drives real engines in a process of their own and prints what was observed as JSON.
 
-usage: engine_observations.py FOLDER    (FOLDER holds the models llama_a, llama_b, qwen_a, qwen_b, mixtral_a, mixtral_b)
+usage: engine_observations.py FOLDER    (FOLDER holds the models llama_a, llama_b, qwen_a, ..., an a and a b of every family)
 """
 
 from __future__ import annotations
@@ -72,7 +72,8 @@ def engine(folder: Path, dtype: torch.dtype) -> VllmEngine:
 
 
 def largest_gap_to_transformers(folder: Path, sent: list[GenerationRequest], got: list[Response], temperature: float) -> float:
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    # Other kinds of attention leave soft caps out.
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     gap = 0.0
     for request, response in zip(sent, got, strict=True):
         token_ids = torch.tensor([request.prompt_token_ids + response.token_ids])
@@ -155,6 +156,15 @@ def observe_updates(tested: VllmEngine, fresh: VllmEngine, folder: Path) -> dict
     return {**seen, "recovers_from_a_break_anywhere": recovered}
 
 
+def gap_after_an_update(folder: Path, family: str) -> float:
+    """An engine of one random model takes the weights of another; its log-probs against transformers' for those."""
+    tested = engine(folder / f"{family}_a", torch.float32)
+    manifest, tensors = weights_of(folder / f"{family}_b")
+    tested.update_weights(manifest, tensors.items(), 1)
+    sent = requests(count=8)
+    return largest_gap_to_transformers(folder / f"{family}_b", sent, tested.generate(sent, SAMPLED), 0.7)
+
+
 def main(folder: Path) -> None:
     before = process_state()
     # vLLM makes the groups of experts with a process's first engine only.
@@ -169,7 +179,8 @@ def main(folder: Path) -> None:
         ),
         "mixtral, untied, fp32": observe_updates(mixtral, engine(folder / "mixtral_b", torch.float32), folder / "mixtral_b"),
     }
-    print(json.dumps({"state_kept_by_the_start": kept, "generation": generation, "updates": updates}))
+    gaps = {family: gap_after_an_update(folder, family) for family in ("qwen3", "mistral", "gemma2")}
+    print(json.dumps({"gaps_after_an_update": gaps, "state_kept_by_the_start": kept, "generation": generation, "updates": updates}))
 
 
 if __name__ == "__main__":

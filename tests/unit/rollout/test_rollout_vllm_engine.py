@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_models import EOS, EOS_IDS, save_llama, save_mixtral, save_qwen2
+from tiny_models import EOS, EOS_IDS, save_gemma2, save_llama, save_mistral, save_mixtral, save_qwen2, save_qwen3
 
 HERE = Path(__file__).parent
 UPDATED = ["llama, tied, fp32", "qwen2, untied, bf16", "mixtral, untied, fp32"]
@@ -19,7 +19,9 @@ UPDATED = ["llama, tied, fp32", "qwen2, untied, bf16", "mixtral, untied, fp32"]
 @pytest.fixture(scope="module")
 def observed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("models")
-    for family, save in [("llama", save_llama), ("qwen", save_qwen2), ("mixtral", save_mixtral)]:
+    families = {"llama": save_llama, "qwen": save_qwen2, "mixtral": save_mixtral}
+    families |= {"qwen3": save_qwen3, "mistral": save_mistral, "gemma2": save_gemma2}
+    for family, save in families.items():
         save(folder / f"{family}_a", 0)
         save(folder / f"{family}_b", 1)
     environment = {**os.environ, "PYTHONPATH": str(HERE.parents[2]), "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
@@ -137,3 +139,8 @@ def test_a_rebuilt_engine_waits_for_the_current_weights_and_is_then_as_new(updat
     assert "has not been given the current weights yet" in update["rebuilt_without_weights"]
     assert update["confirmed"] == [6, True]
     assert update["rebuilt_equals_fresh"]
+
+
+@pytest.mark.parametrize("family", ["qwen3", "mistral", "gemma2"])
+def test_windows_soft_caps_and_norms_over_heads_survive_an_update(observed: dict[str, Any], family: str) -> None:
+    assert observed["gaps_after_an_update"][family] < 1e-4

@@ -7,13 +7,19 @@ from pathlib import Path
 
 import torch
 from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     MixtralConfig,
     MixtralForCausalLM,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
 
 TOKENIZER = Path(__file__).parents[2] / "goldens" / "tokenizers" / "bpe_chat"
@@ -46,6 +52,26 @@ def save_mixtral(folder: Path, seed: int) -> Path:
     torch.manual_seed(seed)
     config = MixtralConfig(**_sizes(), num_key_value_heads=1, num_local_experts=3, num_experts_per_tok=2)
     return _save(MixtralForCausalLM(config), folder)
+
+
+def save_qwen3(folder: Path, seed: int) -> Path:
+    """A random Qwen3: norms over heads."""
+    torch.manual_seed(seed)
+    return _save(Qwen3ForCausalLM(Qwen3Config(**_sizes(), num_key_value_heads=1, head_dim=32)), folder)
+
+
+def save_mistral(folder: Path, seed: int) -> Path:
+    """A random Mistral whose window is shorter than the prompts of the tests."""
+    torch.manual_seed(seed)
+    return _save(MistralForCausalLM(MistralConfig(**_sizes(), num_key_value_heads=1, head_dim=32, sliding_window=48)), folder)
+
+
+def save_gemma2(folder: Path, seed: int) -> Path:
+    """A random Gemma 2 with soft caps that matter and a window shorter than the prompts of the tests."""
+    torch.manual_seed(seed)
+    caps = {"attn_logit_softcapping": 5.0, "final_logit_softcapping": 8.0}
+    config = Gemma2Config(**_sizes(), **caps, num_key_value_heads=1, head_dim=32, query_pre_attn_scalar=32, sliding_window=48)
+    return _save(Gemma2ForCausalLM(config), folder)
 
 
 def _sizes() -> dict:
