@@ -42,7 +42,7 @@ lint: environment  ## run ruff and mypy
 	$(VENV_PYTHON) -m mypy
 
 bench: model  ## run all benchmarks
-	for part in packing reward head score update; do $(VENV_PYTHON) -m tools.bench $$part || exit 1; done
+	for part in packing reward head score update handover convert; do $(VENV_PYTHON) -m tools.bench $$part || exit 1; done
 
 check-cuda-pins: $(UV)  ## resolve the cuda extra for Python 3.12 with its pins; installs nothing
 	$(RESOLVE_CUDA) --constraint requirements/cuda-constraints.txt --output-file build/cuda-pins.txt

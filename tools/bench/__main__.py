@@ -13,6 +13,7 @@ head     the output head on selected rows: time and peak memory (no baseline: it
 packing  planning a batch of 6,144 sequences for 8, 16 and 32 data-parallel ranks
 reward   splicing references and combining rewards, everything but the forward, on one core
 convert  both conversions: peak memory beyond the start of their process, time; the model, and Llamas of --layers made on the fly
+handover new weights for an engine in this process and for one in another, against a plain copy of the same bytes
 table    tokens of both sides over response lengths 128 to 4,096 and 1 to 32 responses, our time where that is quick
 
 Both sides take turns; the first repetition is dropped and gives peak memory, medians are reported. `speedup`: baseline time
@@ -31,7 +32,7 @@ from typing import Any
 from megatron_rlpr import process_environment
 from tools.command_line import exit_status, tool_parser
 
-CASES = ("score", "update", "head", "packing", "reward", "convert", "table")
+CASES = ("score", "update", "head", "packing", "reward", "convert", "handover", "table")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -59,6 +60,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--vocab", type=int, default=152064, help="head: vocabulary")
     parser.add_argument("--hidden", type=int, default=896, help="head: hidden size")
     parser.add_argument("--sequences", type=int, default=6144, help="packing: sequences")
+    parser.add_argument("--bucket-mb", type=int, default=32, help="handover: weights.bucket_mb")
     parser.add_argument("--layers", type=int, nargs="*", default=(16, 64), help="convert: layers of the models that are made, 24 MiB each")
     parser.add_argument("--seed", type=int, default=0, help="of lengths and tokens")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: all cores of this machine")
@@ -71,7 +73,7 @@ def _measure(options: Namespace) -> dict[str, Any]:
     import torch
 
     from megatron_rlpr.config import ActorConfig, RewardConfig
-    from tools.bench import convert_case, head_case, packing_case, reward_case, score_case, table_case, update_case, workload
+    from tools.bench import convert_case, handover_case, head_case, packing_case, reward_case, score_case, table_case, update_case, workload
     from tools.bench.policy import dtype_of
 
     threads = options.threads or process_environment.default_threads()
@@ -89,6 +91,9 @@ def _measure(options: Namespace) -> dict[str, Any]:
             return about | packing_case.run(options.sequences, max(options.max_tokens, 16384))
         case "head":
             return about | head_case.run(options.rows, options.vocab, options.hidden, dtype_of(actor), options.chunk_rows)
+        case "handover":
+            repetitions = options.repetitions or 5
+            return about | handover_case.run(options.model, actor, options.bucket_mb, repetitions, threads) | {"model": str(options.model)}
         case "convert":
             return {"case": options.case} | convert_case.run(options.model, tuple(options.layers))
     options.groups = options.groups or (125 if options.case == "reward" else 8)
