@@ -59,6 +59,7 @@ class Trainer:
             **update_metrics(updates, lr),
             **speed_metrics(seconds, everything, updates),
             **memory_metrics(),
+            "weights/hand_overs_repeated": parts.hand_over.repeated,
         }
         parts.store_rollouts(step, fill, batch)
         parts.tracker.log_step(step, metrics)

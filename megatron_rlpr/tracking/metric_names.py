@@ -50,6 +50,7 @@ STEP_METRICS: dict[str, str] = {
     "time/reward": "seconds spent on rewards besides the forward pass",
     "time/update": "seconds spent in the policy's update",
     "time/hand_over": "seconds to give the engines the new weights",
+    "weights/hand_overs_repeated": "hand-overs of this process so far that failed and were repeated with new engines",
     "time/step": "seconds of the whole step, checkpoint and validation apart",
     "memory/peak_gb": "peak resident memory of the first rank's process so far, in GB (1e9 bytes)",
     "memory/peak_all_ranks_gb": "sum of the ranks' peak resident memories so far, in GB",
