@@ -102,7 +102,8 @@ class VllmEngine:
         self._start()
 
     def _start(self) -> None:
-        several_ranks = "distributed_executor_backend" in self._arguments and self._arguments["tensor_parallel_size"] > 1
+        ranks_meet = self._arguments.get("distributed_executor_backend") == "external_launcher"
+        several_ranks = ranks_meet and self._arguments["tensor_parallel_size"] > 1
         meeting = shared_memory_of_this_start() if several_ranks and not torch.cuda.is_available() else contextlib.nullcontext()
         with meeting, process_state_kept(self._threads), torch.compiler.set_stance("force_eager" if self._eager else "default"):
             from vllm import LLM
