@@ -46,17 +46,15 @@ class HandOver:
         Raises on every rank when the second attempt fails on any: this rank's own error, or WeightHandoverError. A user's
         mistake is raised at once.
         """
-        report, failure = self._attempt(version)
-        if _on_every_rank(failure is None):
-            return report
-        if isinstance(failure, UserError):
-            raise failure
-        self.repeated += 1
-        self._rollouts.rebuild_engines()
-        report, failure = self._attempt(version)
-        if not _on_every_rank(failure is None):
-            raise failure or WeightHandoverError(f"hand-over {version} failed twice on another rank")
-        return report
+        for may_repeat in (True, False):
+            report, failure = self._attempt(version)
+            if _on_every_rank(failure is None):
+                return report
+            if not (may_repeat and _on_every_rank(not isinstance(failure, UserError))):
+                break
+            self.repeated += 1
+            self._rollouts.rebuild_engines()
+        raise failure or WeightHandoverError(f"hand-over {version} failed on another rank")
 
     def _attempt(self, version: int) -> tuple[HandOverReport, Exception | None]:
         """One stream from end to end, whatever the receiver does: the other ranks' gathers wait for this rank."""
