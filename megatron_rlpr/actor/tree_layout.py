@@ -113,15 +113,18 @@ def attention_blocks(
         seen = (keys[None, :] <= rows[:, None]) & (rows[:, None] < subtree_stop[keys][None, :])
         if window:
             seen &= depth[keys][None, :] > depth[rows][:, None] - window
-        unseen_somewhere = np.flatnonzero(~seen.all(axis=0))
-        # Keys on the path are hidden by the window alone, the shallow ones first.
-        front = int((unseen_somewhere < len(path)).sum())
-        behind = unseen_somewhere[front:]
-        tail = int(behind[0]) if len(behind) else len(keys)
+        front, tail = _seen_by_all(seen)
         bias = np.where(seen, 0.0, -np.inf)
         on_device = [torch.from_numpy(b).to(device=device, dtype=dtype) for b in (bias[:, tail:], bias[:, :front])]
         blocks.append(AttentionBlock(start, stop, torch.from_numpy(keys).to(device), *on_device))
     return tuple(blocks)
+
+
+def _seen_by_all(seen: npt.NDArray[np.bool_]) -> tuple[int, int]:
+    """The longest run [start, stop) of keys that every row sees: seen [rows, keys]. Only the keys beside it need a bias."""
+    edges = np.concatenate([[-1], np.flatnonzero(~seen.all(axis=0)), [seen.shape[1]]])
+    longest = int(np.diff(edges).argmax())
+    return int(edges[longest]) + 1, int(edges[longest + 1])
 
 
 def _block_bounds(node_start: IntArray, num_tokens: int, block_rows: int) -> list[int]:
