@@ -20,6 +20,7 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from megatron_rlpr.actor.gated_activation import GatedSilu
 from megatron_rlpr.actor.post_norm import with_post_norm
 from megatron_rlpr.actor.rms_norm import RMSNorm
 from megatron_rlpr.actor.selected_head import VocabShard, selected_log_probs
@@ -127,6 +128,7 @@ def transformer_config(shape: ModelShape, actor: ActorConfig) -> TransformerConf
         use_cpu_initialization=not fused,
         gradient_accumulation_fusion=False,
         bias_activation_fusion=fused and shape.activation == "silu",
+        use_te_activation_func=not fused and shape.activation == "silu",  # a module of ours, see _block_spec
         bias_dropout_fusion=fused,
         masked_softmax_fusion=False,
         apply_rope_fusion=False,
@@ -194,8 +196,11 @@ def _block_spec(config: TransformerConfig, shape: ModelShape) -> TransformerBloc
     )
     if shape.qk_norm and not torch.cuda.is_available():
         attention.q_layernorm = attention.k_layernorm = RMSNorm
+    feed_forward = layer.submodules.mlp.submodules
+    if config.use_te_activation_func:
+        gated = feed_forward.experts.submodules if shape.experts else feed_forward
+        gated.activation_func = GatedSilu
     if shape.post_norms:
-        feed_forward = layer.submodules.mlp.submodules
         attention.linear_proj = with_post_norm(attention.linear_proj, final_norm)
         feed_forward.linear_fc2 = with_post_norm(feed_forward.linear_fc2, final_norm)
     return TransformerBlockSubmodules(layer_specs=[layer] * get_num_layers_to_build(config), layer_norm=final_norm)
