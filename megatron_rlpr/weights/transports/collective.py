@@ -1,0 +1,206 @@
+"""Buckets broadcast over a process group of its own: the trainer's first rank and every worker of the engines.
+
+The same code sends over gloo on CPU and over NCCL on CUDA, within a host and across nodes. A broadcast per bucket goes out
+while the next bucket is filled in the other of two buffers. The group is kept as long as its members are the same processes.
+A lost member breaks it for all: they are told, nobody uses what has come, and the next hand-over makes a new group.
+"""
+
+from __future__ import annotations
+
+import socket
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch.distributed import PrefixStore, TCPStore
+
+from megatron_rlpr.weights.transports.framing import END, Filled, StreamAssembler, StreamCutter
+from megatron_rlpr.weights.transports.interface import Ended, NamedTensor, WeightTransportError
+from megatron_rlpr.weights.transports.process_group import ProcessGroup
+
+_BUFFERS = 2
+_joined: dict[str, ProcessGroup] = {}
+"""The group this process, a worker of an engine, is a member of; by its name, one at most."""
+
+
+class CollectiveTransport:
+    """Reaches every process that can reach `host`."""
+
+    def __init__(self, host: str, bucket_nbytes: int, timeout_s: float) -> None:
+        """host: this host's address as the engines' nodes see it. timeout_s: longest time a bucket may take."""
+        self._host = host
+        self._bucket_nbytes = bucket_nbytes
+        self._timeout_s = timeout_s
+        self._backend = "nccl" if torch.cuda.is_available() else "gloo"
+        self._store: Any = None
+        self._members: list[str] = []
+        self._name = ""
+        self._group: ProcessGroup | None = None
+
+    @contextmanager
+    def sender(self, readers: Sequence[str]) -> Iterator[CollectiveSender]:
+        """See `WeightTransport`. The group of the last hand-over goes on if it is whole and its members are these readers."""
+        if self._store is None:
+            self._store = TCPStore(self._host, 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=self._timeout_s))
+        if self._group is None or self._group.failed or self._members != list(readers):
+            if self._group is not None:
+                self._group.leave()
+            self._group, self._members, self._name = None, list(readers), uuid.uuid4().hex
+        source = CollectiveSource(
+            host=self._host,
+            port=self._store.port,
+            group=self._name,
+            first_reader=0,
+            size=len(readers) + 1,
+            backend=self._backend,
+            bucket_nbytes=self._bucket_nbytes,
+            timeout_s=self._timeout_s,
+        )
+        sender = CollectiveSender(source, self._store, self._group)
+        try:
+            yield sender
+        except BaseException as error:
+            sender.give_up(f"the trainer gave up: {error}")
+            raise
+        finally:
+            self._group = sender.group
+
+
+@dataclass(frozen=True)
+class CollectiveSource:
+    """See `WeightSource`."""
+
+    host: str
+    port: int
+    group: str
+    first_reader: int
+    size: int
+    backend: str
+    bucket_nbytes: int
+    timeout_s: float
+
+    def receive(self, worker: int) -> Iterator[NamedTensor]:
+        """Tensors on the CPU, or with NCCL on this process's current CUDA device, in memory of their own."""
+        group = self._join(1 + self.first_reader + worker)
+        complete = False
+        try:
+            yield from self._received(group)
+            complete = True
+        finally:
+            if not complete:
+                _joined.pop(self.group, None)
+                group.fail(f"reader {self.first_reader + worker} left before it had all weights")
+
+    def _received(self, group: ProcessGroup) -> Iterator[NamedTensor]:
+        device = device_of(self.backend)
+        sizes = torch.empty(len(END), dtype=torch.int64, device=device)
+        buffer = torch.empty(self.bucket_nbytes, dtype=torch.uint8, device=device)
+        assembler = StreamAssembler()
+        while True:
+            group.wait(group.broadcast(sizes))
+            filled = Filled(*sizes.tolist())
+            if filled == END:
+                assembler.finish()
+                return
+            group.wait(group.broadcast(buffer[: sum(filled)]))
+            yield from assembler.tensors(buffer, filled)
+
+    def _join(self, rank: int) -> ProcessGroup:
+        if self.group in _joined:
+            return _joined[self.group]
+        while _joined:
+            _joined.popitem()[1].leave()
+        # the sender waits for every member, and gives up before they do
+        patience = 3 * self.timeout_s
+        try:
+            store = TCPStore(self.host, self.port, is_master=False, timeout=timedelta(seconds=patience))
+        except RuntimeError as error:
+            raise WeightTransportError(f"the sender of the weights is not there any more: {error}") from error
+        _joined[self.group] = ProcessGroup(
+            PrefixStore(self.group, store),
+            rank,
+            self.size,
+            backend=self.backend,
+            address=_interface_towards(self.host),
+            timeout_s=patience,
+        )
+        return _joined[self.group]
+
+
+class CollectiveSender:
+    """See `WeightSender`."""
+
+    def __init__(self, source: CollectiveSource, store: Any, group: ProcessGroup | None) -> None:
+        """group: of these very members; None: it is made when the readers come."""
+        self.group = group
+        self._source = source
+        self._store = PrefixStore(source.group, store)
+
+    def source(self, first_reader: int) -> CollectiveSource:
+        """See `WeightSender`."""
+        return replace(self._source, first_reader=first_reader)
+
+    def send(self, tensors: Iterable[NamedTensor], ended: Ended) -> dict[int, str]:
+        """See `WeightSender`. The loss of a reader is a WeightTransportError."""
+
+        def look() -> None:
+            for number in ended():
+                raise WeightTransportError(f"reader {number} ended its update before it had all weights")
+
+        group = self._meet(look)
+        device = device_of(self._source.backend)
+        buffers = [torch.empty(self._source.bucket_nbytes, dtype=torch.uint8, device=device) for _ in range(_BUFFERS)]
+        flying: list[list[Any]] = [[] for _ in buffers]
+        cutter = StreamCutter(tensors)
+        sent = 0
+        while True:
+            for work in flying[sent % _BUFFERS]:
+                group.wait(work)
+            filled = cutter.fill(buffers[sent % _BUFFERS])
+            works = [group.broadcast(torch.tensor(filled, dtype=torch.int64, device=device))]
+            if filled != END:
+                works.append(group.broadcast(buffers[sent % _BUFFERS][: sum(filled)]))
+            flying[sent % _BUFFERS] = works
+            if filled == END:
+                break
+            sent += 1
+        for work in [work for works in flying for work in works]:
+            group.wait(work)
+        return {}
+
+    def give_up(self, reason: str) -> None:
+        """Tell whoever waits in the group that nothing will come."""
+        if self.group is not None:
+            self.group.fail(reason)
+        else:
+            self._store.set("failed", reason)
+
+    def _meet(self, look: Any) -> ProcessGroup:
+        if self.group is None:
+            self.group = ProcessGroup(
+                self._store,
+                0,
+                self._source.size,
+                backend=self._source.backend,
+                address=self._source.host,
+                timeout_s=self._source.timeout_s,
+                look=look,
+            )
+        self.group.watch(look)
+        return self.group
+
+
+def device_of(backend: str) -> torch.device:
+    """Where the buckets of a backend lie in this process."""
+    return torch.device("cuda", torch.cuda.current_device()) if backend == "nccl" else torch.device("cpu")
+
+
+def _interface_towards(host: str) -> str:
+    """The address of this host's network interface from which `host` is reached."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((host, 9))  # sends nothing
+        return str(probe.getsockname()[0])

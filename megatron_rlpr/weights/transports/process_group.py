@@ -1,0 +1,172 @@
+"""A process group beside torch's default one, in which nobody waits for ever.
+
+torch's `new_group` knows only members of the default group, which engines are not, so the backend is made directly over a
+store of its own. vLLM has the same for gloo and its own NCCL communicator (`StatelessProcessGroup`, `PyNcclCommunicator`), but
+those operations know neither a timeout nor a lost member, and the trainer would have to import vLLM.
+
+Waiting is polling here: for the operation, for the group's "failed" key in the store, for the deadline. Whoever fails sets that
+key, and all others leave at once; gloo by itself would hold them until its timeout, NCCL until its watchdog ends the process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from megatron_rlpr.weights.transports.interface import WeightTransportError
+
+_POLL_S = 0.0005
+_LOOK_EVERY_S = 0.05
+_NOTICE_S = 2.0
+_HERE, _FAILED = "here_{}", "failed"
+
+
+class ProcessGroup:
+    """One member's end of a group whose rank 0 broadcasts. Every method raises WeightTransportError when the group fails."""
+
+    def __init__(
+        self, store: Any, rank: int, size: int, *, backend: str, address: str, timeout_s: float, look: Callable[[], None] = lambda: None
+    ) -> None:
+        """Meet the other members. store: a torch Store that only this group uses. backend: gloo or nccl.
+
+        address: of this member's network interface (gloo). timeout_s: longest time an operation may take.
+        look: called many times a second while waiting; may raise, which ends the group for all.
+        """
+        self.rank = rank
+        self.failed = False
+        self._store = store
+        self._timeout_s = timeout_s
+        self._look = look
+        self._backend: Any = None
+        self._pending: list[Any] = []
+        self._asked(lambda: store.set(_HERE.format(rank), ""))
+        everybody = [_HERE.format(member) for member in range(size)]
+        self._until(lambda: self._asked(lambda: store.check(everybody)), _LOOK_EVERY_S, "the other members of the group")
+        self._backend = _make_backend(backend, store, rank, size, address, timeout_s)
+
+    def watch(self, look: Callable[[], None]) -> None:
+        """Call another function from now on while waiting."""
+        self._look = look
+
+    def broadcast(self, tensor: torch.Tensor) -> Any:
+        """Begin to send (rank 0) or to receive a tensor, which must stay as it is until `wait` has returned for the result."""
+        options = dist.BroadcastOptions()
+        options.rootRank = options.rootTensor = 0
+        try:
+            work = self._backend.broadcast([tensor], options)
+        except RuntimeError as error:
+            raise self.fail(_first_line(error)) from error
+        self._pending.append((work, tensor))
+        return work
+
+    def wait(self, work: Any) -> None:
+        """Until the broadcast is done."""
+        self._until(work.is_completed, _POLL_S, "a broadcast")
+        try:
+            work.wait()
+        except RuntimeError as error:
+            raise self.fail(_first_line(error)) from error
+        self._pending = [pending for pending in self._pending if pending[0] is not work]
+
+    def fail(self, reason: str) -> WeightTransportError:
+        """End the group for all members and leave it; returns the error to raise, with the reason of whoever failed first."""
+
+        def first_reason() -> str:
+            if self._store.check([_FAILED]):
+                return str(self._store.get(_FAILED).decode())
+            self._store.set(_FAILED, reason)
+            return reason
+
+        if not self.failed:
+            self.failed = True
+            with contextlib.suppress(RuntimeError):  # a store that is gone is a sign of its own
+                reason = _within(_NOTICE_S, first_reason)
+            self.leave()
+        return WeightTransportError(f"the group that carries the weights broke: {reason}")
+
+    def leave(self) -> None:
+        """Give up this member's end."""
+        self.failed = True
+        backend, pending, self._backend, self._pending = self._backend, self._pending, None, []
+        if backend is None:
+            return
+        if isinstance(backend, dist.ProcessGroupGloo):
+            # gloo's end waits for what is pending, up to its timeout; nobody here does
+            threading.Thread(target=_outlive, args=(backend, pending), daemon=True, name="weights_group_end").start()
+        else:
+            backend.abort()
+
+    def _until(self, done: Callable[[], bool], poll_s: float, what: str) -> None:
+        deadline = time.monotonic() + self._timeout_s
+        looked = time.monotonic()
+        while not done():
+            if time.monotonic() - looked > _LOOK_EVERY_S:
+                try:
+                    self._look()
+                except BaseException as error:
+                    self.fail(_first_line(error))
+                    raise
+                if self._asked(lambda: self._store.check([_FAILED])):
+                    raise self.fail(self._asked(lambda: self._store.get(_FAILED)).decode())
+                looked = time.monotonic()
+            if time.monotonic() > deadline:
+                raise self.fail(f"rank {self.rank} waited {self._timeout_s:g} s for {what}")
+            time.sleep(poll_s)
+
+    def _asked(self, question: Callable[[], Any]) -> Any:
+        """The store's answer."""
+        try:
+            return _within(self._timeout_s, question)
+        except RuntimeError as error:
+            raise self.fail(_first_line(error)) from error
+
+
+def _within(seconds: float, question: Callable[[], Any]) -> Any:
+    """The answer of a store, whose client waits for ever for a server that is stopped. RuntimeError when none comes in time."""
+    answers: list[Any] = []
+    errors: list[RuntimeError] = []
+
+    def ask() -> None:
+        try:
+            answers.append(question())
+        except RuntimeError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=ask, daemon=True, name="weights_group_store")
+    thread.start()
+    thread.join(seconds)
+    if errors:
+        raise errors[0]
+    if not answers:
+        raise RuntimeError(f"the sender's host gave no answer for {seconds:g} s")
+    return answers[0]
+
+
+def _make_backend(backend: str, store: Any, rank: int, size: int, address: str, timeout_s: float) -> Any:
+    if backend == "nccl":
+        options = dist.ProcessGroupNCCL.Options()
+        options._timeout = timedelta(seconds=3 * timeout_s)  # of the watchdog, which would end the process: never before ours
+        return dist.ProcessGroupNCCL(store, rank, size, options)
+    options = dist.ProcessGroupGloo._Options()
+    options._devices = [dist.ProcessGroupGloo.create_device(hostname=address)]
+    options._timeout = timedelta(seconds=timeout_s)
+    return dist.ProcessGroupGloo(store, rank, size, options)
+
+
+def _outlive(backend: Any, pending: Sequence[tuple[Any, torch.Tensor]]) -> None:
+    """Hold a group and the memory of its operations until these have ended, one way or the other."""
+    for work, _ in pending:
+        with contextlib.suppress(RuntimeError):
+            work.wait()
+    del backend
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

@@ -1,0 +1,163 @@
+"""Real processes at the other end of a transport: readers that take a stream, or misbehave at a chosen tensor.
+
+Run as a program: transport_readers.py serves one reader, asked for over its standard input (a pickled task), and prints one JSON line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megatron_rlpr.weights.checksum import ChecksummedStream
+from megatron_rlpr.weights.transports.interface import NamedTensor, WeightSender, WeightSource
+
+ROOT = Path(__file__).parents[3]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a reader does with the streams of its sources: take all, or `misdeed` at tensor number `at` of the last one."""
+
+    sources: tuple[WeightSource, ...]
+    worker: int
+    misdeed: str = ""
+    at: int = -1
+
+
+class Readers:
+    """Processes that read, started by `start` and awaited by `reports`."""
+
+    def __init__(self) -> None:
+        self.processes: list[subprocess.Popen[bytes]] = []
+
+    def start(self, sources: Sequence[WeightSource], worker: int, misdeed: str = "", at: int = -1) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(
+            [sys.executable, __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        )
+        assert process.stdin is not None
+        pickle.dump(Task(tuple(sources), worker, misdeed, at), process.stdin)
+        process.stdin.close()
+        self.processes.append(process)
+        return process
+
+    def reports(self, timeout_s: float = 60) -> list[dict[str, Any]]:
+        """What every reader says when it ends; {} of one that was killed."""
+        found = []
+        for process in self.processes:
+            assert process.stdout is not None
+            deadline = time.monotonic() + timeout_s
+            while process.poll() is None and not stopped(process.pid):
+                assert time.monotonic() < deadline, "a reader hangs"
+                time.sleep(0.02)
+            if stopped(process.pid):
+                process.kill()
+            lines = process.stdout.read().splitlines()
+            process.wait()
+            found.append(json.loads(lines[-1]) if lines else {})
+        self.processes.clear()
+        return found
+
+    def end(self) -> None:
+        for process in self.processes:
+            process.kill()
+            process.wait()
+
+
+def stopped(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "T"
+    return False
+
+
+@contextmanager
+def readers() -> Iterator[Readers]:
+    """None of them outlives the context."""
+    started = Readers()
+    try:
+        yield started
+    finally:
+        started.end()
+
+
+@dataclass
+class Sent:
+    """What the sender saw."""
+
+    lost: dict[int, str] = field(default_factory=dict)
+    checksum: str = ""
+    seconds: float = 0.0
+
+
+def send(sender: WeightSender, tensors: Iterable[NamedTensor], ended: Sequence[int] = ()) -> Sent:
+    stream = ChecksummedStream(tensors)
+    started = time.monotonic()
+    lost = sender.send(stream, lambda: ended)
+    return Sent(lost, stream.checksum, time.monotonic() - started)
+
+
+def weights(count: int = 12, rows: int = 300, seed: int = 0) -> list[NamedTensor]:
+    """Tensors of several dtypes whose bits are all kinds of values, NaNs among them; one larger than all others together."""
+    generator = torch.Generator().manual_seed(seed)
+    dtypes = (torch.float32, torch.bfloat16, torch.float8_e4m3fn, torch.int64, torch.bool)
+    named: list[NamedTensor] = [("scalar", torch.tensor(3.5)), ("empty", torch.zeros(0, 4))]
+    for number in range(count):
+        dtype = dtypes[number % len(dtypes)]
+        shape = (rows * 4 if number == 3 else 7 + number, 33)
+        raw = torch.randint(
+            0, 2 if dtype == torch.bool else 256, (shape[0] * shape[1] * dtype.itemsize,), dtype=torch.uint8, generator=generator
+        )
+        named.append((f"layer.{number}.weight", raw.view(dtype).view(shape)))
+    return named
+
+
+def serve(task: Task) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    taken: list[str] = []
+    kept: list[torch.Tensor] = []  # as engines do: what is kept must not change later
+    checksums, started = [], time.monotonic()
+    for source in task.sources:
+        taken.clear()
+        stream = ChecksummedStream(source.receive(task.worker))
+        try:
+            for name, tensor in stream:
+                kept.append(tensor)
+                taken.append(name)
+                if task.misdeed and source is task.sources[-1] and len(taken) == task.at:
+                    misbehave(task.misdeed)
+        except RuntimeError as error:
+            return {"error": f"{type(error).__name__}: {error}", "taken": len(taken), "seconds": time.monotonic() - started}
+        checksums.append(stream.checksum)
+    again = ChecksummedStream(zip(taken, kept[-len(taken) :], strict=True))
+    for _ in again:
+        continue
+    return {"checksums": checksums, "still": again.checksum == checksums[-1], "taken": len(taken)}
+
+
+def misbehave(misdeed: str) -> None:
+    if misdeed == "leaves":
+        raise RuntimeError("the reader's own fault")
+    if misdeed == "is slow":
+        time.sleep(0.5)
+        return
+    os.kill(os.getpid(), {"dies": signal.SIGKILL, "stops": signal.SIGSTOP}[misdeed])
+
+
+if __name__ == "__main__":
+    print(json.dumps(serve(pickle.load(sys.stdin.buffer))), flush=True)
+    os._exit(0)  # engines are killed, too: gloo's pending operations would hold an ordinary end up
