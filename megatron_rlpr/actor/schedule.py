@@ -9,11 +9,14 @@ from typing import Any
 import torch
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
+from megatron_rlpr.actor.attention_blocks import attention_blocks
 from megatron_rlpr.actor.cpu import device
 from megatron_rlpr.actor.flash_tree_attention import flash_applies
-from megatron_rlpr.actor.path_segments import PathSegments, path_segments
+from megatron_rlpr.actor.paged_attention import paged_attention_applies
+from megatron_rlpr.actor.paged_paths import paged_paths
+from megatron_rlpr.actor.path_segments import path_segments
 from megatron_rlpr.actor.rotary import cos_sin, inverse_frequencies
-from megatron_rlpr.actor.tree_layout import AttentionBlock, HeadRows, TreeLayout, TreeSeqParams, attention_blocks
+from megatron_rlpr.actor.tree_layout import HeadRows, TreeLayout, TreeSeqParams, Visible
 from megatron_rlpr.packing import TreeMicroBatch
 from megatron_rlpr.weights.shape import ModelShape
 
@@ -30,6 +33,7 @@ class MicroBatchRunner:
         self._frequencies = inverse_frequencies(shape)
         self._windows = frozenset(shape.window(layer) for layer in range(shape.num_layers))
         self._flash = flash_applies(dtype, shape.head_dim, shape.attention_softcap)
+        self._paged = paged_attention_applies(dtype, shape.head_dim)
         self._dtype = dtype
         self._temperature = temperature
         self._head_chunk_rows = head_chunk_rows
@@ -109,8 +113,10 @@ class MicroBatchRunner:
             "packed_seq_params": TreeSeqParams(TreeLayout({w: self._visible(micro_batch, w) for w in self._windows}, cos, sin), head),
         }
 
-    def _visible(self, micro_batch: TreeMicroBatch, window: int) -> tuple[AttentionBlock, ...] | PathSegments:
+    def _visible(self, micro_batch: TreeMicroBatch, window: int) -> Visible:
         nodes = (micro_batch.node_start, micro_batch.node_stop, micro_batch.node_parent)
         if self._flash:
             return path_segments(*nodes, device(), window)
+        if self._paged:
+            return paged_paths(*nodes, micro_batch.node_subtree_stop, self._dtype, window)
         return attention_blocks(*nodes, micro_batch.node_subtree_stop, self._dtype, device(), window=window)

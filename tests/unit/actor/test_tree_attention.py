@@ -8,9 +8,13 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from megatron_rlpr.actor.attention_blocks import attention_blocks
+from megatron_rlpr.actor.block_attention import BlockAttention
+from megatron_rlpr.actor.paged_attention import paged_attention_applies, paged_tree_attention
+from megatron_rlpr.actor.paged_paths import PAGE_TOKENS, paged_paths
 from megatron_rlpr.actor.path_segments import path_segments
-from megatron_rlpr.actor.tree_attention import _TreeAttention
-from megatron_rlpr.actor.tree_layout import attention_blocks
+from megatron_rlpr.actor.rotary import cos_sin, rotate
+from megatron_rlpr.actor.tree_layout import TreeLayout
 
 
 class Forest:
@@ -81,7 +85,7 @@ def test_every_token_attends_to_exactly_its_path(spec: list, block_rows: int, wi
     cotangent = torch.randn(inputs[0].shape, generator=torch.Generator().manual_seed(1))
 
     blocks = attention_blocks(*forest.arrays(), torch.float32, torch.device("cpu"), block_rows, window)
-    out = _TreeAttention.apply(*inputs, blocks, softcap)
+    out = BlockAttention.apply(*inputs, blocks, softcap)
     grads = torch.autograd.grad((out * cotangent).sum(), inputs)
 
     expected = path_attention(forest, *inputs, window, softcap)
@@ -115,6 +119,59 @@ def test_segments_under_a_bottom_right_causal_mask_are_the_same_attention(spec: 
     assert segments.longest_query == int(segments.query_bounds.diff().max())
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    spec=st.lists(
+        st.recursive(
+            st.tuples(st.integers(1, 80), st.just([])),
+            lambda inner: st.tuples(st.integers(1, 80), st.lists(inner, max_size=3)),
+            max_leaves=6,
+        ),
+        min_size=1,
+        max_size=2,
+    ),
+    window=st.sampled_from([0, 1, 2, 33, 100]),
+    softcap=st.sampled_from([None, 1.5]),
+    head_dim=st.sampled_from([32, 80]),
+)
+def test_paged_attention_is_rotation_and_block_attention(spec: list, window: int, softcap: float | None, head_dim: int) -> None:
+    """Values and gradients, with pages that fill up in the middle of a node and are shared by its children."""
+    if not paged_attention_applies(torch.float32, head_dim):
+        pytest.skip("vLLM's CPU attention kernel is not installed here")
+    forest = Forest()
+    for tree in spec:
+        forest.add(tree)
+    tokens, kv_heads, groups, scale = len(forest.paths), 2, 2, 0.3
+    generator = torch.Generator().manual_seed(tokens)
+    inputs = [torch.randn(tokens, n, head_dim, generator=generator, requires_grad=True) for n in (kv_heads * groups, kv_heads, kv_heads)]
+    cotangent = torch.randn(inputs[0].shape, generator=generator)
+    positions = torch.tensor([len(path) - 1 for path in forest.paths])
+    cos, sin = cos_sin(positions, 1.0 / 1e4 ** (torch.arange(0, head_dim, 2) / head_dim), torch.float32)
+    paths = paged_paths(*forest.arrays(), torch.float32, window)
+    layout = TreeLayout({window: paths}, cos, sin)
+
+    out = paged_tree_attention(*inputs, paths, layout.rotary, scale, softcap)
+    grads = torch.autograd.grad((out * cotangent).sum(), inputs)
+
+    q, k = rotate(inputs[0][:, None] * scale, cos, sin)[:, 0], rotate(inputs[1][:, None], cos, sin)[:, 0]
+    blocks = attention_blocks(*forest.arrays(), torch.float32, torch.device("cpu"), window=window)
+    by_head = (x.transpose(0, 1) for x in (k, inputs[2]))
+    expected = BlockAttention.apply(q.view(tokens, kv_heads, groups, head_dim), *by_head, blocks, softcap).reshape(out.shape)
+    expected_grads = torch.autograd.grad((expected * cotangent).sum(), inputs)
+    torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
+    for got, want in zip(grads, expected_grads, strict=True):
+        torch.testing.assert_close(got, want, atol=5e-5, rtol=1e-4)
+
+
+def test_pages_repeat_less_than_one_page_for_every_node() -> None:
+    forest = Forest()
+    forest.add((205, [(300, [(8, []), (6, [])])] * 8))
+    paths = paged_paths(*forest.arrays(), torch.float32)
+    assert len(paths.tokens) <= len(forest.paths) + len(forest.start) * (PAGE_TOKENS - 1)
+    assert len(set(paths.slots.tolist())) == len(paths.slots)
+    assert paths.key_counts.tolist() == [len(forest.paths[stop - 1]) for stop in forest.stop]
+
+
 def test_nothing_of_size_tokens_by_tokens_is_built() -> None:
     forest = Forest()
     forest.add((3000, [(1000, []), (1000, [])]))
@@ -133,14 +190,23 @@ def test_a_window_bounds_the_keys_of_every_block() -> None:
     assert segments.key_bounds.diff().tolist() == [3000, 1255, 1255]
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16])
-def test_bf16_stays_close_to_fp32(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("kernel", [False, True])
+def test_bf16_stays_close_to_fp32(kernel: bool) -> None:
+    """Without the kernel by blocks, with it by whatever instructions this processor has for bf16."""
+    if kernel and not paged_attention_applies(torch.bfloat16, 64):
+        pytest.skip("vLLM's CPU attention kernel is not installed here")
     forest = Forest()
     forest.add((100, [(60, []), (70, [(5, []), (9, [])])]))
     generator = torch.Generator().manual_seed(0)
     tokens = len(forest.paths)
     q, k, v = (torch.randn(*shape, generator=generator) for shape in ((tokens, 3, 3, 64), (3, tokens, 64), (3, tokens, 64)))
     q = q / 8
-    exact = _TreeAttention.apply(q, k, v, attention_blocks(*forest.arrays(), torch.float32, torch.device("cpu")))
-    rounded = _TreeAttention.apply(q.to(dtype), k.to(dtype), v.to(dtype), attention_blocks(*forest.arrays(), dtype, torch.device("cpu")))
+    exact = BlockAttention.apply(q, k, v, attention_blocks(*forest.arrays(), torch.float32, torch.device("cpu")))
+    low = [x.to(torch.bfloat16) for x in (q, k, v)]
+    if kernel:
+        still = torch.cat([torch.ones(tokens, 32), torch.zeros(tokens, 32)], dim=1).bfloat16()
+        by_token = (low[0].flatten(1, 2), low[1].transpose(0, 1), low[2].transpose(0, 1))
+        rounded = paged_tree_attention(*by_token, paged_paths(*forest.arrays(), torch.bfloat16), still, 1.0, None).view(exact.shape)
+    else:
+        rounded = BlockAttention.apply(*low, attention_blocks(*forest.arrays(), torch.bfloat16, torch.device("cpu")))
     assert (rounded.float() - exact).norm() / exact.norm() < 0.01

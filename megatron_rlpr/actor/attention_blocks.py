@@ -1,0 +1,109 @@
+"""A forest of prefixes in blocks of rows, for attention in plain tensor operations.
+
+Tokens lie in depth-first order, so "a is an ancestor of j (or j itself)" is `a <= j < subtree_stop[a]`: the descendants
+of a token are contiguous. The queries are cut into blocks of neighbouring rows. All ancestors that lie before a block
+are ancestors of the block's first row (an ancestor of a later row, being before the block, has the first row inside
+its contiguous subtree), so one gathered list of keys serves the whole block, and each row sees a prefix of that list
+plus its ancestors inside the block. A sliding window of w tokens (a row at depth p sees depths p - w + 1 to p) takes keys
+away at the front of the list: those no row sees are not gathered, the rest is masked. Memory is rows x block, never
+rows x rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+BLOCK_ROWS = 128
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class AttentionBlock:
+    """Queries start..stop and the keys they may see.
+
+    keys: int64 [S], token indices: ancestors before the block in depth order, then start..stop.
+    bias: [stop - start, tail], 0 or -inf, for the last `tail` keys. front_bias: [stop - start, front], the same for the
+    first keys, with a sliding window. Every row sees all keys in between.
+    """
+
+    start: int
+    stop: int
+    keys: torch.Tensor
+    bias: torch.Tensor
+    front_bias: torch.Tensor
+
+
+def attention_blocks(
+    node_start: IntArray,
+    node_stop: IntArray,
+    node_parent: IntArray,
+    node_subtree_stop: IntArray,
+    dtype: torch.dtype,
+    device: torch.device,
+    block_rows: int = BLOCK_ROWS,
+    window: int = 0,
+) -> tuple[AttentionBlock, ...]:
+    """Cut a forest in depth-first order into attention blocks.
+
+    The four arrays describe the nodes: token range, parent (-1: root) and the end of the subtree's token range.
+    window: tokens a row sees, itself included; 0: all its ancestors.
+    """
+    num_tokens = int(node_stop[-1]) if len(node_stop) else 0
+    subtree_stop = np.empty(num_tokens, dtype=np.int64)
+    node_of = np.empty(num_tokens, dtype=np.int64)
+    depth = np.empty(num_tokens, dtype=np.int64)
+    for node, (start, stop, parent) in enumerate(zip(node_start, node_stop, node_parent, strict=True)):
+        subtree_stop[start:stop] = node_subtree_stop[node]
+        node_of[start:stop] = node
+        depth[start:stop] = np.arange(stop - start) + (depth[node_stop[parent] - 1] + 1 if parent >= 0 else 0)
+    blocks = []
+    for start, stop in pairwise(_block_bounds(node_start, num_tokens, block_rows)):
+        rows = np.arange(start, stop)
+        path = _path_before(start, node_of, node_start, node_stop, node_parent)
+        if window:
+            path = path[max(0, int(depth[rows].min()) - window + 1) :]
+        keys = np.concatenate([path, rows])
+        seen = (keys[None, :] <= rows[:, None]) & (rows[:, None] < subtree_stop[keys][None, :])
+        if window:
+            seen &= depth[keys][None, :] > depth[rows][:, None] - window
+        front, tail = _seen_by_all(seen)
+        bias = np.where(seen, 0.0, -np.inf)
+        on_device = [torch.from_numpy(b).to(device=device, dtype=dtype) for b in (bias[:, tail:], bias[:, :front])]
+        blocks.append(AttentionBlock(start, stop, torch.from_numpy(keys).to(device), *on_device))
+    return tuple(blocks)
+
+
+def _seen_by_all(seen: npt.NDArray[np.bool_]) -> tuple[int, int]:
+    """The longest run [start, stop) of keys that every row sees: seen [rows, keys]. Only the keys beside it need a bias."""
+    edges = np.concatenate([[-1], np.flatnonzero(~seen.all(axis=0)), [seen.shape[1]]])
+    longest = int(np.diff(edges).argmax())
+    return int(edges[longest]) + 1, int(edges[longest + 1])
+
+
+def _block_bounds(node_start: IntArray, num_tokens: int, block_rows: int) -> list[int]:
+    """Where blocks start, and the end of the last.
+
+    A block that reaches from one long branch into the next would gather keys of the first that its later rows may not
+    see, so a long node starts a block. Short nodes share one. What lies between is cut into equal parts.
+    """
+    long = np.diff(np.append(node_start, num_tokens)) > block_rows // 2
+    run_starts = sorted({0, *node_start[long].tolist(), num_tokens})
+    bounds = [0]
+    for start, stop in pairwise(run_starts):
+        parts = -(-(stop - start) // block_rows)
+        bounds += [start + (stop - start) * (i + 1) // parts for i in range(parts)]
+    return bounds
+
+
+def _path_before(start: int, node_of: IntArray, node_start: IntArray, node_stop: IntArray, node_parent: IntArray) -> IntArray:
+    """Token indices of the ancestors of row `start` that lie before it, in depth order."""
+    node = int(node_of[start])
+    pieces = [np.arange(node_start[node], start)]
+    while (node := int(node_parent[node])) >= 0:
+        pieces.append(np.arange(node_start[node], node_stop[node]))
+    return np.concatenate(pieces[::-1])
