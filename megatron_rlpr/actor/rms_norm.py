@@ -1,4 +1,4 @@
-"""RMSNorm for the local layer spec."""
+"""RMSNorm for the local layer spec. Rounded once, behind the weight, as in vLLM's kernel and Transformer Engine."""
 
 from __future__ import annotations
 
@@ -7,26 +7,34 @@ from typing import Any
 import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from megatron_rlpr.actor.cpu_kernels import cpu_kernels
+
+_KERNEL_VECTOR = 16
+"""vLLM's kernel takes whole vectors; their width depends on the processor."""
+
 
 class _RmsNorm(torch.autograd.Function):
-    """y = (weight + offset) * x / rms(x), computed in fp32. Saves x and one number a row; what autograd would save is several times that.
+    """y = (weight + offset) * x / rms(x), computed in fp32. Saves x; what autograd would save is several times that.
 
     With n = x / rms(x) and g = (weight + offset) * dy:  dx = (g - n mean(g n)) / rms(x),  dweight = sum over rows of dy n.
     """
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float) -> torch.Tensor:
-        wide = x.float()
-        inverse_rms = torch.linalg.vecdot(wide, wide)[..., None].div_(x.shape[-1]).add_(eps).rsqrt_()
-        ctx.save_for_backward(x, weight, inverse_rms)
-        ctx.offset = offset
-        if offset:  # Gemma multiplies before it rounds, Llama after
-            return (wide * inverse_rms * (weight.float() + offset)).to(x.dtype)
-        return (wide * inverse_rms).to(x.dtype) * weight
+        ctx.save_for_backward(x, weight)
+        ctx.eps, ctx.offset = eps, offset
+        kernels = cpu_kernels()
+        if kernels is not None and not offset and x.dtype == weight.dtype and x.shape[-1] % _KERNEL_VECTOR == 0:
+            rows = x.contiguous()
+            out = torch.empty_like(rows)
+            kernels.rms_norm(out, rows, weight, eps)
+            return out
+        return (x.float() * _inverse_rms(x, eps) * (weight.float() + offset)).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None]:
-        x, weight, inverse_rms = ctx.saved_tensors
+        x, weight = ctx.saved_tensors
+        inverse_rms = _inverse_rms(x, ctx.eps)
         normed = x.float() * inverse_rms
         wide = grad.float()
         grad_weight = (wide * normed).flatten(0, -2).sum(0).to(weight.dtype)
@@ -34,6 +42,12 @@ class _RmsNorm(torch.autograd.Function):
         along = torch.linalg.vecdot(scaled, normed)[..., None].div_(x.shape[-1])
         grad_x = torch.addcmul(scaled, normed, along, value=-1).mul_(inverse_rms)
         return grad_x.to(x.dtype), grad_weight, None, None
+
+
+def _inverse_rms(x: torch.Tensor, eps: float) -> torch.Tensor:
+    """fp32 [..., 1]."""
+    wide = x.float()
+    return torch.linalg.vecdot(wide, wide)[..., None].div_(x.shape[-1]).add_(eps).rsqrt_()
 
 
 class RMSNorm(torch.nn.Module):
