@@ -1,10 +1,11 @@
 """Log-probability and entropy at selected rows, without ever holding their logits.
 
-Forward applies the output layer to chunks of rows; per chunk the vocabulary shards of the tensor-parallel ranks agree on
-the maximum, then on the sum of exponentials, the target logit and the expected logit. Backward computes the logits
-again, this time a slice of the vocabulary for all rows at once: with the normalisers known, slices are independent, the
-weight's gradient is written once instead of being added up over chunks, and no collective is needed. Either way the extra
-memory is that of one chunk (chunk rows x vocabulary / TP), whatever the number of rows.
+Forward goes through tiles, some rows by a slice of the vocabulary, and keeps per row a running maximum, sum of exponentials
+and expected logit; at the end the vocabulary shards of the tensor-parallel ranks put theirs together. Backward computes the
+logits again, a slice of the vocabulary for all rows at once: with the normalisers known, slices are independent, the weight's
+gradient is written once instead of being added up over tiles, and no collective is needed. Either way the extra memory is at
+most that of one chunk (chunk rows x vocabulary / TP), whatever the number of rows. On a CPU a tile is much smaller: it stays
+in the cache between its passes.
 
 With logits z already divided by the temperature, p = softmax(z), y the target and H the entropy:
     log p_y = z_y - logsumexp(z)                 d log p_y / dz = onehot(y) - p
@@ -25,6 +26,7 @@ import torch.distributed as dist
 
 _BITS = 1 / math.log(2)
 _COLUMNS_MULTIPLE = 64
+_CPU_TILE_ROWS, _CPU_TILE_COLUMNS = 4096, 1024
 
 
 @dataclass(frozen=True)
@@ -76,10 +78,52 @@ def _reduce(x: torch.Tensor, shard: VocabShard, op: Any) -> torch.Tensor:
     return x
 
 
-def _maximum(logits: torch.Tensor, shard: VocabShard) -> torch.Tensor:
-    """[r, 1] over the whole vocabulary; a shard may hold nothing but padding."""
-    top = logits.amax(-1, keepdim=True) if logits.shape[1] else logits.new_full((logits.shape[0], 1), -torch.inf)
-    return _reduce(top, shard, dist.ReduceOp.MAX)
+class _RunningSums:
+    """What is known of every row after some of the vocabulary, fp32 [R, 1] each, in bits.
+
+    top: largest logit; total: sum of 2**(logit - top); expected: sum of 2**(logit - top) * (logit - top); target: its logit.
+    """
+
+    def __init__(self, rows: int, device: torch.device) -> None:
+        # Not -inf: differences of two such must be 0, not nan.
+        self.top = torch.full((rows, 1), torch.finfo(torch.float32).min / 4, device=device)
+        self.total, self.expected, self.target = torch.zeros(3, rows, 1, device=device)
+
+    def add(
+        self, rows: slice, logits: torch.Tensor, column: torch.Tensor, inside: torch.Tensor, scale: float, workspace: _Workspace
+    ) -> None:
+        """Take one tile in: logits fp32 [r, c], overwritten; times scale they are bits. column, inside: [r], where the target lies."""
+        self.target[rows] += (logits.gather(1, column[:, None]) * scale).where(inside[:, None], 0.0)
+        self._raise_top(rows, logits.amax(-1, keepdim=True) * scale)
+        bits = torch.add(-self.top[rows], logits, alpha=scale, out=logits)
+        exponentials = workspace.exp2(bits)
+        self.total[rows] += exponentials.sum(-1, keepdim=True)
+        self.expected[rows] += bits.mul_(exponentials).sum(-1, keepdim=True)
+
+    def log_prob_and_entropy(self, shard: VocabShard) -> tuple[torch.Tensor, torch.Tensor]:
+        """([R, 2] in bits, [R] log2 of the sum of 2**logit), over all shards."""
+        everything = slice(0, len(self.top))
+        self._raise_top(everything, _reduce(self.top.clone(), shard, dist.ReduceOp.MAX))
+        self.total, self.expected, self.target = _reduce(torch.stack([self.total, self.expected, self.target]), shard, dist.ReduceOp.SUM)
+        log_total = self.total.log2()
+        normaliser = log_total + self.top
+        return torch.cat([self.target - normaliser, log_total - self.expected / self.total], dim=1), normaliser[:, 0]
+
+    def _raise_top(self, rows: slice, top: torch.Tensor) -> None:
+        new = torch.maximum(self.top[rows], top)
+        drop = self.top[rows] - new
+        factor = drop.exp2()
+        self.expected[rows] = factor * (self.expected[rows] + drop * self.total[rows])
+        self.total[rows] *= factor
+        self.top[rows] = new
+
+
+def _tile(hidden: torch.Tensor, columns: int, chunk_rows: int) -> tuple[int, int]:
+    """(rows, columns) of a tile of forward: a chunk of whole rows, on a CPU not more than its cache holds."""
+    if hidden.is_cuda:
+        return chunk_rows, max(columns, 1)
+    width = max(1, min(columns, _CPU_TILE_COLUMNS))
+    return max(1, min(_CPU_TILE_ROWS, chunk_rows * columns // width)), width
 
 
 def _capped(logits: torch.Tensor, softcap: float | None) -> torch.Tensor:
@@ -101,29 +145,21 @@ class _SelectedHead(torch.autograd.Function):
         chunk_rows: int,
         softcap: float | None,
     ) -> torch.Tensor:
-        num_rows = hidden.shape[0]
         real = weight[: shard.valid_rows]
         column = targets - shard.first
         here = (column >= 0) & (column < shard.valid_rows)
         column = column.clamp(0, max(shard.valid_rows - 1, 0))
-        out = torch.empty(num_rows, 2, dtype=torch.float32, device=hidden.device)
-        normaliser = torch.empty(num_rows, dtype=torch.float32, device=hidden.device)
-        workspace = _Workspace(min(chunk_rows, num_rows) * real.shape[0], hidden)
-        scale = _BITS / temperature
-        for start in range(0, num_rows, chunk_rows):
-            rows = slice(start, min(start + chunk_rows, num_rows))
-            logits = _capped(workspace.logits(hidden[rows], real), softcap)
-            top = _maximum(logits, shard) * scale
-            bits = torch.add(-top, logits, alpha=scale, out=logits)
-            target = bits.gather(1, column[rows, None])[:, 0].where(here[rows], 0.0) if bits.shape[1] else top.new_zeros(len(top))
-            exponentials = workspace.exp2(bits)
-            total = exponentials.sum(-1)
-            expected = bits.mul_(exponentials).sum(-1)
-            total, target, expected = _reduce(torch.stack([total, target, expected]), shard, dist.ReduceOp.SUM)
-            log_total = total.log2()
-            out[rows, 0] = target - log_total
-            out[rows, 1] = log_total - expected / total
-            normaliser[rows] = log_total + top[:, 0]
+        sums = _RunningSums(hidden.shape[0], hidden.device)
+        height, width = _tile(hidden, shard.valid_rows, chunk_rows)
+        workspace = _Workspace(min(height, hidden.shape[0]) * width, hidden)
+        for first in range(0, shard.valid_rows, width):
+            part = real[first : first + width]
+            for start in range(0, hidden.shape[0], height):
+                rows = slice(start, start + height)
+                logits = _capped(workspace.logits(hidden[rows], part), softcap)
+                inside = here[rows] & (column[rows] >= first) & (column[rows] < first + len(part))
+                sums.add(rows, logits, (column[rows] - first).clamp(0, len(part) - 1), inside, _BITS / temperature, workspace)
+        out, normaliser = sums.log_prob_and_entropy(shard)
         out /= _BITS
         ctx.save_for_backward(hidden, weight, column, here, out, normaliser)
         ctx.constants = (shard, temperature, chunk_rows, softcap)
