@@ -17,9 +17,9 @@ from safetensors import safe_open
 
 from megatron_rlpr.rollout.engine_limits import read_model_config
 from megatron_rlpr.types import UserError
+from megatron_rlpr.weights.hf_tensors import TIED_HEAD
 from megatron_rlpr.weights.receiver import WeightHandoverError
 
-TIED_HEAD = "lm_head.weight"
 _NAMED_PER_FAULT = 5
 
 

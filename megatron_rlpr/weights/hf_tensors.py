@@ -14,6 +14,9 @@ from megatron_rlpr.types import UserError
 
 INDEX = "model.safetensors.index.json"
 
+TIED_HEAD = "lm_head.weight"
+"""The output head's name, under which folders of models with tied embeddings may store the embedding again."""
+
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 """Stored dtypes that can be weights."""
 

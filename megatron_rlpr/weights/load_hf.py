@@ -9,12 +9,10 @@ import torch
 from megatron.core import parallel_state
 
 from megatron_rlpr.weights.architectures import parameter_table
-from megatron_rlpr.weights.hf_tensors import HfTensors
+from megatron_rlpr.weights.hf_tensors import TIED_HEAD, HfTensors
 from megatron_rlpr.weights.local_parameters import local_parameters
 from megatron_rlpr.weights.mapping import ParamMapping
 from megatron_rlpr.weights.shape import ModelShape
-
-TIED_HEAD = "lm_head.weight"
 
 BytesLoaded = Callable[[int], None]
 """Called with the number of bytes of each parameter that was filled."""
