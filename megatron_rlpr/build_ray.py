@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import torch
 
@@ -14,8 +13,7 @@ from megatron_rlpr.rollout.ray_engine import EngineResources
 from megatron_rlpr.rollout.ray_pool import EnginePool
 from megatron_rlpr.rollout.ray_rollouts import RayRollouts
 from megatron_rlpr.tracking.console import Console
-
-_BYTES = {"float32": 4, "bfloat16": 2}
+from megatron_rlpr.weights.transports.choice import Transports
 
 
 def ray_rollouts(config: Config, console: Console) -> RayRollouts:
@@ -35,13 +33,15 @@ def ray_rollouts(config: Config, console: Console) -> RayRollouts:
     )
 
     def make_pool() -> EnginePool:
-        ray_cluster.connect(rollout.ray_address, cpus=rollout.engines * rollout.cpus_per_engine, weights_nbytes=_weights_nbytes(config))
+        ray_cluster.connect(rollout.ray_address, cpus=rollout.engines * rollout.cpus_per_engine)
         return EnginePool(
             rollout.engines,
             settings,
             EngineResources(rollout.cpus_per_engine, rollout.tensor_parallel_size if torch.cuda.is_available() else 0),
             timeout_s=rollout.engine_timeout_s,
-            bucket_nbytes=config.weights.bucket_mb * 2**20,
+            transports=Transports(
+                config.weights.transport, ray_cluster.node_address(), config.weights.bucket_mb * 2**20, rollout.engine_timeout_s
+            ),
             on_event=console.message,
         )
 
@@ -52,9 +52,3 @@ def ray_rollouts(config: Config, console: Console) -> RayRollouts:
 def longest_prompt(config: Config) -> int:
     """Most tokens a prompt of this run may have."""
     return max(config.data.max_prompt_length, config.data.val_max_prompt_length if config.data.val_files else 0)
-
-
-def _weights_nbytes(config: Config) -> int:
-    """About the size of one hand-over: the model folder's files hold the same parameters, in 2 bytes or more each."""
-    stored = sum(file.stat().st_size for file in Path(config.model.path).glob("*.safetensors"))
-    return stored * _BYTES[config.actor.dtype] // 2

@@ -192,6 +192,11 @@ class WeightsConfig:
     """How updated weights reach the engines."""
 
     bucket_mb: int = key(256, "size of one bucket of the export stream, in MiB")
+    transport: Literal["auto", "shared_memory", "collective"] = key(
+        "auto",
+        "how weights reach engines in other processes (rollout.placement=ray): memory that this host's processes share, or broadcasts of "
+        "a group of its own (gloo, NCCL); auto: the first on CPU when all engines are on the first rank's host, else the second",
+    )
 
 
 @dataclass

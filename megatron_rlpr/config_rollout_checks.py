@@ -6,7 +6,14 @@ from megatron_rlpr.config import Config
 from megatron_rlpr.config_keys import all_keys
 from megatron_rlpr.types import UserError
 
-_RAY_ONLY = ("rollout.engines", "rollout.pipeline", "rollout.cpus_per_engine", "rollout.engine_timeout_s", "rollout.ray_address")
+_RAY_ONLY = (
+    "rollout.engines",
+    "rollout.pipeline",
+    "rollout.cpus_per_engine",
+    "rollout.engine_timeout_s",
+    "rollout.ray_address",
+    "weights.transport",
+)
 
 
 def check(config: Config, world_size: int) -> None:
@@ -20,7 +27,7 @@ def check(config: Config, world_size: int) -> None:
 def _check_colocated(config: Config, world_size: int) -> None:
     for name in _RAY_ONLY:
         key = all_keys()[name]
-        value = getattr(config.rollout, key.name)
+        value = getattr(getattr(config, name.split(".")[0]), key.name)
         if value != key.default:
             raise UserError(f"{name}={value} has no effect with rollout.placement=colocated: set rollout.placement=ray or remove it")
     size = config.rollout.tensor_parallel_size

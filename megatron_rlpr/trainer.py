@@ -60,6 +60,7 @@ class Trainer:
             **speed_metrics(seconds, everything, updates),
             **memory_metrics(),
             "weights/hand_overs_repeated": parts.hand_over.repeated,
+            "rollout/engines_replaced": parts.rollouts.engines_replaced,
         }
         parts.store_rollouts(step, fill, batch)
         parts.tracker.log_step(step, metrics)

@@ -38,6 +38,8 @@ class ColocatedRollouts:
         self._engine_number = rank // tensor_parallel_size
         self._number_of_engines = world_size // tensor_parallel_size
         self._answers = rank % tensor_parallel_size == 0
+        self.engines_replaced = 0
+        """Engines started anew so far, on all ranks together."""
 
     @property
     def weight_version(self) -> int:
@@ -85,4 +87,5 @@ class ColocatedRollouts:
 
     def rebuild_engines(self) -> None:
         """Start every engine anew; it has no usable weights before the next hand-over."""
+        self.engines_replaced += self._number_of_engines
         gather_or_raise(self._engine.rebuild, self._group, "the new start of the engines")

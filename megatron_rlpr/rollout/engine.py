@@ -91,6 +91,10 @@ class Rollouts(Protocol):
     def weight_version(self) -> int:
         """The hand-over that gave the engines their weights."""
 
+    @property
+    def engines_replaced(self) -> int:
+        """Engines that died, hung or failed and were made anew so far, as far as this rank knows; the first rank knows of all."""
+
     def generate(
         self,
         prompts: Sequence[Prompt],

@@ -6,14 +6,16 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+import psutil
 import torch
 
 from megatron_rlpr.rollout.engine import GenerationRequest, SamplingSettings
-from megatron_rlpr.rollout.ray_weights import stored_tensors
 from megatron_rlpr.rollout.vllm_engine import VllmEngine
 from megatron_rlpr.types import Response
+from megatron_rlpr.weights.receiver import Confirmation, WeightHandoverError
+from megatron_rlpr.weights.transports.host import this_host
+from megatron_rlpr.weights.transports.interface import WeightSource
 
 
 @dataclass(frozen=True)
@@ -34,10 +36,11 @@ class EngineSettings:
 
 @dataclass(frozen=True)
 class Whereabouts:
-    """The process an engine lives in."""
+    """Where an engine lives. pids: its process, then those that vLLM started for it. host: who shares memory with it."""
 
     node_id: str
-    pid: int
+    pids: tuple[int, ...]
+    host: str
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,14 @@ class Progress:
 
     finished: list[tuple[str, Response]]
     tokens_in_flight: int
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A hand-over that an engine did not get whole. loadable: another one can make it usable again."""
+
+    reason: str
+    loadable: bool
 
 
 class EngineActor:
@@ -79,7 +90,8 @@ class EngineActor:
         """Answers when the engine has started."""
         import ray
 
-        return Whereabouts(ray.get_runtime_context().get_node_id(), os.getpid())
+        workers = [child.pid for child in psutil.Process().children(recursive=True)]
+        return Whereabouts(ray.get_runtime_context().get_node_id(), (os.getpid(), *workers), this_host())
 
     def advance(self, new: Sequence[Request], seconds: float) -> Progress:
         """Take new requests in and decode for about `seconds` (one step at least), or until nothing is in flight."""
@@ -93,6 +105,9 @@ class EngineActor:
                 break
         return Progress(finished, self._engine.in_flight[1])
 
-    def update_weights(self, manifest: Mapping[str, tuple[int, ...]], buckets: Sequence[Any], version: int) -> str:
-        """Load a stored hand-over; what is in flight goes on with it. Returns the checksum of what arrived."""
-        return self._engine.update_weights(manifest, stored_tensors(buckets), version).checksum
+    def load(self, manifest: Mapping[str, tuple[int, ...]], source: WeightSource, version: int) -> Confirmation | Refusal:
+        """Load a hand-over, each worker from the source; what is in flight goes on with it."""
+        try:
+            return self._engine.load(manifest, source, version)
+        except WeightHandoverError as error:
+            return Refusal(str(error), self._engine.loadable)

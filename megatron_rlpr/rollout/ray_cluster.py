@@ -15,7 +15,8 @@ from megatron_rlpr.rollout import ray_guard
 from megatron_rlpr.types import UserError
 
 _MIB = 2**20
-_SPARE_OBJECT_STORE = 256 * _MIB
+_OBJECT_STORE = 256 * _MIB
+"""For requests and responses; weights do not go through it."""
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -25,12 +26,12 @@ _QUIET = {
 }
 
 
-def connect(address: str, *, cpus: int, weights_nbytes: int) -> bool:
+def connect(address: str, *, cpus: int) -> bool:
     """Connect this process to Ray; True when that started a cluster of its own.
 
     address: of an existing cluster, "auto" for the one of this machine; empty: RAY_ADDRESS, or else a new local cluster
-    with `cpus` logical CPUs, which asks for a token (Ray makes one per user). weights_nbytes: size of one copy of the model's weights, for
-    the local object store. Call from the main thread: the kernel ends a local cluster when the thread that started it ends.
+    with `cpus` logical CPUs, which asks for a token (Ray makes one per user). Call from the main thread: the kernel ends a local
+    cluster when the thread that started it ends.
     UserError when no cluster answers.
     """
     os.environ.update({name: value for name, value in _QUIET.items() if name not in os.environ})
@@ -52,12 +53,19 @@ def connect(address: str, *, cpus: int, weights_nbytes: int) -> bool:
         address="local",
         num_cpus=cpus,
         include_dashboard=False,
-        object_store_memory=weights_nbytes + weights_nbytes // 4 + _SPARE_OBJECT_STORE,
+        object_store_memory=_OBJECT_STORE,
         **options,
     )
     node = [str(process.pid) for process in psutil.Process().children(recursive=True)]
     subprocess.Popen([sys.executable, "-S", ray_guard.__file__, str(os.getpid()), *node], start_new_session=True, close_fds=True)
     return True
+
+
+def node_address() -> str:
+    """This machine's address as the other nodes of the cluster see it. Ray is connected."""
+    import ray
+
+    return str(ray.util.get_node_ip_address())
 
 
 def actor_environment(threads: int, cuda: bool) -> dict[str, str]:

@@ -6,18 +6,31 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from megatron_rlpr.rollout.balancing import Load, outstanding_tokens
 from megatron_rlpr.rollout.ray_actor import EngineActor, EngineSettings, Progress, Request, Whereabouts
 from megatron_rlpr.rollout.ray_cluster import actor_environment
-from megatron_rlpr.rollout.ray_weights import StoredWeights
+from megatron_rlpr.weights.transports.interface import WeightSource
 
-Call = Literal["start", "update", "advance"]
+Call = Literal["start", "load", "advance"]
 START_TIMEOUT_S = 900.0
 """An engine that is not there after so long (a large model loads in it) has failed to start."""
+
+
+@dataclass
+class Edition:
+    """The weights of one hand-over; every attempt at it is an edition of its own. number: 0 is the model folder's.
+
+    checksum: of what was sent; None until it has been.
+    """
+
+    number: int
+    version: int
+    manifest: Mapping[str, tuple[int, ...]]
+    checksum: str | None = None
 
 
 @dataclass(frozen=True)
@@ -34,13 +47,16 @@ class PooledEngine:
     def __init__(self, number: int, settings: EngineSettings, resources: EngineResources, timeout_s: float) -> None:
         """Starts the actor; `reference` is ready when it has started. timeout_s: longest silence of a started engine."""
         self.number = number
-        self.version: int | None = None
-        """The hand-over it holds; 0: the model folder's weights; None: it has not started."""
+        self.edition: int | None = None
+        """The number of the edition it holds; None: it has not started."""
+        self.loading: Edition | None = None
+        """What the last `load` is of."""
         self.unfinished: dict[str, Request] = {}
         self.whereabouts: Whereabouts | None = None
         self._settings = settings
         self._resources = resources
         self._timeout_s = timeout_s
+        self._starts = 0
         self.reference: Any | None = None
         """What the outstanding call will answer; None: there is none."""
         self.start()
@@ -49,8 +65,9 @@ class PooledEngine:
         """A new actor in the place of the old one, if any."""
         import ray
 
-        self.version = self.whereabouts = None
+        self.edition = self.loading = self.whereabouts = None
         self._tokens_in_flight = 0
+        self._starts += 1
         self._actor = (
             ray.remote(EngineActor)
             .options(
@@ -64,7 +81,13 @@ class PooledEngine:
         self._called("start", self._actor.where.remote(), START_TIMEOUT_S)
 
     @property
-    def load(self) -> Load:
+    def name(self) -> str:
+        """Of this actor; a new one in its place has another."""
+        return f"engine {self.number}, start {self._starts}"
+
+    @property
+    def work(self) -> Load:
+        """What it has in flight."""
         sizes = [(len(r.request.prompt_token_ids), r.sampling.max_tokens) for r in self.unfinished.values()]
         return Load(len(sizes), outstanding_tokens(sizes, self._tokens_in_flight))
 
@@ -81,15 +104,19 @@ class PooledEngine:
         """Send requests and let it decode; `reference` becomes its Progress."""
         self._called("advance", self._actor.advance.remote(list(new), seconds), self._timeout_s + seconds)
 
-    def update(self, weights: StoredWeights) -> None:
-        """Have it load a stored hand-over; `reference` becomes the checksum of what arrived."""
-        reference = self._actor.update_weights.remote(weights.manifest, list(weights.buckets), weights.version)
-        self._called("update", reference, self._timeout_s)
+    def load(self, edition: Edition, source: WeightSource) -> None:
+        """Have its workers read an edition from the source; `reference` becomes a Confirmation or a Refusal."""
+        self.loading = edition
+        self._called("load", self._actor.load.remote(edition.manifest, source, edition.version), self._timeout_s)
+
+    def has_time_again(self) -> None:
+        """Whoever it waits for has just been heard of: its time to answer begins anew."""
+        self._deadline = time.monotonic() + self._timeout_s
 
     def answered(self, answer: Any) -> None:
         """Take over the answer of the outstanding call."""
         if isinstance(answer, Whereabouts):
-            self.whereabouts, self.version = answer, 0
+            self.whereabouts, self.edition = answer, 0
         elif isinstance(answer, Progress):
             self._tokens_in_flight = answer.tokens_in_flight
             for key, _ in answer.finished:
@@ -102,10 +129,11 @@ class PooledEngine:
 
         with contextlib.suppress(ray.exceptions.RayError):
             ray.kill(self._actor, no_restart=True)
-        # A process that does not run cannot follow Ray's request to end.
+        # Processes that do not run cannot follow Ray's request to end.
         if self.whereabouts is not None and self.whereabouts.node_id == ray.get_runtime_context().get_node_id():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.whereabouts.pid, signal.SIGKILL)
+            for pid in self.whereabouts.pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
         left = list(self.unfinished.values())
         self.unfinished.clear()
         self.reference = None

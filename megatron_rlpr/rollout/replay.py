@@ -19,6 +19,8 @@ class ReplayRollouts:
         """UserError when the folder is missing or holds no stored step."""
         self._folder = Path(folder)
         self._version = 0
+        self.engines_replaced = 0
+        """There are none."""
         if not stored_steps(folder):
             raise UserError(f"rollout.replay={folder}: holds no step_*.parquet; give a run's rollouts folder, e.g. runs/<name>/rollouts")
 

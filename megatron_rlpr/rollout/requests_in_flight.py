@@ -25,7 +25,10 @@ class RequestsInFlight:
     """Feeds requests to a vLLM engine and takes over its output, step by step."""
 
     def __init__(self, llm_engine: Any, stop_token_ids: Sequence[int]) -> None:
-        """llm_engine: vLLM's LLMEngine. stop_token_ids: any of them ends a response and stays its last token."""
+        """llm_engine: vLLM's LLMEngine; None: of an engine that is not there, and nothing can be added.
+
+        stop_token_ids: any of them ends a response and stays its last token.
+        """
         self._engine = llm_engine
         self._stop_ids = list(stop_token_ids)
         self._sampled: dict[str, Sampled] = {}
@@ -69,7 +72,8 @@ class RequestsInFlight:
 
     def abort(self) -> None:
         """Give up everything in flight."""
-        self._engine.abort_request(list(self._sampled))
+        if self._sampled:
+            self._engine.abort_request(list(self._sampled))
         self._sampled.clear()
 
 

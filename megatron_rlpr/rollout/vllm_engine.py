@@ -21,10 +21,11 @@ from megatron_rlpr.rollout.engine_limits import (
 )
 from megatron_rlpr.rollout.requests_in_flight import RequestsInFlight, Sampled
 from megatron_rlpr.rollout.vllm_process import engine_call, prepare_environment, process_state_kept, shared_memory_of_this_start
-from megatron_rlpr.rollout.weight_update import TIED_HEAD, VerifiedStream, check_manifest, required_weights
+from megatron_rlpr.rollout.weight_update import check_manifest, required_weights
+from megatron_rlpr.rollout.worker_load import Announced, Loaded, load_stream
 from megatron_rlpr.types import Response
-from megatron_rlpr.weights.checksum import ChecksummedStream
 from megatron_rlpr.weights.receiver import Confirmation, WeightHandoverError
+from megatron_rlpr.weights.transports.interface import InProcess, WeightSource
 
 
 class VllmEngine:
@@ -108,7 +109,7 @@ class VllmEngine:
         with meeting, process_state_kept(self._threads), torch.compiler.set_stance("force_eager" if self._eager else "default"):
             from vllm import LLM
 
-            self._llm = LLM(**self._arguments)
+            self._llm: Any = LLM(**self._arguments)
         # vLLM's clean-up would destroy the default process group, which is Megatron's too; the process's end is clean-up enough
         self._llm.llm_engine.engine_core._finalizer.detach()
         self._requests = RequestsInFlight(self._llm.llm_engine, self._stop_ids)
@@ -208,46 +209,59 @@ class VllmEngine:
     def update_weights(
         self, manifest: Mapping[str, tuple[int, ...]], tensors: Iterable[tuple[str, torch.Tensor]], version: int
     ) -> Confirmation:
+        """`load` from tensors of this process, in which the engine's workers must live, too: WeightHandoverError if they do not."""
+        if self._arguments.get("distributed_executor_backend") == "mp":
+            raise WeightHandoverError("the engine's workers are processes of their own: load it through one of weights.transports")
+        return self.load(manifest, InProcess(tensors), version)
+
+    def load(self, manifest: Mapping[str, tuple[int, ...]], source: WeightSource, version: int) -> Confirmation:
         """Replace all weights; on success the engine equals one started from a folder with these weights, bit for bit.
 
-        Requests in flight survive and go on with the new weights. A wrong manifest changes nothing. A fault in the stream
-        leaves the engine unusable until the next good update. The confirmation is of the tensors that were loaded.
+        Every worker of the engine reads the stream of the source by itself. Requests in flight survive and go on with the new
+        weights. A wrong manifest changes nothing. A fault in the stream is a WeightHandoverError and leaves the engine
+        unusable until the next good load. The confirmation is of the tensors that were loaded, by all workers.
         """
         self.check_weights(manifest)
-        received = ChecksummedStream(tensors)
-        stream = VerifiedStream(manifest, received, skip=frozenset({TIED_HEAD} if self._tied_head else ()))
-        # vLLM keeps some parameters in fp32 inside; a start from a folder rounds them to the engine's dtype first.
-        rounded = ((name, tensor.to(self._dtype)) for name, tensor in stream)
+        announced = Announced(dict(manifest), self._dtype, self._tied_head)
         self._unusable = f"hand-over {version} was interrupted"
         try:
-            with engine_call(self._eager), torch.no_grad():
-                self._llm.collective_rpc(_unpack_experts)
-                self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": self._sendable(rounded)})
-                if self._tied_head:
-                    self._llm.collective_rpc(_repack_tied_head)
+            with engine_call(self._eager):
+                loaded: list[Loaded] = self._llm.collective_rpc(load_stream, args=(source, announced))
                 # what is in flight goes on with the new weights: its keys and values are computed again from its tokens
                 self._llm.reset_prefix_cache(reset_running_requests=bool(self._requests))
         except Exception as error:
             self._broken = True
             self._unusable = f"vLLM failed while it took hand-over {version}: {error}"
             raise WeightHandoverError(self._unusable) from error
-        if stream.failure is not None:
-            self._unusable = f"hand-over {version} failed: {stream.failure}"
-            raise WeightHandoverError(self._unusable) from stream.failure
+        faults = [one.fault for one in loaded if one.fault]
+        if not faults and len({one.checksum for one in loaded}) > 1:
+            faults = ["the workers of the engine got different weights"]
+        if faults:
+            self._unusable = f"hand-over {version} failed: {faults[0]}"
+            raise WeightHandoverError(self._unusable)
         self._unusable = None
         self._version = version
-        return Confirmation(version, received.checksum)
+        return Confirmation(version, loaded[0].checksum)
 
-    def _sendable(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterable[tuple[str, torch.Tensor]]:
-        """As an argument for vLLM's workers: those in other processes cannot share an iterator, they get a copy of everything."""
-        return list(tensors) if self._arguments.get("distributed_executor_backend") == "mp" else tensors
+    @property
+    def loadable(self) -> bool:
+        """Whether the next good hand-over makes the engine usable, whatever the last one did; if not, rebuild it."""
+        return not self._broken
 
     def rebuild(self) -> None:
-        """A new vLLM engine from the model folder. It refuses to generate before its next hand-over: the folder's weights are old."""
+        """A new vLLM engine from the model folder. It refuses to generate before its next hand-over: the folder's weights are old.
+
+        When it does not start, that error is raised, and the engine refuses everything but another rebuild.
+        """
         self._requests.abort()
-        del self._llm, self._requests
+        self._broken, self._unusable = True, "its new start was interrupted"
+        self._llm, self._requests = None, RequestsInFlight(None, self._stop_ids)  # frees the old engine
         gc.collect()
-        self._start()
+        try:
+            self._start()
+        except Exception as error:
+            self._unusable = f"it could not be started anew: {error}"
+            raise
         self._version, self._broken = 0, False
         self._unusable = "it was started anew and has not been given the current weights yet"
 
@@ -264,20 +278,3 @@ def _cpu_arguments(max_model_len: int, kv_cache_gb: float) -> dict[str, Any]:
 
 def _gpu_arguments(max_model_len: int, gpu_memory_utilization: float) -> dict[str, Any]:
     return {"gpu_memory_utilization": gpu_memory_utilization, "max_num_batched_tokens": max(max_model_len, 8192)}
-
-
-def _unpack_experts(worker: Any) -> None:
-    """On CPU experts are packed when their kernel is made, which vLLM's reload leaves out while there is one."""
-    if worker.device.type != "cpu":
-        return
-    for module in worker.model_runner.get_model().modules():
-        method: Any = getattr(module, "quant_method", None)
-        if getattr(method, "moe_kernel", None) is not None:
-            method.moe_kernel = None
-
-
-def _repack_tied_head(worker: Any) -> None:
-    """On CPU the output head multiplies with a packed copy of the tied embedding, which vLLM's reload leaves stale."""
-    head = getattr(worker.model_runner.get_model(), "lm_head", None)
-    if head is not None:
-        head.quant_method.process_weights_after_loading(head)

@@ -42,6 +42,7 @@ STEP_METRICS: dict[str, str] = {
     "actor/shared_token_fraction": "share of the tokens that prefix sharing did not have to compute",
     "rollout/log_prob_gap": "mean absolute difference between the engine's and the actor's log-probability of a response token",
     "rollout/log_prob_gap_max": "largest such difference",
+    "rollout/engines_replaced": "engines of this process's run so far that died, hung or failed and were started anew",
     "tokens/s": "prompt and response tokens of the step's generated sequences divided by time/step",
     "tokens/s_rollout": "response tokens generated a second while generating",
     "tokens/s_update": "distinct tokens trained on a second while updating",

@@ -40,18 +40,37 @@ def weights_checksum(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
 
 
 class ChecksummedStream:
-    """Passes named tensors on; afterwards `checksum` and `nbytes` tell what has passed."""
+    """Passes named tensors on; `checksum` and `nbytes` tell what has passed in the last iteration.
+
+    Can be iterated as often as what it is made of.
+    """
 
     def __init__(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-        self._tensors = iter(tensors)
+        self._tensors = tensors
         self._sums: dict[str, str] = {}
+        self._passing: Iterator[tuple[str, torch.Tensor]] | None = None
         self.nbytes = 0
 
+    @classmethod
+    def over(cls, tensors: Iterable[tuple[str, torch.Tensor]]) -> ChecksummedStream:
+        """A checksummed stream of these tensors: they themselves, if they are one already."""
+        return tensors if isinstance(tensors, cls) else cls(tensors)
+
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+        self._sums, self.nbytes = {}, 0
+        self._passing = self._pass_on()
+        return self._passing
+
+    def _pass_on(self) -> Iterator[tuple[str, torch.Tensor]]:
         for name, tensor in self._tensors:
             self._sums[name] = tensor_checksum(tensor)
             self.nbytes += tensor.nbytes
             yield name, tensor
+
+    def finish(self) -> None:
+        """Take what the last iteration has left; everything, if there was none."""
+        for _ in self if self._passing is None else self._passing:
+            continue
 
     @property
     def checksum(self) -> str:

@@ -80,6 +80,10 @@ class WeightExporter:
         """
         return chain.from_iterable(self.buckets() if self._whole else one_ahead(self.buckets()))
 
+    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Export once more: `stream`."""
+        return self.stream()
+
     def buckets(self) -> Iterator[NamedTensors]:
         """The same stream, one bucket at a time.
 

@@ -1,13 +1,12 @@
 """Give the engines the policy's current weights: announced first, checksummed as they flow, confirmed by who took them.
 
 Whatever takes weights is a `WeightReceiver`, wherever its engines are: in this process (`rollout.colocated`, views of the live
-weights), or in others that map the same shared memory (`rollout.ray_weights`). A hand-over that any rank could not finish,
+weights), or in others (`rollout.ray_rollouts`, through one of `weights.transports`). A hand-over that any rank could not finish,
 or whose engines hold other bytes than were sent, is never used: the engines are made anew and get the weights once more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -58,17 +57,16 @@ class HandOver:
 
     def _attempt(self, version: int) -> tuple[HandOverReport, Exception | None]:
         """One stream from end to end, whatever the receiver does: the other ranks' gathers wait for this rank."""
-        stream = ChecksummedStream(self._exporter.stream())
-        source = iter(stream)
+        stream = ChecksummedStream(self._exporter)
         failure: Exception | None = None
         confirmation: Confirmation | None = None
         try:
-            confirmation = self._rollouts.update_weights(self._exporter.manifest(), source, version)
+            confirmation = self._rollouts.update_weights(self._exporter.manifest(), stream, version)
         except Exception as error:
             failure = error
         # A receiver without engines, on every rank alike, took nothing, and the export costs nothing.
         if failure is not None or confirmation is not None or stream.nbytes:
-            _drain(source)
+            stream.finish()
         report = HandOverReport(version, stream.nbytes, stream.checksum)
         if failure is None and confirmation not in (None, Confirmation(version, stream.checksum)):
             failure = WeightHandoverError(f"hand-over {version} sent weights with checksum {stream.checksum}, engines hold {confirmation}")
@@ -81,8 +79,3 @@ def _on_every_rank(fine: bool) -> bool:
     flag = torch.tensor([int(fine)])
     dist.all_reduce(flag, op=dist.ReduceOp.MIN)
     return bool(flag.item())
-
-
-def _drain(source: Iterator[tuple[str, torch.Tensor]]) -> None:
-    for _ in source:
-        continue

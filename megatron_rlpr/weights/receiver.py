@@ -29,7 +29,9 @@ class WeightReceiver(Protocol):
     ) -> Confirmation | None:
         """Replace all weights by the announced stream; a tensor's storage stays as it is until the stream ends.
 
-        None, on every rank alike, when there is no engine: the stream was left alone.
+        Every iteration of `tensors` is collective over all ranks, and begins the stream anew: a receiver may keep them, and
+        iterate again until the weights change, for an engine that has lost them. None, on every rank alike, when there is
+        no engine: the stream was left alone.
         """
 
     def rebuild_engines(self) -> None:

@@ -58,10 +58,18 @@ def test_engines_in_ray_sample_what_an_engine_in_the_training_process_samples(wo
             assert rollouts(workplace, in_ray, step, column) == rollouts(workplace, undisturbed, step, column), (step, column)
 
 
+def test_the_metrics_count_the_engine_that_was_replaced(workplace: Workplace, in_ray: str) -> None:
+    counts = [step["rollout/engines_replaced"] for step in workplace.metrics(in_ray)]
+    assert (counts[0], counts[-1]) == (0, 1)
+    assert counts == sorted(counts)
+
+
 def test_the_run_is_the_same_although_an_engine_died(workplace: Workplace, undisturbed: str, in_ray: str) -> None:
     for step, other in zip(workplace.timeless(in_ray), workplace.timeless(undisturbed), strict=True):
         assert step.keys() == other.keys()
         for metric, value in step.items():
+            if metric == "rollout/engines_replaced":
+                continue
             # the gap of the log-probs is rounding, which differs with the shape of a batch
             assert value == pytest.approx(other[metric], rel=1e-4, abs=1e-4 if "gap" in metric else 1e-6), (step["step"], metric)
     for mine, others in zip(workplace.validations(in_ray), workplace.validations(undisturbed), strict=True):

@@ -23,6 +23,7 @@ from megatron_rlpr.rollout.vllm_engine import VllmEngine
 from megatron_rlpr.weights.checksum import ChecksummedStream
 from megatron_rlpr.weights.export import WeightExporter
 from megatron_rlpr.weights.handover import HandOver
+from megatron_rlpr.weights.transports.choice import Transports
 from tools.bench import policy
 from tools.bench.measure import timed, with_peak_memory
 
@@ -41,7 +42,7 @@ def run(folder: Path, actor: ActorConfig, bucket_mb: int, repetitions: int, thre
     parameters = [p.detach() for p in built.policy.model.parameters()]
     copies = [torch.empty_like(p) for p in parameters]
     here = HandOver(exporter, ColocatedRollouts(_engine(folder, actor)))
-    there = HandOver(exporter, RayRollouts(lambda: _pool(folder, actor, bucket_mb, threads, exporter)))
+    there = HandOver(exporter, RayRollouts(lambda: _pool(folder, actor, bucket_mb, threads)))
 
     def copy() -> None:
         for target, source in zip(copies, parameters, strict=True):
@@ -89,12 +90,12 @@ def _engine(folder: Path, actor: ActorConfig) -> VllmEngine:
     return VllmEngine(str(folder), dtype=policy.dtype_of(actor), max_model_len=_MODEL_LENGTH, max_num_seqs=8, kv_cache_gb=_KV_CACHE_GB)
 
 
-def _pool(folder: Path, actor: ActorConfig, bucket_mb: int, threads: int, exporter: WeightExporter) -> EnginePool:
+def _pool(folder: Path, actor: ActorConfig, bucket_mb: int, threads: int) -> EnginePool:
     """One engine in a local Ray."""
-    nbytes = sum(torch.Size(shape).numel() for shape in exporter.manifest().values()) * exporter.dtype.itemsize
-    ray_cluster.connect("", cpus=threads, weights_nbytes=nbytes)
+    ray_cluster.connect("", cpus=threads)
     settings = EngineSettings(
         os.path.abspath(folder), actor.dtype, _MODEL_LENGTH, max_num_seqs=8, kv_cache_gb=_KV_CACHE_GB, threads=threads
     )
     resources = EngineResources(threads, 1 if torch.cuda.is_available() else 0)
-    return EnginePool(1, settings, resources, timeout_s=600, bucket_nbytes=bucket_mb * 2**20, on_event=logging.getLogger(__name__).warning)
+    transports = Transports("auto", ray_cluster.node_address(), bucket_mb * 2**20, timeout_s=600)
+    return EnginePool(1, settings, resources, timeout_s=600, transports=transports, on_event=logging.getLogger(__name__).warning)

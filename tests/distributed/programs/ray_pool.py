@@ -33,6 +33,7 @@ from megatron_rlpr.rollout.ray_rollouts import RayRollouts
 from megatron_rlpr.rollout.requests import group_requests
 from megatron_rlpr.rollout.vllm_engine import VllmEngine
 from megatron_rlpr.types import Prompt, RolloutGroup
+from megatron_rlpr.weights.transports.choice import Transports
 
 SAMPLING = SamplingSettings(temperature=0.7, max_tokens=400)
 SETTINGS = {"max_model_len": 448, "max_num_seqs": 6, "kv_cache_gb": 0.1}
@@ -67,13 +68,14 @@ def log_probs_of(model: Path, prompt: tuple[int, ...], written: tuple[int, ...])
 def observe(models: Path) -> dict[str, Any]:
     seconds = {}
     started = time.monotonic()
-    ray_cluster.connect("", cpus=2, weights_nbytes=2**20)
+    ray_cluster.connect("", cpus=2)
     seconds["ray"] = time.monotonic() - started
     events: list[str] = []
 
     def make_pool() -> EnginePool:
         settings = EngineSettings(str(models / "a"), "float32", **SETTINGS)
-        return EnginePool(2, settings, EngineResources(1, 0), timeout_s=TIMEOUT_S, bucket_nbytes=2**17, on_event=events.append)
+        transports = Transports("auto", ray_cluster.node_address(), bucket_nbytes=2**17, timeout_s=TIMEOUT_S)
+        return EnginePool(2, settings, EngineResources(1, 0), timeout_s=TIMEOUT_S, transports=transports, on_event=events.append)
 
     started = time.monotonic()
     rollouts = RayRollouts(make_pool)
@@ -101,10 +103,10 @@ def observe(models: Path) -> dict[str, Any]:
     seen["unknown_token"] = error_of(
         lambda: rollouts.generate([Prompt(99, (1, 5000), (), "", "sums")], n=1, step=1, run_seed=7, sampling=SAMPLING)
     )
-    seen["cut_manifest"] = error_of(lambda: rollouts.update_weights({n: tuple(t.shape) for n, t in cut.items()}, iter(cut.items()), 1))
+    seen["cut_manifest"] = error_of(lambda: rollouts.update_weights({n: tuple(t.shape) for n, t in cut.items()}, cut.items(), 1))
     for version in (2, 3):  # twice: the second frees the first
-        rollouts.update_weights(manifest, iter(tensors["b"].items()), version)
-    alone.update_weights(manifest, iter(tensors["b"].items()), 3)
+        rollouts.update_weights(manifest, tensors["b"].items(), version)
+    alone.update_weights(manifest, tensors["b"].items(), 3)
     seen |= {"alone_updated": groups(alone, 2), "pool_updated": groups(rollouts, 2), "version": rollouts.weight_version}
 
     seen["disturbed"] = groups(rollouts, 2, disturb)
@@ -119,7 +121,7 @@ def observe(models: Path) -> dict[str, Any]:
     worker = threading.Thread(target=lambda: answers.extend(pool.finish(ticket)))
     worker.start()
     time.sleep(0.6)
-    rollouts.update_weights(manifest, iter(tensors["a"].items()), 4)
+    rollouts.update_weights(manifest, tensors["a"].items(), 4)
     worker.join()
     mixed = next((i for i, response in enumerate(answers) if len(response.weight_versions) == 2), None)
     seen["in_flight"] = [[r.weight_versions, len(r.token_ids), r.finish_reason] for r in answers]

@@ -150,10 +150,29 @@ def observe_updates(tested: VllmEngine, fresh: VllmEngine, folder: Path) -> dict
         recovered.append(refused and glance(tested) == glance(fresh))
     tested.rebuild()
     seen["rebuilt_without_weights"] = error_of(lambda: tested.generate(sent, SAMPLED))
+    seen["rebuild_fails"] = failing_rebuild(tested, sent)
+    tested.rebuild()
     confirmation = tested.update_weights(manifest, tensors.items(), 6)
     seen["confirmed"] = (confirmation.version, confirmation.checksum == weights_checksum(tensors.items()))
     seen["rebuilt_equals_fresh"] = outputs(tested) == outputs(fresh)
     return {**seen, "recovers_from_a_break_anywhere": recovered}
+
+
+def failing_rebuild(tested: VllmEngine, sent: list[GenerationRequest]) -> list[str]:
+    """A new start that fails, here because the model folder has gone, and what every later call says."""
+    folder = Path(tested._arguments["model"])
+    away = folder.rename(folder.with_name("away"))
+    calls: list[Callable[[], Any]] = [
+        tested.rebuild,
+        lambda: tested.generate(sent, SAMPLED),
+        lambda: tested.submit("one", sent[0], SAMPLED),
+        tested.step,
+        lambda: tested.update_weights(tested._required, [], 7),
+        tested.abort,
+    ]
+    errors = [error_of(call) for call in calls]
+    away.rename(folder)
+    return [*errors, str(tested.in_flight)]
 
 
 def gap_after_an_update(folder: Path, family: str) -> float:

@@ -141,6 +141,17 @@ def test_a_rebuilt_engine_waits_for_the_current_weights_and_is_then_as_new(updat
     assert update["rebuilt_equals_fresh"]
 
 
+def test_an_engine_that_could_not_be_rebuilt_says_so_until_it_is(update: dict[str, Any]) -> None:
+    start, generate, submit, step, load, abort, in_flight = update["rebuild_fails"]
+    assert start != "no error"
+    said = "it could not be started anew: "
+    for error in (generate, submit, step):
+        assert error.startswith(f"RolloutError: the engine holds no usable weights: {said}")
+    assert load.startswith(f"WeightHandoverError: the engine cannot be loaded before it is rebuilt: {said}")
+    assert (abort, in_flight) == ("no error", "(0, 0)")
+    assert update["rebuilt_equals_fresh"]
+
+
 @pytest.mark.parametrize("family", ["qwen3", "mistral", "gemma2"])
 def test_windows_soft_caps_and_norms_over_heads_survive_an_update(observed: dict[str, Any], family: str) -> None:
     assert observed["gaps_after_an_update"][family] < 1e-4

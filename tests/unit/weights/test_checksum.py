@@ -55,3 +55,19 @@ def test_a_stream_passes_everything_on_and_counts_bytes() -> None:
     assert [name for name, _ in stream] == ["a", "b"]
     assert stream.nbytes == 16
     assert stream.checksum == weights_checksum(tensors)
+
+
+def test_a_stream_can_be_iterated_again_and_finished_by_another() -> None:
+    tensors = {"a": torch.randn(3), "b": torch.randn(2)}
+    stream = ChecksummedStream.over(tensors.items())
+    assert ChecksummedStream.over(stream) is stream
+    assert [name for name, _ in stream] == [name for name, _ in stream]
+    assert stream.nbytes == 20, "of one iteration"
+    next(iter(stream))
+    assert stream.checksum != weights_checksum(tensors.items())
+    stream.finish()
+    stream.finish()
+    assert (stream.nbytes, stream.checksum) == (20, weights_checksum(tensors.items()))
+    untouched = ChecksummedStream(tensors.items())
+    untouched.finish()
+    assert untouched.checksum == stream.checksum
