@@ -1,0 +1,160 @@
+"""What two trainer ranks and a pool of two engines in Ray do when engines die at bad moments: torchrun ray_ranks.py MODELS RESULT.
+
+MODELS holds two small models, a and b, that hardly ever end a response. Every rank writes RESULT.<rank>.json.
+"""
+
+from megatron_rlpr import process_environment
+
+if __name__ == "__main__":
+    process_environment.ensure()
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
+
+from megatron_rlpr.rollout import ray_cluster
+from megatron_rlpr.rollout.engine import SamplingSettings
+from megatron_rlpr.rollout.ray_actor import EngineSettings
+from megatron_rlpr.rollout.ray_engine import EngineResources
+from megatron_rlpr.rollout.ray_pool import EnginePool
+from megatron_rlpr.rollout.ray_rollouts import RayRollouts
+from megatron_rlpr.types import Prompt
+from megatron_rlpr.weights.checksum import weights_checksum
+from megatron_rlpr.weights.transports.choice import Transports
+
+SAMPLING = SamplingSettings(temperature=0.7, max_tokens=200)
+PROMPTS = [
+    Prompt(index=20 + i, token_ids=tuple(range(200 + 10 * i, 240 + 10 * i)), messages=(), reference_answer="", data_source="sums")
+    for i in range(6)
+]
+TIMEOUT_S = 6.0
+
+
+class Policy:
+    """Weights that the ranks export together, as often as they are iterated; `at` does something at the sixth tensor of the next export."""
+
+    def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
+        self.tensors = tensors
+        self.exports = 0
+        self.at: Callable[[], None] | None = None
+
+    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+        self.exports += 1
+        for number, named in enumerate(self.tensors.items()):
+            dist.barrier()  # as an exporter's gathers: a rank that is not there, or one export ahead, would hold all up
+            if number == 5 and self.at is not None:
+                act, self.at = self.at, None
+                act()
+            yield named
+
+
+def observe(models: Path, rank: int) -> dict[str, Any]:
+    events: list[str] = []
+
+    def make_pool() -> EnginePool:
+        ray_cluster.connect("", cpus=2)
+        settings = EngineSettings(str(models / "a"), "float32", max_model_len=256, max_num_seqs=6, kv_cache_gb=0.1)
+        transports = Transports("auto", ray_cluster.node_address(), bucket_nbytes=2**16, timeout_s=TIMEOUT_S)
+        return EnginePool(2, settings, EngineResources(1, 0), timeout_s=TIMEOUT_S, transports=transports, on_event=events.append)
+
+    rollouts = RayRollouts(make_pool)
+    pool = rollouts._pool
+    tensors = {name: load_file(models / name / "model.safetensors") for name in "ab"}
+    manifest = {name: tuple(tensor.shape) for name, tensor in tensors["a"].items()}
+    policies = {name: Policy(tensors[name]) for name in "ab"}
+
+    def groups(step: int, on_progress: Any = None) -> list[Any]:
+        return plain(rollouts.generate(PROMPTS, 2, step, 7, SAMPLING, on_progress))
+
+    def plain(of: list[Any]) -> list[Any]:
+        return [[g.prompt.index, [[r.seed, r.token_ids, r.weight_versions] for r in g.responses]] for g in of]
+
+    def hand_over(policy: Policy, version: int) -> list[Any]:
+        before, started = policy.exports, time.monotonic()
+        confirmation = rollouts.update_weights(manifest, policy, version)
+        right = confirmation.checksum == weights_checksum(policy.tensors.items())
+        return [confirmation.version, right, policy.exports - before, time.monotonic() - started]
+
+    def send(*signals: signal.Signals) -> Callable[[], None]:
+        """One signal to each engine, on the first rank."""
+
+        def act() -> None:
+            for pid, what in zip(pool.processes if pool is not None else (), signals, strict=False):
+                os.kill(pid, what)
+
+        return act
+
+    def at_work(act: Callable[[], None]) -> Callable[..., None]:
+        done: list[bool] = []
+
+        def on_progress(tokens: int, *_: int) -> None:
+            if tokens and not done:
+                done.append(True)
+                act()
+
+        return on_progress
+
+    def both_there() -> None:
+        """Generate until every engine has started again and has the weights."""
+        while True:
+            groups(9)
+            there = torch.tensor(int(pool is None or (len(pool.processes) == 2 and pool._delivered)))
+            dist.all_reduce(there, op=dist.ReduceOp.MIN)
+            if there:
+                return
+
+    kill = send(signal.SIGKILL, signal.SIGKILL)
+    seen: dict[str, Any] = {"folder": groups(1), "version_0": hand_over(policies["b"], 0), "updated": groups(1)}
+
+    exports = policies["b"].exports
+    seen["killed_at_work"] = groups(1, at_work(kill))
+    seen["exports_for_the_new"] = policies["b"].exports - exports
+    both_there()
+
+    policies["a"].at = send(signal.SIGKILL)
+    seen["one_killed_in_hand_over"] = hand_over(policies["a"], 1)
+    seen["after_it"] = groups(1)
+    both_there()
+
+    policies["b"].at = send(signal.SIGKILL, signal.SIGSTOP)
+    seen["both_lost_in_hand_over"] = hand_over(policies["b"], 2)
+    seen["after_both"] = groups(1)
+    both_there()
+
+    rollouts.begin(PROMPTS, 2, 1, 7, SAMPLING)
+    time.sleep(0.3)
+    kill()
+    seen["collected"] = plain(rollouts.collect())
+    both_there()
+
+    rollouts.begin(PROMPTS, 2, 1, 7, SAMPLING)
+    time.sleep(0.3)
+    kill()
+    seen["hand_over_to_the_new"] = hand_over(policies["a"], 3)
+    seen["collected_after_it"] = plain(rollouts.collect())
+    both_there()
+
+    seen["replaced"] = rollouts.engines_replaced
+    policies["a"].tensors = tensors["b"]  # as if the policy had been trained meanwhile
+    try:
+        groups(1, at_work(kill))
+    except Exception as error:
+        seen["changed"] = f"{type(error).__name__}: {error}"
+    return {**seen, "events": events, "exports": [policy.exports for policy in policies.values()]}
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    number = dist.get_rank()
+    Path(f"{sys.argv[2]}.{number}.json").write_text(json.dumps(observe(Path(sys.argv[1]), number)))
+    process_environment.leave(0)
