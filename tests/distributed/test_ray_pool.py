@@ -92,3 +92,20 @@ def test_a_response_of_two_versions_is_the_old_models_up_to_one_token_and_the_ne
     assert switches
     assert not all(old)
     assert not all(new)
+
+
+def test_every_worker_of_a_tensor_parallel_engine_gets_the_weights_by_itself(seen: dict[str, Any]) -> None:
+    parallel = seen["tensor_parallel"]
+    assert parallel["right"] == [[1, True], [2, True], [3, True]]
+    for mine, alone in (("folder", "alone"), ("updated", "alone_updated")):
+        assert tokens(parallel[mine]) == tokens(seen[alone])
+        assert log_probs(parallel[mine]) == pytest.approx(log_probs(seen[alone]), abs=1e-5)
+
+
+def test_a_worker_that_is_killed_in_a_hand_over_costs_its_engine_and_nothing_else(seen: dict[str, Any]) -> None:
+    parallel = seen["tensor_parallel"]
+    assert len(parallel["workers"]) == 2
+    assert parallel["replaced"] == 1
+    assert "hand-over 3 broke off and is repeated" in parallel["events"][0]
+    assert tokens(parallel["after_a_kill"]) == tokens(parallel["updated"])
+    assert {tuple(r[3]) for _, responses in parallel["after_a_kill"] for r in responses} == {(3,)}

@@ -1,4 +1,6 @@
-"""What a pool of two engines in Ray does, beside an engine in this process: ray_pool.py MODELS RESULT.
+"""What pools of engines in Ray do, beside an engine in this process: ray_pool.py MODELS RESULT.
+
+One of two engines through shared memory, then one of a single engine of two workers in a group of its own.
 
 MODELS holds two small models, a and b, that hardly ever end a response.
 """
@@ -33,6 +35,7 @@ from megatron_rlpr.rollout.ray_rollouts import RayRollouts
 from megatron_rlpr.rollout.requests import group_requests
 from megatron_rlpr.rollout.vllm_engine import VllmEngine
 from megatron_rlpr.types import Prompt, RolloutGroup
+from megatron_rlpr.weights.checksum import weights_checksum
 from megatron_rlpr.weights.transports.choice import Transports
 
 SAMPLING = SamplingSettings(temperature=0.7, max_tokens=400)
@@ -68,7 +71,7 @@ def log_probs_of(model: Path, prompt: tuple[int, ...], written: tuple[int, ...])
 def observe(models: Path) -> dict[str, Any]:
     seconds = {}
     started = time.monotonic()
-    ray_cluster.connect("", cpus=2)
+    ray_cluster.connect("", cpus=3)
     seconds["ray"] = time.monotonic() - started
     events: list[str] = []
 
@@ -131,7 +134,41 @@ def observe(models: Path) -> dict[str, Any]:
             "engine": response.engine_log_probs,
             **{name: log_probs_of(models / name, prompt, response.token_ids) for name in "ab"},
         }
+    seen["tensor_parallel"] = tensor_parallel(models, manifest, tensors, groups)
     return {**seen, "seconds": seconds}
+
+
+def tensor_parallel(models: Path, manifest: Any, tensors: Any, groups: Callable[..., list[Any]]) -> dict[str, Any]:
+    """Hand-overs by broadcasts to an engine of two workers; in the third one of them is killed."""
+    events: list[str] = []
+
+    def make_pool() -> EnginePool:
+        settings = EngineSettings(str(models / "a"), "float32", **SETTINGS, tensor_parallel_size=2)
+        transports = Transports("collective", ray_cluster.node_address(), bucket_nbytes=2**17, timeout_s=TIMEOUT_S)
+        return EnginePool(1, settings, EngineResources(1, 0), timeout_s=TIMEOUT_S, transports=transports, on_event=events.append)
+
+    rollouts = RayRollouts(make_pool)
+    assert rollouts._pool is not None
+    (engine,) = rollouts._pool._engines
+    workers = [
+        process.pid for process in psutil.Process(engine.whereabouts.pids[0]).children() if "Worker_TP" in "".join(process.cmdline())
+    ]
+    seen: dict[str, Any] = {"folder": groups(rollouts, 1), "workers": list(workers)}
+    confirmed = [rollouts.update_weights(manifest, tensors[name].items(), version) for version, name in ((1, "a"), (2, "b"))]
+    seen["updated"] = groups(rollouts, 2)
+
+    class Killing(dict[str, torch.Tensor]):
+        """Tensors in whose first iteration a worker is killed."""
+
+        def __iter__(self) -> Any:
+            for number, named in enumerate(self.items()):
+                if number == 5 and len(workers) == 2:
+                    os.kill(workers.pop(), signal.SIGKILL)
+                yield named
+
+    confirmed.append(rollouts.update_weights(manifest, Killing(tensors["b"]), 3))
+    seen["right"] = [[c.version, c.checksum == weights_checksum(tensors[n].items())] for c, n in zip(confirmed, "abb", strict=True)]
+    return {**seen, "after_a_kill": groups(rollouts, 2), "events": events, "replaced": rollouts.engines_replaced}
 
 
 if __name__ == "__main__":
