@@ -43,12 +43,14 @@ class Readers:
     def __init__(self) -> None:
         self.processes: list[subprocess.Popen[bytes]] = []
 
-    def start(self, sources: Sequence[WeightSource], worker: int, misdeed: str = "", at: int = -1) -> subprocess.Popen[bytes]:
+    def start(
+        self, sources: Sequence[WeightSource], worker: int, misdeed: str = "", at: int = -1, **environment: str
+    ) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(
             [sys.executable, __file__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment},
         )
         assert process.stdin is not None
         pickle.dump(Task(tuple(sources), worker, misdeed, at), process.stdin)
