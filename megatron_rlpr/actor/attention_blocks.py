@@ -12,7 +12,7 @@ rows x rows.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -24,21 +24,32 @@ IntArray = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class AttentionBlock:
-    """Queries start..stop and the keys they may see.
+    """Queries start..stop, and which of its run's keys they may see: first_key..stop_key.
 
-    keys: int64 [S], token indices: ancestors before the block in depth order, then start..stop.
-    bias: [stop - start, tail], 0 or -inf, for the last `tail` keys. front_bias: [stop - start, front], the same for the
-    first keys, with a sliding window. Every row sees all keys in between.
+    bias: [stop - start, tail], 0 or -inf, for the last `tail` of these keys. front_bias: [stop - start, front], the same for the
+    first of them, with a sliding window. Every row sees all keys in between.
     """
 
     start: int
     stop: int
-    keys: torch.Tensor
+    first_key: int
+    stop_key: int
     bias: torch.Tensor
     front_bias: torch.Tensor
 
 
-def attention_blocks(
+@dataclass(frozen=True)
+class AttentionRun:
+    """Blocks that start in one node: each one's keys continue the last one's, so they are gathered once.
+
+    keys: int64 [S], token indices: ancestors before the first block in depth order, then its rows and those of the others.
+    """
+
+    keys: torch.Tensor
+    blocks: tuple[AttentionBlock, ...]
+
+
+def attention_runs(
     node_start: IntArray,
     node_stop: IntArray,
     node_parent: IntArray,
@@ -47,7 +58,7 @@ def attention_blocks(
     device: torch.device,
     block_rows: int = BLOCK_ROWS,
     window: int = 0,
-) -> tuple[AttentionBlock, ...]:
+) -> tuple[AttentionRun, ...]:
     """Cut a forest in depth-first order into attention blocks.
 
     The four arrays describe the nodes: token range, parent (-1: root) and the end of the subtree's token range.
@@ -61,21 +72,29 @@ def attention_blocks(
         subtree_stop[start:stop] = node_subtree_stop[node]
         node_of[start:stop] = node
         depth[start:stop] = np.arange(stop - start) + (depth[node_stop[parent] - 1] + 1 if parent >= 0 else 0)
-    blocks = []
-    for start, stop in pairwise(_block_bounds(node_start, num_tokens, block_rows)):
+
+    def block(keys: IntArray, run_stop: int, start: int, stop: int) -> AttentionBlock:
         rows = np.arange(start, stop)
-        path = _path_before(start, node_of, node_start, node_stop, node_parent)
+        stop_key = len(keys) - (run_stop - stop)
+        # Up to the block's own rows, keys lie in depth order: all its run's rows before it are ancestors of its first.
+        first_key = min(max(0, int(depth[rows].min()) - window + 1), stop_key - len(rows)) if window else 0
+        there = keys[first_key:stop_key]
+        seen = (there[None, :] <= rows[:, None]) & (rows[:, None] < subtree_stop[there][None, :])
         if window:
-            path = path[max(0, int(depth[rows].min()) - window + 1) :]
-        keys = np.concatenate([path, rows])
-        seen = (keys[None, :] <= rows[:, None]) & (rows[:, None] < subtree_stop[keys][None, :])
-        if window:
-            seen &= depth[keys][None, :] > depth[rows][:, None] - window
+            seen &= depth[there][None, :] > depth[rows][:, None] - window
         front, tail = _seen_by_all(seen)
         bias = np.where(seen, 0.0, -np.inf)
         on_device = [torch.from_numpy(b).to(device=device, dtype=dtype) for b in (bias[:, tail:], bias[:, :front])]
-        blocks.append(AttentionBlock(start, stop, torch.from_numpy(keys).to(device), *on_device))
-    return tuple(blocks)
+        return AttentionBlock(start, stop, first_key, stop_key, *on_device)
+
+    runs = []
+    bounds = list(pairwise(_block_bounds(node_start, num_tokens, block_rows)))
+    for _, group in groupby(bounds, key=lambda bound: node_of[bound[0]]):
+        pieces = list(group)
+        run_start, run_stop = pieces[0][0], pieces[-1][1]
+        keys = np.concatenate([_path_before(run_start, node_of, node_start, node_stop, node_parent), np.arange(run_start, run_stop)])
+        runs.append(AttentionRun(torch.from_numpy(keys).to(device), tuple(block(keys, run_stop, *piece) for piece in pieces)))
+    return tuple(runs)
 
 
 def _seen_by_all(seen: npt.NDArray[np.bool_]) -> tuple[int, int]:

@@ -1,8 +1,8 @@
 """Tree attention block by block, in plain tensor operations, with its backward.
 
-For every block of rows (`attention_blocks`): gather its keys, one batched matrix product per query-head group, softmax, one more
-product. Scores live for one block at a time, small enough to stay in a CPU's cache. Backward computes them again from queries
-and keys, which is all that is saved, so memory grows with tokens only.
+For every block of rows (`attention_blocks`): its keys, gathered once for a run of blocks, one batched matrix product per
+query-head group, softmax, one more product. Scores live for one block at a time, small enough to stay in a CPU's cache.
+Backward computes them again from queries and keys, which is all that is saved, so memory grows with tokens only.
 
 Soft-capping (Gemma 2): scores become c tanh(scores / c) before the softmax; its derivative is 1 - (capped / c)**2.
 """
@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from megatron_rlpr.actor.attention_blocks import AttentionBlock
+from megatron_rlpr.actor.attention_blocks import AttentionBlock, AttentionRun
 
-Blocks = tuple[AttentionBlock, ...]
+Runs = tuple[AttentionRun, ...]
 
 
 def _capped_scores(q: torch.Tensor, keys: torch.Tensor, softcap: float | None) -> torch.Tensor:
@@ -45,42 +45,58 @@ class BlockAttention(torch.autograd.Function):
     """q [T, K, g, D] (already scaled), k, v [K, T, D] -> [T, K, g, D]."""
 
     @staticmethod
-    def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, blocks: Blocks, softcap: float | None = None) -> torch.Tensor:
+    def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, runs: Runs, softcap: float | None = None) -> torch.Tensor:
         heads, groups, dim = q.shape[1:]
         out = torch.empty_like(q)
-        for block in blocks:
-            scores = _capped_scores(_block_queries(q, block), k.index_select(1, block.keys), softcap)
-            weights = torch.softmax(_add_bias(scores, block), dim=-1)
-            mixed = torch.bmm(weights, v.index_select(1, block.keys))
-            out[block.start : block.stop] = mixed.view(heads, groups, -1, dim).permute(2, 0, 1, 3)
+        for run in runs:
+            keys, values = k.index_select(1, run.keys), v.index_select(1, run.keys)
+            for block in run.blocks:
+                seen = slice(block.first_key, block.stop_key)
+                scores = _capped_scores(_block_queries(q, block), keys[:, seen], softcap)
+                weights = torch.softmax(_add_bias(scores, block), dim=-1)
+                mixed = torch.bmm(weights, values[:, seen])
+                out[block.start : block.stop] = mixed.view(heads, groups, -1, dim).permute(2, 0, 1, 3)
         ctx.save_for_backward(q, k, v)
-        ctx.blocks, ctx.softcap = blocks, softcap
+        ctx.runs, ctx.softcap = runs, softcap
         return out
 
     @staticmethod
     def backward(ctx: Any, grad_out: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         q, k, v = ctx.saved_tensors
-        return *block_gradients(q, k, v, grad_out, ctx.blocks, ctx.softcap), None, None
+        return *block_gradients(q, k, v, grad_out, ctx.runs, ctx.softcap), None, None
 
 
 def block_gradients(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, grad_out: torch.Tensor, blocks: Blocks, softcap: float | None
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, grad_out: torch.Tensor, runs: Runs, softcap: float | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of q [T, K, g, D] (scaled), k and v [K, T, D] from that of the output [T, K, g, D]."""
     heads, groups, dim = q.shape[1:]
     grad_q = torch.empty_like(q)
     grad_k, grad_v = torch.zeros_like(k, dtype=torch.float32), torch.zeros_like(v, dtype=torch.float32)
-    for block in blocks:
-        block_q, block_grad = _block_queries(q, block), _block_queries(grad_out, block)
-        keys, values = k.index_select(1, block.keys), v.index_select(1, block.keys)
-        scores = _capped_scores(block_q, keys, softcap)
-        slope = None if softcap is None else 1 - (scores / softcap).square_()
-        weights = torch.softmax(_add_bias(scores, block), dim=-1)
-        grad_v.index_add_(1, block.keys, torch.bmm(weights.transpose(1, 2), block_grad).float())
-        grad_weights = torch.bmm(block_grad, values.transpose(1, 2))
-        grad_scores = torch.ops.aten._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
-        if slope is not None:
-            grad_scores = grad_scores * slope
-        grad_q[block.start : block.stop] = torch.bmm(grad_scores, keys).view(heads, groups, -1, dim).permute(2, 0, 1, 3)
-        grad_k.index_add_(1, block.keys, torch.bmm(grad_scores.transpose(1, 2), block_q).float())
+    for run in runs:
+        keys, values = k.index_select(1, run.keys), v.index_select(1, run.keys)
+        grad_keys, grad_values = torch.zeros_like(keys, dtype=torch.float32), torch.zeros_like(values, dtype=torch.float32)
+        for block in run.blocks:
+            seen = slice(block.first_key, block.stop_key)
+            block_q, block_grad = _block_queries(q, block), _block_queries(grad_out, block)
+            scores = _capped_scores(block_q, keys[:, seen], softcap)
+            slope = None if softcap is None else 1 - (scores / softcap).square_()
+            weights = torch.softmax(_add_bias(scores, block), dim=-1)
+            _add_product(grad_values[:, seen], weights.transpose(1, 2), block_grad)
+            grad_weights = torch.bmm(block_grad, values[:, seen].transpose(1, 2))
+            grad_scores = torch.ops.aten._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
+            if slope is not None:
+                grad_scores = grad_scores * slope
+            grad_q[block.start : block.stop] = torch.bmm(grad_scores, keys[:, seen]).view(heads, groups, -1, dim).permute(2, 0, 1, 3)
+            _add_product(grad_keys[:, seen], grad_scores.transpose(1, 2), block_q)
+        grad_k.index_add_(1, run.keys, grad_keys)
+        grad_v.index_add_(1, run.keys, grad_values)
     return grad_q, grad_k.to(k.dtype), grad_v.to(v.dtype)
+
+
+def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+    """total fp32 [K, S, D] += left [K, S, B] @ right [K, B, D]."""
+    if left.dtype == torch.float32:
+        total.baddbmm_(left, right)
+    else:
+        total += torch.bmm(left, right)

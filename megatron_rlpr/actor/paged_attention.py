@@ -67,7 +67,7 @@ class _PagedAttention(torch.autograd.Function):
         grouped = (tokens, k.shape[1], heads // k.shape[1], dim)
         keys, values = (x.transpose(0, 1).contiguous() for x in (k, v))
         scaled = (q * scale).view(grouped)
-        grad_q, grad_k, grad_v = block_gradients(scaled, keys, values, grad_out.reshape(grouped), paths.blocks, softcap)
+        grad_q, grad_k, grad_v = block_gradients(scaled, keys, values, grad_out.reshape(grouped), paths.runs, softcap)
         grad_q, grad_k = grad_q.view(q.shape).mul_(scale), grad_k.transpose(0, 1).contiguous()
         cos, sin = rotary.chunk(2, dim=-1)
         _rotate(grad_q, grad_k, torch.cat((cos, -sin), dim=-1))

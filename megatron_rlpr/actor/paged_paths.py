@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from megatron_rlpr.actor.attention_blocks import AttentionBlock, attention_blocks
+from megatron_rlpr.actor.attention_blocks import AttentionRun, attention_runs
 
 PAGE_TOKENS = 32
 """The kernel takes multiples of 32; small pages repeat less."""
@@ -28,7 +28,7 @@ class PagedPaths:
 
     tokens, slots: int64 [W], whose key and value is written where (slot = page * PAGE_TOKENS + place). pages: how many there are.
     page_table: int32 [N, longest], every node's pages, padded with 0. query_bounds: int32 [N + 1]. key_counts: int32 [N].
-    window: 0 for none. nodes: as in `attention_blocks`, for backward.
+    window: 0 for none. nodes: as in `attention_runs`, for backward.
     """
 
     tokens: torch.Tensor
@@ -42,15 +42,15 @@ class PagedPaths:
     dtype: torch.dtype
 
     @cached_property
-    def blocks(self) -> tuple[AttentionBlock, ...]:
+    def runs(self) -> tuple[AttentionRun, ...]:
         """The same attention in blocks of rows: no kernel computes the gradients."""
-        return attention_blocks(*self.nodes, self.dtype, torch.device("cpu"), window=self.window)
+        return attention_runs(*self.nodes, self.dtype, torch.device("cpu"), window=self.window)
 
 
 def paged_paths(
     node_start: IntArray, node_stop: IntArray, node_parent: IntArray, node_subtree_stop: IntArray, dtype: torch.dtype, window: int = 0
 ) -> PagedPaths:
-    """The pages of a forest in depth-first order; the arrays are those of `attention_blocks`."""
+    """The pages of a forest in depth-first order; the arrays are those of `attention_runs`."""
     paths: list[IntArray] = []
     tables: list[IntArray] = []
     tokens: list[IntArray] = []

@@ -34,7 +34,7 @@ class PathSegments:
 
 
 def path_segments(node_start: IntArray, node_stop: IntArray, node_parent: IntArray, device: torch.device, window: int = 0) -> PathSegments:
-    """The segments of a forest in depth-first order; the arrays are those of `attention_blocks`."""
+    """The segments of a forest in depth-first order; the arrays are those of `attention_runs`."""
     paths: list[IntArray] = []
     keys: list[IntArray] = []
     for start, stop, parent in zip(node_start, node_stop, node_parent, strict=True):

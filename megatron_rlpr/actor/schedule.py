@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
-from megatron_rlpr.actor.attention_blocks import attention_blocks
+from megatron_rlpr.actor.attention_blocks import attention_runs
 from megatron_rlpr.actor.cpu import device
 from megatron_rlpr.actor.flash_tree_attention import flash_applies
 from megatron_rlpr.actor.paged_attention import paged_attention_applies
@@ -119,4 +119,4 @@ class MicroBatchRunner:
             return path_segments(*nodes, device(), window)
         if self._paged:
             return paged_paths(*nodes, micro_batch.node_subtree_stop, self._dtype, window)
-        return attention_blocks(*nodes, micro_batch.node_subtree_stop, self._dtype, device(), window=window)
+        return attention_runs(*nodes, micro_batch.node_subtree_stop, self._dtype, device(), window=window)

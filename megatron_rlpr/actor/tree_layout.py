@@ -9,11 +9,11 @@ from functools import cached_property
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
 
-from megatron_rlpr.actor.attention_blocks import AttentionBlock
+from megatron_rlpr.actor.attention_blocks import AttentionRun
 from megatron_rlpr.actor.paged_paths import PagedPaths
 from megatron_rlpr.actor.path_segments import PathSegments
 
-Visible = tuple[AttentionBlock, ...] | PathSegments | PagedPaths
+Visible = tuple[AttentionRun, ...] | PathSegments | PagedPaths
 """Who sees whom: blocks for plain tensor operations, segments for a flash-attention kernel, pages for one with paged keys."""
 
 

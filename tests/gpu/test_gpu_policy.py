@@ -114,7 +114,7 @@ def test_an_update_lowers_the_loss_of_rewarded_tokens(folder: Path, fp8: str) ->
 @pytest.mark.parametrize("window", [0, 1, 70])
 def test_flash_attention_equals_the_plain_blocks(window: int) -> None:
     """Forward and backward in bf16, a prompt with three branches, grouped queries; the blocks are tested on every machine."""
-    from megatron_rlpr.actor.attention_blocks import attention_blocks
+    from megatron_rlpr.actor.attention_blocks import attention_runs
     from megatron_rlpr.actor.block_attention import BlockAttention
     from megatron_rlpr.actor.flash_tree_attention import flash_tree_attention
     from megatron_rlpr.actor.path_segments import path_segments
@@ -129,7 +129,7 @@ def test_flash_attention_equals_the_plain_blocks(window: int) -> None:
     q, k, v = leaf(700, 4, 2, 64), leaf(700, 4, 64), leaf(700, 4, 64)
     cotangent = leaf(700, 4, 2, 64).detach()
     fast = flash_tree_attention(q / 8, k, v, path_segments(*nodes[:3], where, window))
-    blocks = attention_blocks(*nodes, torch.bfloat16, where, window=window)
+    blocks = attention_runs(*nodes, torch.bfloat16, where, window=window)
     plain = BlockAttention.apply(q / 8, k.transpose(0, 1).contiguous(), v.transpose(0, 1).contiguous(), blocks)
     pairs = [(fast, plain)]
     pairs += zip(*(torch.autograd.grad((out * cotangent).sum(), (q, k, v)) for out in (fast, plain)), strict=True)

@@ -8,7 +8,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from megatron_rlpr.actor.attention_blocks import attention_blocks
+from megatron_rlpr.actor.attention_blocks import attention_runs
 from megatron_rlpr.actor.block_attention import BlockAttention
 from megatron_rlpr.actor.paged_attention import paged_attention_applies, paged_tree_attention
 from megatron_rlpr.actor.paged_paths import PAGE_TOKENS, paged_paths
@@ -84,7 +84,7 @@ def test_every_token_attends_to_exactly_its_path(spec: list, block_rows: int, wi
     inputs = random_inputs(len(forest.paths))
     cotangent = torch.randn(inputs[0].shape, generator=torch.Generator().manual_seed(1))
 
-    blocks = attention_blocks(*forest.arrays(), torch.float32, torch.device("cpu"), block_rows, window)
+    blocks = attention_runs(*forest.arrays(), torch.float32, torch.device("cpu"), block_rows, window)
     out = BlockAttention.apply(*inputs, blocks, softcap)
     grads = torch.autograd.grad((out * cotangent).sum(), inputs)
 
@@ -154,7 +154,7 @@ def test_paged_attention_is_rotation_and_block_attention(spec: list, window: int
     grads = torch.autograd.grad((out * cotangent).sum(), inputs)
 
     q, k = rotate(inputs[0][:, None] * scale, cos, sin)[:, 0], rotate(inputs[1][:, None], cos, sin)[:, 0]
-    blocks = attention_blocks(*forest.arrays(), torch.float32, torch.device("cpu"), window=window)
+    blocks = attention_runs(*forest.arrays(), torch.float32, torch.device("cpu"), window=window)
     by_head = (x.transpose(0, 1) for x in (k, inputs[2]))
     expected = BlockAttention.apply(q.view(tokens, kv_heads, groups, head_dim), *by_head, blocks, softcap).reshape(out.shape)
     expected_grads = torch.autograd.grad((expected * cotangent).sum(), inputs)
@@ -175,7 +175,7 @@ def test_pages_repeat_less_than_one_page_for_every_node() -> None:
 def test_nothing_of_size_tokens_by_tokens_is_built() -> None:
     forest = Forest()
     forest.add((3000, [(1000, []), (1000, [])]))
-    blocks = attention_blocks(*forest.arrays(), torch.float32, torch.device("cpu"))
+    blocks = [block for run in attention_runs(*forest.arrays(), torch.float32, torch.device("cpu")) for block in run.blocks]
     largest_bias = max(b.bias.numel() for b in blocks)
     assert largest_bias <= 2 * 128 * 1200  # a block that touches both leaves masks the first leaf's part only
     assert sum(b.bias.numel() for b in blocks) < 5000 * 400
@@ -184,8 +184,8 @@ def test_nothing_of_size_tokens_by_tokens_is_built() -> None:
 def test_a_window_bounds_the_keys_of_every_block() -> None:
     forest = Forest()
     forest.add((3000, [(1000, []), (1000, [])]))
-    blocks = attention_blocks(*forest.arrays(), torch.float32, torch.device("cpu"), window=256)
-    assert max(len(block.keys) for block in blocks) <= 256 + 128 - 1
+    runs = attention_runs(*forest.arrays(), torch.float32, torch.device("cpu"), window=256)
+    assert max(block.stop_key - block.first_key for run in runs for block in run.blocks) <= 256 + 128 - 1
     segments = path_segments(*forest.arrays()[:3], torch.device("cpu"), window=256)
     assert segments.key_bounds.diff().tolist() == [3000, 1255, 1255]
 
@@ -201,12 +201,12 @@ def test_bf16_stays_close_to_fp32(kernel: bool) -> None:
     tokens = len(forest.paths)
     q, k, v = (torch.randn(*shape, generator=generator) for shape in ((tokens, 3, 3, 64), (3, tokens, 64), (3, tokens, 64)))
     q = q / 8
-    exact = BlockAttention.apply(q, k, v, attention_blocks(*forest.arrays(), torch.float32, torch.device("cpu")))
+    exact = BlockAttention.apply(q, k, v, attention_runs(*forest.arrays(), torch.float32, torch.device("cpu")))
     low = [x.to(torch.bfloat16) for x in (q, k, v)]
     if kernel:
         still = torch.cat([torch.ones(tokens, 32), torch.zeros(tokens, 32)], dim=1).bfloat16()
         by_token = (low[0].flatten(1, 2), low[1].transpose(0, 1), low[2].transpose(0, 1))
         rounded = paged_tree_attention(*by_token, paged_paths(*forest.arrays(), torch.bfloat16), still, 1.0, None).view(exact.shape)
     else:
-        rounded = BlockAttention.apply(*low, attention_blocks(*forest.arrays(), torch.bfloat16, torch.device("cpu")))
+        rounded = BlockAttention.apply(*low, attention_runs(*forest.arrays(), torch.bfloat16, torch.device("cpu")))
     assert (rounded.float() - exact).norm() / exact.norm() < 0.01
