@@ -34,20 +34,19 @@ class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None]:
         x, weight = ctx.saved_tensors
-        inverse_rms = _inverse_rms(x, ctx.eps)
-        normed = x.float() * inverse_rms
-        wide = grad.float()
-        grad_weight = (wide * normed).flatten(0, -2).sum(0).to(weight.dtype)
-        scaled = wide * (weight.float() + ctx.offset)
-        along = torch.linalg.vecdot(scaled, normed)[..., None].div_(x.shape[-1])
-        grad_x = torch.addcmul(scaled, normed, along, value=-1).mul_(inverse_rms)
-        return grad_x.to(x.dtype), grad_weight, None, None
+        rows, wide = x.float().flatten(0, -2), grad.float().flatten(0, -2)
+        factor = weight.float() + ctx.offset
+        inverse_rms = _inverse_rms(rows, ctx.eps)[:, 0]
+        product = wide * rows
+        grad_weight = torch.mv(product.t(), inverse_rms).to(weight.dtype)
+        along = torch.mv(product, factor).mul_(inverse_rms.square() / x.shape[-1])
+        grad_x = torch.mul(wide, factor, out=product).addcmul_(rows, along[:, None], value=-1).mul_(inverse_rms[:, None])
+        return grad_x.view(x.shape).to(x.dtype), grad_weight, None, None
 
 
 def _inverse_rms(x: torch.Tensor, eps: float) -> torch.Tensor:
     """fp32 [..., 1]."""
-    wide = x.float()
-    return torch.linalg.vecdot(wide, wide)[..., None].div_(x.shape[-1]).add_(eps).rsqrt_()
+    return torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
 
 
 class RMSNorm(torch.nn.Module):
