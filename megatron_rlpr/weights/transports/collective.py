@@ -1,28 +1,33 @@
 """Buckets broadcast over a process group of its own: the trainer's first rank and every worker of the engines.
 
-The same code sends over gloo on CPU and over NCCL on CUDA, within a host and across nodes. A broadcast per bucket goes out
-while the next bucket is filled in the other of two buffers. The group is kept as long as its members are the same processes.
-A lost member breaks it for all: they are told, nobody uses what has come, and the next hand-over makes a new group.
+The same code sends over gloo on CPU and over NCCL on CUDA, within a host and across nodes. Every member has two buffers, the
+halves of a bucket: while one is broadcast the sender fills the other, and the readers take theirs apart. A broadcast is of the
+whole buffer, whose last bytes say how it was filled, so that a reader can begin to receive without asking. The group is kept as
+long as its members are the same processes. A lost member breaks it for all: they are told, nobody uses what has come, and the
+next hand-over makes a new group.
 """
 
 from __future__ import annotations
 
 import socket
+import struct
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from itertools import count
 from typing import Any
 
 import torch
 from torch.distributed import PrefixStore, TCPStore
 
-from megatron_rlpr.weights.transports.framing import END, Filled, StreamAssembler, StreamCutter
+from megatron_rlpr.weights.transports.framing import Filled, StreamAssembler, StreamCutter
 from megatron_rlpr.weights.transports.interface import Ended, NamedTensor, WeightTransportError
 from megatron_rlpr.weights.transports.process_group import ProcessGroup
 
 _BUFFERS = 2
+_FILLED = struct.Struct("=qqq")  # at the end of a buffer
 _joined: dict[str, ProcessGroup] = {}
 """The group this process, a worker of an engine, is a member of; by its name, one at most."""
 
@@ -96,18 +101,24 @@ class CollectiveSource:
                 group.fail(f"reader {self.first_reader + worker} left before it had all weights")
 
     def _received(self, group: ProcessGroup) -> Iterator[NamedTensor]:
-        device = device_of(self.backend)
-        sizes = torch.empty(len(END), dtype=torch.int64, device=device)
-        buffer = torch.empty(self.bucket_nbytes, dtype=torch.uint8, device=device)
+        buffers = self.buffers()
         assembler = StreamAssembler()
-        while True:
-            group.wait(group.broadcast(sizes))
-            filled = Filled(*sizes.tolist())
-            if filled == END:
-                assembler.finish()
-                return
-            group.wait(group.broadcast(buffer[: sum(filled)]))
+        coming = group.broadcast(buffers[0])
+        for number in count():
+            buffer = buffers[number % _BUFFERS]
+            group.wait(coming)
+            filled = Filled(*_FILLED.unpack(bytes(buffer[-_FILLED.size :].cpu().numpy())))
+            if not filled.last:
+                coming = group.broadcast(buffers[(number + 1) % _BUFFERS])
             yield from assembler.tensors(buffer, filled)
+            if filled.last:
+                return
+
+    def buffers(self) -> list[torch.Tensor]:
+        """A member's: uint8, on its CUDA device with NCCL, else on the CPU."""
+        device = torch.device("cuda", torch.cuda.current_device()) if self.backend == "nccl" else torch.device("cpu")
+        nbytes = self.bucket_nbytes // _BUFFERS
+        return [torch.empty(nbytes, dtype=torch.uint8, device=device) for _ in range(_BUFFERS)]
 
     def _join(self, rank: int) -> ProcessGroup:
         if self.group in _joined:
@@ -152,23 +163,19 @@ class CollectiveSender:
                 raise WeightTransportError(f"reader {number} ended its update before it had all weights")
 
         group = self._meet(look)
-        device = device_of(self._source.backend)
-        buffers = [torch.empty(self._source.bucket_nbytes, dtype=torch.uint8, device=device) for _ in range(_BUFFERS)]
-        flying: list[list[Any]] = [[] for _ in buffers]
+        buffers = self._source.buffers()
+        flying: list[Any] = []
         cutter = StreamCutter(tensors)
-        sent = 0
-        while True:
-            for work in flying[sent % _BUFFERS]:
-                group.wait(work)
-            filled = cutter.fill(buffers[sent % _BUFFERS])
-            works = [group.broadcast(torch.tensor(filled, dtype=torch.int64, device=device))]
-            if filled != END:
-                works.append(group.broadcast(buffers[sent % _BUFFERS][: sum(filled)]))
-            flying[sent % _BUFFERS] = works
-            if filled == END:
+        for number in count():
+            buffer = buffers[number % _BUFFERS]
+            if len(flying) == _BUFFERS:
+                group.wait(flying.pop(0))
+            filled = cutter.fill(buffer[: -_FILLED.size])
+            buffer[-_FILLED.size :].copy_(torch.frombuffer(bytearray(_FILLED.pack(*filled)), dtype=torch.uint8))
+            flying.append(group.broadcast(buffer))
+            if filled.last:
                 break
-            sent += 1
-        for work in [work for works in flying for work in works]:
+        for work in flying:
             group.wait(work)
         return {}
 
@@ -192,11 +199,6 @@ class CollectiveSender:
             )
         self.group.watch(look)
         return self.group
-
-
-def device_of(backend: str) -> torch.device:
-    """Where the buckets of a backend lie in this process."""
-    return torch.device("cuda", torch.cuda.current_device()) if backend == "nccl" else torch.device("cpu")
 
 
 def _interface_towards(host: str) -> str:

@@ -17,14 +17,11 @@ from megatron_rlpr.weights.transports.interface import NamedTensor, WeightTransp
 
 
 class Filled(NamedTuple):
-    """How a buffer was filled: bytes of pieces, then bytes of their description."""
+    """How a buffer was filled: bytes of pieces, then bytes of their description. last: 1 if the stream ends with it, else 0."""
 
     payload: int
     description: int
-
-
-END = Filled(0, 0)
-"""In place of a bucket: the stream is complete."""
+    last: int
 
 
 class StreamCutter:
@@ -35,7 +32,7 @@ class StreamCutter:
         self._current: _Cursor | None = None
 
     def fill(self, buffer: torch.Tensor) -> Filled:
-        """Fill a uint8 buffer [capacity] on any device; END when nothing is left. ValueError for one that is too small."""
+        """Fill a uint8 buffer [capacity] on any device. ValueError for one that is too small to hold anything."""
         payload, described = 0, 2
         entries: list[str] = []
         while (cursor := self._next()) is not None:
@@ -46,13 +43,11 @@ class StreamCutter:
             entries.append(cursor.entry(take))
             buffer[payload : payload + take].copy_(cursor.advance(take))
             payload, described = payload + take, described + len(entries[-1]) + 1
-        if not entries:
-            if cursor is None:
-                return END
+        if cursor is not None and not entries:
             raise ValueError(f"a bucket of {len(buffer)} bytes does not hold the description of {cursor.name}")
         description = f"[{','.join(entries)}]".encode("ascii")
         buffer[payload : payload + len(description)].copy_(torch.frombuffer(bytearray(description), dtype=torch.uint8))
-        return Filled(payload, len(description))
+        return Filled(payload, len(description), int(cursor is None))
 
     def _next(self) -> _Cursor | None:
         """The tensor that is being cut, or the next one."""
@@ -101,7 +96,8 @@ class StreamAssembler:
     def tensors(self, buffer: torch.Tensor, filled: Filled) -> Iterator[NamedTensor]:
         """The tensors that this bucket (uint8, on the device they are wanted on) completes.
 
-        Iterate to the end before the buffer is filled again. WeightTransportError when pieces do not follow one another.
+        Iterate to the end before the buffer is filled again. WeightTransportError when pieces do not follow one another, or one is
+        missing at the end.
         """
         description = bytes(buffer[filled.payload : filled.payload + filled.description].cpu().numpy())
         at = 0
@@ -119,8 +115,5 @@ class StreamAssembler:
                 yield name, tensor
                 del tensor
             del raw
-
-    def finish(self) -> None:
-        """WeightTransportError unless every tensor that was begun is complete."""
-        if self._tensor is not None:
+        if filled.last and self._tensor is not None:
             raise WeightTransportError(f"the stream of weights ended within {self._name}")

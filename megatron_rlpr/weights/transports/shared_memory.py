@@ -1,6 +1,6 @@
 """Buckets in memory that processes of one host map: written once, copied by every reader.
 
-Two slots of bucket size lie in an anonymous memory file, which no name leads to: it is passed to the readers through a local
+Two slots, the halves of a bucket, lie in an anonymous memory file, which no name leads to: it is passed to the readers through a local
 socket and is gone with the last process that maps it, however these end (and /dev/shm, often small in containers, is not
 asked for room). The same sockets carry the turns. The sender says "slot s is filled"; a reader answers with one byte when it
 has copied the slot out, and a slot is filled again when every living reader has. A process that dies closes its socket, which
@@ -23,12 +23,12 @@ from dataclasses import dataclass
 
 import torch
 
-from megatron_rlpr.weights.transports.framing import END, Filled, StreamAssembler, StreamCutter
+from megatron_rlpr.weights.transports.framing import Filled, StreamAssembler, StreamCutter
 from megatron_rlpr.weights.transports.interface import Ended, NamedTensor, WeightTransportError
 
 _SLOTS = 2
 _HELLO = struct.Struct("=I")  # number of the reader
-_BUCKET = struct.Struct("=Qqq")  # slot, payload, description
+_FILLED = struct.Struct("=Qqqq")  # slot, and how it was filled
 _PEER = struct.Struct("=iii")  # SO_PEERCRED: process, user, group
 _COPIED = b"\x01"
 _LOOK_EVERY_S = 0.05
@@ -46,7 +46,7 @@ class SharedMemoryTransport:
     def sender(self, readers: Sequence[str]) -> Iterator[SharedMemorySender]:
         """See `WeightTransport`. The memory is given back when the context ends; OSError when there is none left."""
         with ExitStack() as stack:
-            yield SharedMemorySender(stack, readers, self._bucket_nbytes, self._timeout_s)
+            yield SharedMemorySender(stack, len(readers), self._bucket_nbytes // _SLOTS, self._timeout_s)
 
 
 @dataclass(frozen=True)
@@ -74,15 +74,15 @@ class SharedMemorySource:
         slots = _map_for_reading(sender, self.slot_nbytes)
         assembler = StreamAssembler()
         while True:
-            message = sender.recv(_BUCKET.size)
+            message = sender.recv(_FILLED.size)
             if not message:
                 raise WeightTransportError("the stream of weights broke off: its sender gave up or died")
-            slot, *sizes = _BUCKET.unpack(message)
-            if Filled(*sizes) == END:
-                assembler.finish()
-                return
-            yield from assembler.tensors(slots[slot], Filled(*sizes))
+            slot, *sizes = _FILLED.unpack(message)
+            filled = Filled(*sizes)
+            yield from assembler.tensors(slots[slot], filled)
             sender.sendall(_COPIED)
+            if filled.last:
+                return
 
 
 class _Reader:
@@ -97,10 +97,10 @@ class _Reader:
 class SharedMemorySender:
     """See `WeightSender`."""
 
-    def __init__(self, stack: ExitStack, readers: Sequence[str], slot_nbytes: int, timeout_s: float) -> None:
+    def __init__(self, stack: ExitStack, readers: int, slot_nbytes: int, timeout_s: float) -> None:
         """stack: closes the sockets and the memory when it ends."""
         self._stack = stack
-        self._readers = len(readers)
+        self._readers = readers
         self._slot_nbytes = slot_nbytes
         self._timeout_s = timeout_s
         self._socket_name = f"megatron_rlpr_weights_{uuid.uuid4().hex}"
@@ -130,12 +130,11 @@ class SharedMemorySender:
             self._look(ended)
             self._until_copied(sent - _SLOTS + 1, ended)
             filled = cutter.fill(self._slots[sent % _SLOTS])
-            if filled == END:
-                self._until_copied(sent, ended)
             self._tell(sent % _SLOTS, filled)
-            if filled == END:
-                break
             sent += 1
+            if filled.last:
+                self._until_copied(sent, ended)
+                break
         return self._lost
 
     def _admit(self, ended: Ended) -> None:
@@ -162,9 +161,9 @@ class SharedMemorySender:
         except (OSError, struct.error):
             connection.close()  # it went away before it said who it was: its place stays empty
 
-    def _until_copied(self, buckets: int, ended: Ended) -> None:
-        """Wait until every reader has copied out so many buckets, or is lost."""
-        while waiting := {reader.connection.fileno(): number for number, reader in self._present.items() if reader.copied < buckets}:
+    def _until_copied(self, slots: int, ended: Ended) -> None:
+        """Wait until every reader has copied out so many slots, or is lost."""
+        while waiting := {reader.connection.fileno(): number for number, reader in self._present.items() if reader.copied < slots}:
             poll = select.poll()
             for descriptor in waiting:
                 poll.register(descriptor, select.POLLIN)
@@ -193,7 +192,7 @@ class SharedMemorySender:
                 reader.heard = time.monotonic()  # it had nothing to do
             reader.told += 1
             try:
-                reader.connection.sendall(_BUCKET.pack(slot, *filled))
+                reader.connection.sendall(_FILLED.pack(slot, *filled))
             except OSError:
                 self._lose(number, "went away while it took its weights")
 

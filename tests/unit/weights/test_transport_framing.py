@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_rlpr.weights.transports.framing import END, Filled, StreamAssembler, StreamCutter
+from megatron_rlpr.weights.transports.framing import Filled, StreamAssembler, StreamCutter
 from megatron_rlpr.weights.transports.interface import NamedTensor, WeightTransportError
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2, torch.int64, torch.uint8]
@@ -27,12 +27,10 @@ def streams(draw: st.DrawFn) -> list[NamedTensor]:
 def through_buckets(tensors: list[NamedTensor], capacity: int) -> tuple[list[NamedTensor], list[Filled]]:
     cutter, assembler, buffer = StreamCutter(iter(tensors)), StreamAssembler(), torch.empty(capacity, dtype=torch.uint8)
     found, buckets = [], []
-    while (filled := cutter.fill(buffer)) != END:
-        buckets.append(filled)
-        found += assembler.tensors(buffer, filled)
+    while not buckets or not buckets[-1].last:
+        buckets.append(cutter.fill(buffer))
+        found += assembler.tensors(buffer, buckets[-1])
         buffer.fill_(255)  # the next bucket's bytes must not show in what was taken
-    assembler.finish()
-    assert cutter.fill(buffer) == END
     return found, buckets
 
 
@@ -44,7 +42,7 @@ def test_every_tensor_comes_out_as_it_went_in(tensors: list[NamedTensor], capaci
     for (_, mine), (_, others) in zip(found, tensors, strict=True):
         assert (mine.dtype, mine.shape) == (others.dtype, others.shape)
         assert mine.flatten().view(torch.uint8).tolist() == others.flatten().view(torch.uint8).tolist()
-    assert all(sum(filled) <= capacity for filled in buckets)
+    assert all(filled.payload + filled.description <= capacity for filled in buckets)
     assert sum(filled.payload for filled in buckets) == sum(tensor.nbytes for _, tensor in tensors)
 
 
@@ -52,7 +50,7 @@ def test_every_tensor_comes_out_as_it_went_in(tensors: list[NamedTensor], capaci
 @settings(max_examples=50)
 def test_all_buckets_but_the_last_are_full(tensors: list[NamedTensor], capacity: int) -> None:
     _, buckets = through_buckets(tensors, capacity)
-    assert all(sum(filled) > capacity - 100 for filled in buckets[:-1])  # 100: more than any description here
+    assert all(filled.payload + filled.description > capacity - 100 for filled in buckets[:-1])  # 100: more than any description here
 
 
 def test_views_of_any_stride_travel() -> None:
@@ -69,22 +67,17 @@ def test_a_bucket_that_cannot_hold_a_description_is_refused_by_name() -> None:
 
 def assembled(buckets: list[tuple[torch.Tensor, Filled]]) -> list[NamedTensor]:
     assembler = StreamAssembler()
-    found = [named for buffer, filled in buckets for named in assembler.tensors(buffer, filled)]
-    assembler.finish()
-    return found
+    return [named for buffer, filled in buckets for named in assembler.tensors(buffer, filled)]
 
 
-def test_a_missing_bucket_and_an_early_end_are_noticed() -> None:
+def test_a_missing_bucket_is_noticed() -> None:
     cutter = StreamCutter([("a", torch.arange(100)), ("b", torch.arange(100))])
-    buckets = []
-    while True:
+    buckets: list[tuple[torch.Tensor, Filled]] = []
+    while not buckets or not buckets[-1][1].last:
         buffer = torch.empty(300, dtype=torch.uint8)
-        filled = cutter.fill(buffer)
-        if filled == END:
-            break
-        buckets.append((buffer, filled))
+        buckets.append((buffer, cutter.fill(buffer)))
     assert len(buckets) > 4
-    for gap in range(len(buckets)):
+    for gap in range(len(buckets) - 1):
         with pytest.raises(WeightTransportError, match=r"came after byte|ended within"):
             assembled([bucket for number, bucket in enumerate(buckets) if number != gap])
 
@@ -100,3 +93,10 @@ def test_a_tensor_is_made_only_when_there_is_room_for_it() -> None:
     cutter = StreamCutter(stream())
     cutter.fill(torch.empty(150, dtype=torch.uint8))
     assert made == [0, 1]
+
+
+@pytest.mark.parametrize("tensors", [[], [("a", torch.zeros(0))], [("a", torch.arange(9))]])
+def test_the_last_bucket_says_so_even_if_it_is_the_only_one(tensors: list[NamedTensor]) -> None:
+    found, buckets = through_buckets(tensors, 500)
+    assert [filled.last for filled in buckets] == [1]
+    assert len(found) == len(tensors)

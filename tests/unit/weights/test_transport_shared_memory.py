@@ -54,7 +54,7 @@ def test_every_reader_gets_every_bit_and_keeps_it(started: Readers, bucket: int)
     assert started.reports() == [expected] * 3
 
 
-def test_the_segment_has_two_buckets_and_is_gone_afterwards(started: Readers) -> None:
+def test_the_segment_is_one_bucket_and_is_gone_afterwards(started: Readers) -> None:
     before, files = set(os.listdir("/dev/shm")), len(os.listdir("/proc/self/fd"))
     sizes: list[int] = []
 
@@ -67,8 +67,8 @@ def test_the_segment_has_two_buckets_and_is_gone_afterwards(started: Readers) ->
         process = started.start([sender.source(0)], 0)
         send(sender, observed())
         assert set(os.listdir("/dev/shm")) == before, "the segment has no name"
-        assert mapped(process.pid) <= -(-2 * BUCKET // 4096) * 4096
-    assert set(sizes) == {-(-2 * BUCKET // 4096) * 4096}
+        assert mapped(process.pid) <= -(-BUCKET // 4096) * 4096
+    assert set(sizes) == {-(-BUCKET // 4096) * 4096}
     assert mapped(os.getpid()) == 0
     assert len(os.listdir("/proc/self/fd")) == files + 1  # the pipe of the reader's answer
     assert started.reports()[0]["still"]
