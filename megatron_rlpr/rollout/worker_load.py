@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from megatron_rlpr.process_environment import release_free_memory
 from megatron_rlpr.rollout.weight_update import VerifiedStream
 from megatron_rlpr.weights.checksum import ChecksummedStream
 from megatron_rlpr.weights.hf_tensors import TIED_HEAD
@@ -41,7 +42,7 @@ def load_stream(worker: Any, source: WeightSource, announced: Announced) -> Load
     """
     received = ChecksummedStream(source.receive(worker.rank))
     stream = VerifiedStream(announced.manifest, received, skip=frozenset({TIED_HEAD} if announced.tied_head else ()))
-    _unpack_experts(worker)
+    _forget_packed(worker)
     # vLLM keeps some parameters in fp32 inside; a start from a folder rounds them to the engine's dtype first.
     worker.reload_weights(weights_iterator=((name, tensor.to(announced.dtype)) for name, tensor in stream))
     if announced.tied_head:
@@ -49,14 +50,22 @@ def load_stream(worker: Any, source: WeightSource, announced: Announced) -> Load
     return Loaded(received.checksum, None if stream.failure is None else str(stream.failure))
 
 
-def _unpack_experts(worker: Any) -> None:
-    """On CPU experts are packed when their kernel is made, which vLLM's reload leaves out while there is one."""
+def _forget_packed(worker: Any) -> None:
+    """On CPU vLLM multiplies with packed copies of the weights, made when a layer is loaded. The old ones go first.
+
+    A layer would be there three times while it is loaded otherwise (old and new packed, new plain), and experts, which are packed
+    when their kernel is made, would stay as they are: vLLM's reload makes none where there is one. The pages go back, too,
+    since new layers do not always fit into the gaps of the old ones.
+    """
     if worker.device.type != "cpu":
         return
     for module in worker.model_runner.get_model().modules():
+        if hasattr(module, "cpu_linear"):
+            module.cpu_linear = None
         method: Any = getattr(module, "quant_method", None)
         if getattr(method, "moe_kernel", None) is not None:
             method.moe_kernel = None
+    release_free_memory()
 
 
 def _repack_tied_head(worker: Any) -> None:
