@@ -22,24 +22,12 @@ def paged_attention_applies(dtype: torch.dtype, head_dim: int) -> bool:
     return cpu_kernels() is not None and dtype in (torch.bfloat16, torch.float32) and head_dim in _HEAD_SIZES
 
 
-def paged_tree_attention(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    paths: PagedPaths,
-    rotary: torch.Tensor,
-    scale: float,
-    softcap: float | None,
-) -> torch.Tensor:
+class PagedAttention(torch.autograd.Function):
     """query [T, H, D], key and value [T, K, D], not yet rotated -> [T, H, D].
 
     rotary: [T, D], every token's cosines, then its sines, of the D / 2 angles. softcap: of the scaled scores.
     """
-    out: torch.Tensor = _PagedAttention.apply(query, key, value, paths, rotary, scale, softcap)
-    return out
 
-
-class _PagedAttention(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,

@@ -15,7 +15,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_rlpr.actor.block_attention import BlockAttention
 from megatron_rlpr.actor.flash_tree_attention import flash_tree_attention
-from megatron_rlpr.actor.paged_attention import paged_tree_attention
+from megatron_rlpr.actor.paged_attention import PagedAttention
 from megatron_rlpr.actor.paged_paths import PagedPaths
 from megatron_rlpr.actor.path_segments import PathSegments
 from megatron_rlpr.actor.rotary import rotate
@@ -61,7 +61,7 @@ class TreeCoreAttention(torch.nn.Module):
         kv_heads = key.shape[2]
         visible = layout.attention[self.window]
         if isinstance(visible, PagedPaths):
-            out = paged_tree_attention(query[:, 0], key[:, 0], value[:, 0], visible, layout.rotary, self.scale, self.softcap)
+            out = PagedAttention.apply(query[:, 0], key[:, 0], value[:, 0], visible, layout.rotary, self.scale, self.softcap)
             return out.view(tokens, 1, heads * dim)
         q = rotate(query * self.scale, layout.cos, layout.sin).view(tokens, kv_heads, heads // kv_heads, dim)
         k, v = rotate(key, layout.cos, layout.sin).squeeze(1), value.squeeze(1)

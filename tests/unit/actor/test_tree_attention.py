@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from megatron_rlpr.actor.attention_blocks import attention_runs
 from megatron_rlpr.actor.block_attention import BlockAttention
-from megatron_rlpr.actor.paged_attention import paged_attention_applies, paged_tree_attention
+from megatron_rlpr.actor.paged_attention import PagedAttention, paged_attention_applies
 from megatron_rlpr.actor.paged_paths import PAGE_TOKENS, paged_paths
 from megatron_rlpr.actor.path_segments import path_segments
 from megatron_rlpr.actor.rotary import cos_sin, rotate
@@ -150,7 +150,7 @@ def test_paged_attention_is_rotation_and_block_attention(spec: list, window: int
     paths = paged_paths(*forest.arrays(), torch.float32, window)
     layout = TreeLayout({window: paths}, cos, sin)
 
-    out = paged_tree_attention(*inputs, paths, layout.rotary, scale, softcap)
+    out = PagedAttention.apply(*inputs, paths, layout.rotary, scale, softcap)
     grads = torch.autograd.grad((out * cotangent).sum(), inputs)
 
     q, k = rotate(inputs[0][:, None] * scale, cos, sin)[:, 0], rotate(inputs[1][:, None], cos, sin)[:, 0]
@@ -206,7 +206,7 @@ def test_bf16_stays_close_to_fp32(kernel: bool) -> None:
     if kernel:
         still = torch.cat([torch.ones(tokens, 32), torch.zeros(tokens, 32)], dim=1).bfloat16()
         by_token = (low[0].flatten(1, 2), low[1].transpose(0, 1), low[2].transpose(0, 1))
-        rounded = paged_tree_attention(*by_token, paged_paths(*forest.arrays(), torch.bfloat16), still, 1.0, None).view(exact.shape)
+        rounded = PagedAttention.apply(*by_token, paged_paths(*forest.arrays(), torch.bfloat16), still, 1.0, None).view(exact.shape)
     else:
         rounded = BlockAttention.apply(*low, attention_runs(*forest.arrays(), torch.bfloat16, torch.device("cpu")))
     assert (rounded.float() - exact).norm() / exact.norm() < 0.01
