@@ -19,12 +19,9 @@ pytestmark = pytest.mark.distributed
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    from tiny_models import SECOND_EOS, save_llama
+    from tiny_models import save_two_llamas
 
-    models = tmp_path_factory.mktemp("models")
-    for seed, name in enumerate("ab"):
-        settings = save_llama(models / name, seed) / "generation_config.json"
-        settings.write_text(json.dumps({**json.loads(settings.read_text()), "eos_token_id": SECOND_EOS}))
+    models = save_two_llamas(tmp_path_factory.mktemp("models"))
     result = models / "result.json"
     program = ROOT / "tests" / "distributed" / "programs" / "ray_pool.py"
     run = subprocess.run(

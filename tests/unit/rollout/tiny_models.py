@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -35,6 +36,14 @@ def save_llama(folder: Path, seed: int, tied: bool = True) -> Path:
     torch.manual_seed(seed)
     config = LlamaConfig(**_sizes(), num_key_value_heads=2, head_dim=32, tie_word_embeddings=tied)
     return _save(LlamaForCausalLM(config), folder)
+
+
+def save_two_llamas(folder: Path) -> Path:
+    """Models a and b of one shape with different weights; only one token ends their responses."""
+    for seed, name in enumerate("ab"):
+        settings = save_llama(folder / name, seed) / "generation_config.json"
+        settings.write_text(json.dumps({**json.loads(settings.read_text()), "eos_token_id": SECOND_EOS}))
+    return folder
 
 
 def save_qwen2(folder: Path, seed: int) -> Path:

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import pickle
-import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
-from transport_readers import ROOT, Readers, readers, send, weights
+from transport_readers import Readers, failing_sender, readers, send, weights
 
 from megatron_rlpr.weights.checksum import weights_checksum
 from megatron_rlpr.weights.transports.collective import CollectiveTransport
@@ -130,35 +124,12 @@ def test_a_failed_group_holds_neither_side_up() -> None:
     assert threading.active_count() <= before + 1
 
 
-SENDER = """
-import os, pickle, signal, sys
-from transport_readers import weights
-from megatron_rlpr.weights.transports.collective import CollectiveTransport
-with CollectiveTransport("127.0.0.1", 40_000, 2.0).sender(["a"]) as sender:
-    sys.stdout.buffer.write(pickle.dumps(sender.source(0)))
-    sys.stdout.flush()
-    def stream():
-        for number, one in enumerate(weights()):
-            yield one
-            if number == 5:
-                os.kill(os.getpid(), getattr(signal, sys.argv[1]))
-    sender.send(stream(), lambda: [])
-"""
-
-
 @pytest.mark.parametrize(("signal_name", "limit_s"), [("SIGKILL", 2.0), ("SIGSTOP", 15.0)])
 def test_a_sender_that_dies_or_stops_leaves_no_reader_waiting(started: Readers, signal_name: str, limit_s: float) -> None:
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{Path(__file__).parent}", "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([sys.executable, "-c", SENDER, signal_name], stdout=subprocess.PIPE, env=environment)
-    try:
-        assert process.stdout is not None
-        source = pickle.load(process.stdout)
+    with failing_sender('CollectiveTransport("127.0.0.1", 40_000, 2.0)', signal_name) as (_, source):
         started.start([source], 0)
         begun = time.monotonic()
         (report,) = started.reports()
         assert time.monotonic() - begun < limit_s + 6  # the reader's own start
         assert "WeightTransportError" in report["error"]
         assert report["seconds"] < limit_s
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()

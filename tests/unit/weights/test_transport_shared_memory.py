@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import os
 import pickle
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
-from transport_readers import ROOT, Readers, readers, send, stopped, weights
+from transport_readers import Readers, failing_sender, readers, send, stopped, weights
 
 from megatron_rlpr.weights.checksum import weights_checksum
 from megatron_rlpr.weights.transports.interface import WeightTransportError
@@ -140,29 +137,9 @@ def test_a_reader_that_comes_after_the_end_is_told(started: Readers) -> None:
         next(source.receive(0))
 
 
-SENDER = """
-import os, pickle, signal, sys
-from transport_readers import weights
-from megatron_rlpr.weights.transports.shared_memory import SharedMemoryTransport
-with SharedMemoryTransport(40_000, 1.0).sender(["a"]) as sender:
-    sys.stdout.buffer.write(pickle.dumps(sender.source(0)))
-    sys.stdout.flush()
-    def stream():
-        for number, one in enumerate(weights()):
-            yield one
-            if number == 5:
-                os.kill(os.getpid(), getattr(signal, sys.argv[1]))
-    sender.send(stream(), lambda: [])
-"""
-
-
 @pytest.mark.parametrize(("signal_name", "limit_s"), [("SIGKILL", 1.5), ("SIGSTOP", 8.0)])
 def test_a_sender_that_dies_or_stops_leaves_no_reader_waiting(signal_name: str, limit_s: float) -> None:
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{Path(__file__).parent}", "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([sys.executable, "-c", SENDER, signal_name], stdout=subprocess.PIPE, env=environment)
-    try:
-        assert process.stdout is not None
-        source = pickle.load(process.stdout)
+    with failing_sender("SharedMemoryTransport(40_000, 1.0)", signal_name) as (process, source):
         received = source.receive(0)
         next(received)
         started = time.monotonic()
@@ -173,7 +150,4 @@ def test_a_sender_that_dies_or_stops_leaves_no_reader_waiting(signal_name: str, 
             process.wait()
         else:
             assert stopped(process.pid)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
     assert not any("megatron_rlpr_weights" in file.path for file in psutil.Process().open_files())

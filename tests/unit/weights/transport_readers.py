@@ -97,6 +97,37 @@ def readers() -> Iterator[Readers]:
         started.end()
 
 
+_SENDER = """
+import os, pickle, signal, sys
+from transport_readers import weights
+from megatron_rlpr.weights.transports.collective import CollectiveTransport
+from megatron_rlpr.weights.transports.shared_memory import SharedMemoryTransport
+with {transport}.sender(["a"]) as sender:
+    sys.stdout.buffer.write(pickle.dumps(sender.source(0)))
+    sys.stdout.flush()
+    def stream():
+        for number, one in enumerate(weights()):
+            yield one
+            if number == 5:
+                os.kill(os.getpid(), getattr(signal, sys.argv[1]))
+    sender.send(stream(), lambda: [])
+"""
+
+
+@contextmanager
+def failing_sender(transport: str, signal_name: str) -> Iterator[tuple[subprocess.Popen[bytes], WeightSource]]:
+    """A process that sends through `transport` (an expression) and gets the signal in the middle of its stream; and its source."""
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{Path(__file__).parent}", "OMP_NUM_THREADS": "1"}
+    program = _SENDER.format(transport=transport)
+    process = subprocess.Popen([sys.executable, "-c", program, signal_name], stdout=subprocess.PIPE, env=environment)
+    try:
+        assert process.stdout is not None
+        yield process, pickle.load(process.stdout)
+    finally:
+        process.kill()
+        process.wait()
+
+
 @dataclass
 class Sent:
     """What the sender saw."""
