@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from megatron_rlpr.actor import cpu_loops
 from megatron_rlpr.actor.attention_blocks import AttentionBlock, AttentionRun
 
 Runs = tuple[AttentionRun, ...]
@@ -81,17 +82,27 @@ def block_gradients(
             block_q, block_grad = _block_queries(q, block), _block_queries(grad_out, block)
             scores = _capped_scores(block_q, keys[:, seen], softcap)
             slope = None if softcap is None else 1 - (scores / softcap).square_()
-            weights = torch.softmax(_add_bias(scores, block), dim=-1)
-            _add_product(grad_values[:, seen], weights.transpose(1, 2), block_grad)
             grad_weights = torch.bmm(block_grad, values[:, seen].transpose(1, 2))
-            grad_scores = torch.ops.aten._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
+            weights, grad_scores = _softmax_gradient(scores, grad_weights, block)
+            _add_product(grad_values[:, seen], weights.transpose(1, 2), block_grad)
             if slope is not None:
-                grad_scores = grad_scores * slope
+                grad_scores *= slope
             grad_q[block.start : block.stop] = torch.bmm(grad_scores, keys[:, seen]).view(heads, groups, -1, dim).permute(2, 0, 1, 3)
             _add_product(grad_keys[:, seen], grad_scores.transpose(1, 2), block_q)
         grad_k.index_add_(1, run.keys, grad_keys)
         grad_v.index_add_(1, run.keys, grad_values)
     return grad_q, grad_k.to(k.dtype), grad_v.to(v.dtype)
+
+
+def _softmax_gradient(scores: torch.Tensor, grad_weights: torch.Tensor, block: AttentionBlock) -> tuple[torch.Tensor, torch.Tensor]:
+    """(weights, gradient of the scores), each [K, g*B, S], from scores without bias and the gradient of the weights. Overwrites both."""
+    if scores.is_cuda:
+        weights = torch.softmax(_add_bias(scores, block), dim=-1)
+        return weights, torch.ops.aten._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
+    rows, keys = scores.shape[0] * scores.shape[1], scores.shape[2]
+    tail, front = block.bias, block.front_bias
+    cpu_loops.attention_gradient(rows, scores, grad_weights, tail, front, block.stop - block.start, keys, tail.shape[1], front.shape[1])
+    return scores, grad_weights
 
 
 def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:

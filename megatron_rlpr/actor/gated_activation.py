@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
+
+from megatron_rlpr.actor import cpu_loops
 
 
 class _GatedSilu(torch.autograd.Function):
@@ -20,17 +21,17 @@ class _GatedSilu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(x)
-        gate, up = x.chunk(2, dim=-1)
-        return F.silu(gate).mul_(up)
+        rows = x.contiguous()
+        out = rows.new_empty(*x.shape[:-1], x.shape[-1] // 2)
+        cpu_loops.gated_silu(out[..., 0].numel(), rows, out, out.shape[-1])
+        return out
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
         (x,) = ctx.saved_tensors
-        gate, up = x.chunk(2, dim=-1)
-        grad_x = torch.empty_like(x)
-        grad_gate, grad_up = grad_x.chunk(2, dim=-1)
-        torch.mul(grad, F.silu(gate), out=grad_up)
-        torch.ops.aten.silu_backward.grad_input(grad * up, gate, grad_input=grad_gate)
+        rows, grad = x.contiguous(), grad.contiguous()
+        grad_x = torch.empty_like(rows)
+        cpu_loops.gated_silu_gradient(grad[..., 0].numel(), rows, grad, grad_x, grad.shape[-1])
         return grad_x
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from megatron_rlpr.actor import cpu_loops
 from megatron_rlpr.actor.cpu_kernels import cpu_kernels
 
 _KERNEL_VECTOR = 16
@@ -34,14 +35,14 @@ class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None]:
         x, weight = ctx.saved_tensors
-        rows, wide = x.float().flatten(0, -2), grad.float().flatten(0, -2)
-        factor = weight.float() + ctx.offset
-        inverse_rms = _inverse_rms(rows, ctx.eps)[:, 0]
-        product = wide * rows
-        grad_weight = torch.mv(product.t(), inverse_rms).to(weight.dtype)
-        along = torch.mv(product, factor).mul_(inverse_rms.square() / x.shape[-1])
-        grad_x = torch.mul(wide, factor, out=product).addcmul_(rows, along[:, None], value=-1).mul_(inverse_rms[:, None])
-        return grad_x.view(x.shape).to(x.dtype), grad_weight, None, None
+        rows, grad = x.contiguous(), grad.contiguous()
+        width = x.shape[-1]
+        grad_x = torch.empty_like(rows)
+        of_threads = torch.zeros(torch.get_num_threads(), width)
+        cpu_loops.rms_norm_gradient(
+            rows[..., 0].numel(), rows, grad, weight.float() + ctx.offset, grad_x, of_threads, width, ctx.eps
+        )
+        return grad_x, of_threads.sum(0).to(weight.dtype), None, None
 
 
 def _inverse_rms(x: torch.Tensor, eps: float) -> torch.Tensor:
