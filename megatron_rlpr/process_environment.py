@@ -29,6 +29,8 @@ ON_CPU = {
     "MALLOC_TOP_PAD_": str(_GIB // 4),
     # One heap instead of one per thread: each keeps its own free memory, and few threads allocate here.
     "MALLOC_ARENA_MAX": "1",
+    # Huge pages where the system leaves that to programs (measured: scoring 1.04 times faster).
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
     # Idle OpenMP threads of one rank must not spin on the cores of another, but waking one up costs more than most operations:
     # they wait awake for a fraction of a millisecond (measured: scoring with two threads 1.3 times faster).
     "OMP_WAIT_POLICY": "PASSIVE",

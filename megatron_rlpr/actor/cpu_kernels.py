@@ -1,4 +1,4 @@
-"""vLLM's compiled CPU kernels (attention over paged keys, RMSNorm, rotary positions), for the policy on a CPU.
+"""vLLM's compiled CPU kernels (attention over paged keys, RMSNorm), for the policy on a CPU.
 
 They are the kernels the engine computes with, and several times faster than the same work in tensor operations. Where they
 are missing (another build of vLLM, another processor) the portable code beside every use computes the same.
@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-_NEEDED = ("cpu_attention_with_kv_cache", "cpu_attn_reshape_and_cache", "get_scheduler_metadata", "rms_norm", "rotary_embedding")
+_NEEDED = ("cpu_attention_with_kv_cache", "cpu_attn_reshape_and_cache", "get_scheduler_metadata", "rms_norm")
 
 
 @cache

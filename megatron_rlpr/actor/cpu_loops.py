@@ -327,3 +327,37 @@ def head_gradient(pointer: Any) -> None:
         _head_gradient(slots, _BF16)
     else:
         _head_gradient(slots, _F32)
+
+
+# --- rotary positions ---
+
+
+@_compiled
+def _rotate(slots: Any, element: Any) -> None:
+    start, stop = _share(slots)
+    heads, half, sign = slots[HEADER + 5], slots[HEADER + 6], _number(slots, 7)
+    size = np.int64(_size(element))
+    for i in range(start, stop):
+        cos, sin = _row(slots[HEADER + 2], 2 * i, half, element), _row(slots[HEADER + 2], 2 * i + 1, half, element)
+        for head in range(heads):
+            source = slots[HEADER + 1] + (i * slots[HEADER + 3] + head * slots[HEADER + 4]) * size
+            first, second = _row(source, 0, half, element), _row(source, 1, half, element)
+            at = 2 * (i * heads + head)
+            out_first, out_second = _row(slots[HEADER], at, half, element), _row(slots[HEADER], at + 1, half, element)
+            for j in range(half):
+                a, b, c, s = _wide(first[j]), _wide(second[j]), _wide(cos[j]), sign * _wide(sin[j])
+                out_first[j] = _rounded(a * c - b * s, out_first)
+                out_second[j] = _rounded(b * c + a * s, out_second)
+
+
+@Loop
+def rotate(pointer: Any) -> None:
+    """out [T, H, D] = x rotated by sign times its row's angles, halves paired.
+
+    out; x's address; rotary [T, D], cosines and sines of D / 2 angles; x's strides over rows and heads in elements; H, D / 2, sign.
+    """
+    slots = carray(pointer, SLOTS)
+    if slots[1]:
+        _rotate(slots, _BF16)
+    else:
+        _rotate(slots, _F32)

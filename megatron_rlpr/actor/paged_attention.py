@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from megatron_rlpr.actor import cpu_loops
 from megatron_rlpr.actor.block_attention import block_gradients
 from megatron_rlpr.actor.cpu_kernels import cpu_kernels, has_amx
 from megatron_rlpr.actor.paged_paths import PAGE_TOKENS, PagedPaths
@@ -39,8 +40,7 @@ class PagedAttention(torch.autograd.Function):
         scale: float,
         softcap: float | None,
     ) -> torch.Tensor:
-        q, k, v = query.clone(memory_format=torch.contiguous_format), key.clone(memory_format=torch.contiguous_format), value.contiguous()
-        _rotate(q, k, rotary)
+        q, k, v = _rotated(query, rotary), _rotated(key, rotary), value.contiguous()
         out = torch.empty_like(q)
         _attend(out, q, k, v, paths, scale, softcap)
         ctx.save_for_backward(q, k, v, rotary)
@@ -56,17 +56,17 @@ class PagedAttention(torch.autograd.Function):
         keys, values = (x.transpose(0, 1).contiguous() for x in (k, v))
         scaled = (q * scale).view(grouped)
         grad_q, grad_k, grad_v = block_gradients(scaled, keys, values, grad_out.reshape(grouped), paths.runs, softcap)
-        grad_q, grad_k = grad_q.view(q.shape).mul_(scale), grad_k.transpose(0, 1).contiguous()
-        cos, sin = rotary.chunk(2, dim=-1)
-        _rotate(grad_q, grad_k, torch.cat((cos, -sin), dim=-1))
-        return grad_q, grad_k, grad_v.transpose(0, 1), None, None, None, None
+        grad_q = _rotated(grad_q.view(q.shape).mul_(scale), rotary, back=True)
+        return grad_q, _rotated(grad_k.transpose(0, 1), rotary, back=True), grad_v.transpose(0, 1), None, None, None, None
 
 
-def _rotate(q: torch.Tensor, k: torch.Tensor, rotary: torch.Tensor) -> None:
-    """In place."""
-    tokens, _, dim = q.shape
-    rows = torch.arange(tokens)
-    _kernels().rotary_embedding(rows, q.view(tokens, -1), k.view(tokens, -1), dim, rotary, True)
+def _rotated(x: torch.Tensor, rotary: torch.Tensor, back: bool = False) -> torch.Tensor:
+    """x [T, heads, D], whose last dimension is dense, rotated by its rows' angles: contiguous."""
+    out = torch.empty(x.shape, dtype=x.dtype)
+    tokens, heads, dim = x.shape
+    assert x.stride(2) == 1 and rotary.dtype == x.dtype
+    cpu_loops.rotate(tokens, out, x.data_ptr(), rotary, x.stride(0), x.stride(1), heads, dim // 2, -1.0 if back else 1.0)
+    return out
 
 
 def _attend(
@@ -79,9 +79,7 @@ def _attend(
     schedule = kernels.get_scheduler_metadata(
         len(paths.key_counts), heads, kv_heads, dim, paths.key_counts, q.dtype, paths.query_bounds, True, window, isa, False, None, "auto"
     )
-    # What no token is written to is masked, but nan times 0 would not be 0.
-    pages = q.new_zeros(paths.pages, kv_heads, 2 * PAGE_TOKENS, dim)
-    keys, values = pages.chunk(2, dim=2)
+    keys, values = paths.cache(kv_heads, dim).chunk(2, dim=2)
     kernels.cpu_attn_reshape_and_cache(
         k.index_select(0, paths.tokens), v.index_select(0, paths.tokens), keys, values, paths.slots, isa, 1.0, 1.0, "auto"
     )

@@ -41,6 +41,20 @@ class PagedPaths:
     nodes: tuple[IntArray, IntArray, IntArray, IntArray]
     dtype: torch.dtype
 
+    def cache(self, kv_heads: int, dim: int) -> torch.Tensor:
+        """Keys and values of every page, [pages, kv_heads, 2 * PAGE_TOKENS, dim], which every layer writes anew in the same slots.
+
+        The other slots are 0: the kernel masks what they hold, but nan times 0 would not be 0.
+        """
+        shape = (self.pages, kv_heads, 2 * PAGE_TOKENS, dim)
+        if shape not in self._caches:
+            self._caches[shape] = torch.zeros(shape, dtype=self.dtype)
+        return self._caches[shape]
+
+    @cached_property
+    def _caches(self) -> dict[tuple[int, ...], torch.Tensor]:
+        return {}
+
     @cached_property
     def runs(self) -> tuple[AttentionRun, ...]:
         """The same attention in blocks of rows: no kernel computes the gradients."""

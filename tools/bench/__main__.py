@@ -46,13 +46,13 @@ def _parser() -> ArgumentParser:
     parser.add_argument("case", choices=CASES)
     parser.add_argument("--model", type=Path, default=Path("models/smollm2-135m"), help="Hugging Face folder")
     parser.add_argument("--data", type=Path, help="folder of *.jsonl files with text; without it token ids are random")
-    parser.add_argument("--groups", type=int, default=0, help="prompts; a repetition takes one of them; 0: 8, for reward 125")
+    parser.add_argument("--groups", type=int, default=0, help="prompts; 0: 8, for reward 125")
     parser.add_argument("--n", type=int, default=8, help="responses of a prompt")
     parser.add_argument("--prompt", type=int, default=205, help="mean tokens of a prompt")
     parser.add_argument("--response", type=int, default=300, help="mean tokens of a response")
     parser.add_argument("--reference", type=int, default=6, help="mean tokens of a reference answer")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
-    parser.add_argument("--repetitions", type=int, default=0, help="repetitions that count; 0: one for each prompt")
+    parser.add_argument("--repetitions", type=int, default=0, help="repetitions that count; score: each scores all prompts; update: each takes one; 0: 3, for update one for each prompt")
     parser.add_argument("--max-tokens", type=int, default=8192, help="actor.max_tokens_per_micro_batch; packing: 16384 at least")
     parser.add_argument("--chunk-rows", type=int, default=256, help="actor.head_chunk_rows")
     parser.add_argument("--no-sharing", action="store_true", help="actor.share_prefixes=false")
@@ -101,12 +101,11 @@ def _measure(options: Namespace) -> dict[str, Any]:
     groups = workload.make_groups(sizes, draw, options.seed)
     about |= {key: getattr(options, key) for key in ("groups", "n", "prompt", "response", "reference")}
     about |= {"model": str(options.model), "tokens": "text" if options.data else "random"}
-    repetitions = options.repetitions or options.groups
     match options.case:
         case "score":
-            return about | score_case.run(options.model, groups, actor, repetitions)
+            return about | score_case.run(options.model, groups, actor, options.repetitions or 3)
         case "update":
-            return about | update_case.run(options.model, groups, actor, repetitions)
+            return about | update_case.run(options.model, groups, actor, options.repetitions or options.groups)
         case "table":
             return about | table_case.run(options.model, sizes, draw, actor, options.seed)
         case _:

@@ -70,22 +70,25 @@ class Comparison:
 
 
 def compare(baseline: Callable[[int], Any], ours: Callable[[int], Any], repetitions: int, dtype: torch.dtype) -> Comparison:
-    """Run both sides repetitions + 1 times in turns; repetition 0 gives the peak memory and the results, the others the times."""
+    """Run both sides repetitions + 1 times in turns; repetition 0 gives the peak memory and the results, the others the times.
+
+    The machine's rate is taken right before and right after our side.
+    """
     sides = (Side(baseline), Side(ours))
     rates = []
     for repetition in range(repetitions + 1):
-        before = matmul_rate(dtype) if repetition else 0.0
         for side in sides if repetition % 2 else sides[::-1]:
             if repetition == 0:
                 result, side.peak_memory = with_peak_memory(lambda side=side: side.run(0))  # type: ignore[misc]
             else:
+                before = matmul_rate(dtype) if side is sides[1] else 0.0
                 cpu_start = time.process_time()
                 result, seconds = timed(lambda side=side: side.run(repetition))  # type: ignore[misc] # noqa: B023
                 side.seconds.append(seconds)
                 side.cpu_seconds.append(time.process_time() - cpu_start)
+                if side is sides[1]:
+                    rates.append((before + matmul_rate(dtype)) / 2)
             side.results.append(result)
-        if repetition:
-            rates.append((before + matmul_rate(dtype)) / 2)
     return Comparison(*sides, tuple(rates))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,53 +20,50 @@ Report = dict[str, Any]
 
 
 def run(folder: Path, groups: Sequence[BenchGroup], actor: ActorConfig, repetitions: int) -> Report:
-    """Score one group after the other with both sides and compare times, memory and numbers.
+    """Score all groups with both sides in every repetition and compare times, memory and numbers.
 
-    Log-probs are compared on every group of the run. In bf16 both sides are also compared with fp32 log-probs of the
-    first response and reference, because the baseline's own rounding is larger than any difference of method.
+    The baseline takes one group at a time, because of its memory; we get all of them in one call, as in training, and make
+    micro-batches of max_tokens. In bf16 both sides are also compared with fp32 log-probs of the first response and
+    reference, because the baseline's own rounding is larger than any difference of method.
     """
     dtype = policy.dtype_of(actor)
     plain = baseline.load(folder, dtype)
     built = policy.load(folder, actor, trainable=False)
-
-    def group(repetition: int) -> BenchGroup:
-        return groups[repetition % len(groups)]
-
-    def requests(repetition: int) -> list[Any]:
-        return [*group(repetition).responses, *group(repetition).spliced]
-
+    requests = [request for group in groups for request in (*group.responses, *group.spliced)]
     small = BenchGroup(groups[0].prompt[:8], (groups[0].reasonings[0][:8],) * 2, groups[0].answers[:1] * 2, groups[0].reference)
     baseline.score(plain, small)
     built.policy.score([*small.responses, *small.spliced])
     measured = compare(
-        lambda repetition: baseline.score(plain, group(repetition)),
-        lambda repetition: built.policy.score(requests(repetition)),
-        repetitions,
-        dtype,
+        lambda _: [baseline.score(plain, group) for group in groups], lambda _: built.policy.score(requests), repetitions, dtype
     )
-    work = [built.work(requests(repetition)) for repetition in range(repetitions + 1)]
-    log_prob_differences, entropy_differences = zip(
-        *(differences(a, b) for a, b in zip(measured.baseline.results, measured.ours.results, strict=True)), strict=True
-    )
+    theirs, ours = measured.baseline.results[0], by_group(groups, measured.ours.results[0])
+    log_prob_differences, entropy_differences = zip(*map(differences, theirs, ours), strict=True)
+    tokens, linear, attention = built.work(requests)
     report = {
         "speedup": measured.speedup,
         "speedup_cpu_time": measured.cpu_speedup,
         "max_abs_diff": max(log_prob_differences),
         "max_abs_diff_entropy": max(entropy_differences),
-        "tokens_baseline": sum(rows.tokens for result in measured.baseline.results[1:] for rows in result),
-        "tokens_ours": sum(tokens for tokens, _, _ in work[1:]),
+        "tokens_baseline": sum(rows.tokens for group in theirs for rows in group),
+        "tokens_ours": tokens,
         "peak_memory_ratio": measured.memory_ratio,
         "peak_memory_baseline": measured.baseline.peak_memory,
         "peak_memory_ours": measured.ours.peak_memory,
-        "floor_fraction": measured.floor_fraction([linear for _, linear, _ in work[1:]]),
-        "floor_fraction_with_attention": measured.floor_fraction([linear + attention for _, linear, attention in work[1:]]),
+        "floor_fraction": measured.floor_fraction([linear] * repetitions),
+        "floor_fraction_with_attention": measured.floor_fraction([linear + attention] * repetitions),
         "matmul_flops_per_second": float(np.median(measured.rates)),
         "seconds_baseline": measured.baseline.median_seconds,
         "seconds_ours": measured.ours.median_seconds,
     }
     if dtype != torch.float32:
-        report |= _against_fp32(folder, groups[0], measured.baseline.results[0], measured.ours.results[0])
+        report |= _against_fp32(folder, groups[0], theirs[0], ours[0])
     return report
+
+
+def by_group(groups: Sequence[BenchGroup], scores: Sequence[TokenScores]) -> list[Sequence[TokenScores]]:
+    """Our results, the responses' and then the references' of every group."""
+    first = np.concatenate([[0], np.cumsum([len(group.responses) + len(group.spliced) for group in groups])])
+    return [scores[a:b] for a, b in pairwise(first)]
 
 
 def differences(plain: tuple[baseline.Rows, baseline.Rows], ours: Sequence[TokenScores]) -> tuple[float, float]:
