@@ -108,13 +108,14 @@ _C0, _C1, _C2, _C3, _C4, _C5, _C6 = (np.float32(c) for c in _SERIES)
 
 @_compiled
 def _exp2(x: Any) -> Any:
-    """2 ** x, between 2 ** -126 and 2 ** 127; relative error about 1e-7."""
+    """2 ** x, at most 2 ** 127; relative error about 1e-7. Less than 2 ** -126 is 0: products of subnormal numbers are slow."""
     bounded = _LOWEST if x < _LOWEST else x
     bounded = _HIGHEST if bounded > _HIGHEST else bounded
     whole = np.int32(np.int32(bounded + np.float32(126.5)) - np.int32(126))  # rounds to nearest: what is converted is positive
     f = bounded - np.float32(whole)
     series = ((((((_C6 * f + _C5) * f + _C4) * f + _C3) * f + _C2) * f + _C1) * f) + _C0
-    return series * np.int32(np.int32(whole + np.int32(127)) << np.int32(23)).view(np.float32)
+    power = series * np.int32(np.int32(whole + np.int32(127)) << np.int32(23)).view(np.float32)
+    return _ZERO if x < _LOWEST else power
 
 
 @_compiled
@@ -228,7 +229,10 @@ def _attention_gradient(slots: Any, element: Any) -> None:
     block_rows, keys, tail, front = slots[HEADER + 4], slots[HEADER + 5], slots[HEADER + 6], slots[HEADER + 7]
     for i in range(start, stop):
         scores, grads = _row(slots[HEADER], i, keys, element), _row(slots[HEADER + 1], i, keys, element)
-        tail_bias, front_bias = _row(slots[HEADER + 2], i % block_rows, tail, element), _row(slots[HEADER + 3], i % block_rows, front, element)
+        tail_bias, front_bias = (
+            _row(slots[HEADER + 2], i % block_rows, tail, element),
+            _row(slots[HEADER + 3], i % block_rows, front, element),
+        )
         for j in range(tail):
             scores[keys - tail + j] = _rounded(_wide(scores[keys - tail + j]) + _wide(tail_bias[j]), scores)
         for j in range(front):

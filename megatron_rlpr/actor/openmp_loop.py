@@ -38,7 +38,8 @@ class Loop:
 
     def __call__(self, rows: int, *arguments: torch.Tensor | int | float) -> None:
         first = arguments[0]
-        assert isinstance(first, torch.Tensor) and first.dtype in (torch.float32, torch.bfloat16), "the element type"
+        assert isinstance(first, torch.Tensor), "the first argument tells the element type"
+        assert first.dtype in (torch.float32, torch.bfloat16), first.dtype
         values = [_address(argument) if isinstance(argument, torch.Tensor) else argument for argument in arguments]
         values += [0] * (SLOTS - HEADER - len(values))
         codes = "".join("d" if isinstance(value, float) else "q" for value in values)
@@ -59,7 +60,8 @@ class Loop:
 
 
 def _address(tensor: torch.Tensor) -> int:
-    assert tensor.is_contiguous() and tensor.device.type == "cpu", "loops take addresses"
+    assert tensor.is_contiguous(), "loops take addresses"
+    assert tensor.device.type == "cpu", tensor.device
     return tensor.data_ptr()
 
 

@@ -64,7 +64,8 @@ def _rotated(x: torch.Tensor, rotary: torch.Tensor, back: bool = False) -> torch
     """x [T, heads, D], whose last dimension is dense, rotated by its rows' angles: contiguous."""
     out = torch.empty(x.shape, dtype=x.dtype)
     tokens, heads, dim = x.shape
-    assert x.stride(2) == 1 and rotary.dtype == x.dtype
+    assert x.stride(2) == 1, x.stride()
+    assert rotary.dtype == x.dtype, rotary.dtype
     cpu_loops.rotate(tokens, out, x.data_ptr(), rotary, x.stride(0), x.stride(1), heads, dim // 2, -1.0 if back else 1.0)
     return out
 

@@ -39,9 +39,7 @@ class _RmsNorm(torch.autograd.Function):
         width = x.shape[-1]
         grad_x = torch.empty_like(rows)
         of_threads = torch.zeros(torch.get_num_threads(), width)
-        cpu_loops.rms_norm_gradient(
-            rows[..., 0].numel(), rows, grad, weight.float() + ctx.offset, grad_x, of_threads, width, ctx.eps
-        )
+        cpu_loops.rms_norm_gradient(rows[..., 0].numel(), rows, grad, weight.float() + ctx.offset, grad_x, of_threads, width, ctx.eps)
         return grad_x, of_threads.sum(0).to(weight.dtype), None, None
 
 

@@ -52,7 +52,12 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--response", type=int, default=300, help="mean tokens of a response")
     parser.add_argument("--reference", type=int, default=6, help="mean tokens of a reference answer")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
-    parser.add_argument("--repetitions", type=int, default=0, help="repetitions that count; score: each scores all prompts; update: each takes one; 0: 3, for update one for each prompt")
+    parser.add_argument(
+        "--repetitions",
+        type=int,
+        default=0,
+        help="repetitions that count; score: each scores all prompts; update: each takes one; 0: 3, for update one for each prompt",
+    )
     parser.add_argument("--max-tokens", type=int, default=8192, help="actor.max_tokens_per_micro_batch; packing: 16384 at least")
     parser.add_argument("--chunk-rows", type=int, default=256, help="actor.head_chunk_rows")
     parser.add_argument("--no-sharing", action="store_true", help="actor.share_prefixes=false")

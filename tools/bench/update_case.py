@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from tools.bench.measure import compare, timed
 from tools.bench.workload import BenchGroup
 
 Report = dict[str, Any]
+Batch = tuple[BenchGroup, list[torch.Tensor], list[float]]
+"""A group, log-probs of every response when it was sampled, and advantages."""
 
 _FAR = 1e6
 _POLICY_LOSS = LossTerms(clip_low=_FAR, clip_high=_FAR, dual_clip=0.0, entropy_coeff=0.0, kl_coef=0.0, kl_type="low_var_kl")
@@ -38,9 +40,9 @@ def run(folder: Path, groups: Sequence[BenchGroup], actor: ActorConfig, repetiti
     built = policy.load(folder, actor, trainable=True)
     ours = built.policy
     assert ours.optimizer is not None
-    batches = [_training_data(ours, group, seed) for seed, group in enumerate(groups[: repetitions + 1])]
+    batches: list[Batch] = [_training_data(ours, group, seed) for seed, group in enumerate(groups[: repetitions + 1])]
 
-    def batch(repetition: int) -> tuple[BenchGroup, list[torch.Tensor], list[float]]:
+    def batch(repetition: int) -> Batch:
         return batches[repetition % len(batches)]
 
     def run_baseline(repetition: int) -> float:
@@ -63,11 +65,11 @@ def run(folder: Path, groups: Sequence[BenchGroup], actor: ActorConfig, repetiti
     buffer = sum(p.main_grad.numel() * p.main_grad.element_size() for p in ours.model.parameters())
     measured.ours.peak_memory += buffer
     results = zip(measured.baseline.results, measured.ours.results, strict=True)
-    return {
+    report = {
         "speedup": measured.speedup,
         "speedup_cpu_time": measured.cpu_speedup,
         "max_abs_diff": max(abs(a - b.loss) for a, b in results),
-        "gradient_relative_l2": gradient_difference(plain, built),  # of the last repetition
+        "gradient_relative_l2": relative_l2(our_gradients(built), plain),  # of the last repetition
         "tokens_baseline": sum(baseline.padded_tokens(batch(i)[0].responses) for i in range(1, repetitions + 1)),
         "tokens_ours": sum(tokens for tokens, _, _ in work[1:]),
         "peak_memory_ratio": measured.memory_ratio,
@@ -81,33 +83,54 @@ def run(folder: Path, groups: Sequence[BenchGroup], actor: ActorConfig, repetiti
         "seconds_ours": measured.ours.median_seconds,
         "seconds_optimizer": optimizer_seconds,
     }
+    return report | _against_float64(folder, plain, built, batch(repetitions)) if dtype == torch.float32 else report
 
 
-def gradient_difference(plain: torch.nn.Module, built: policy.BenchPolicy) -> float:
-    """Relative L2 difference of all gradients, ours from the baseline's, in the checkpoint's names and shapes.
+def _against_float64(folder: Path, plain: torch.nn.Module, built: policy.BenchPolicy, batch: Batch) -> Report:
+    """Whose rounding it is: both sides' relative L2 error against a float64 model's gradients of the same batch.
+
+    The model takes one response at a time, weighted by its share of the tokens, because of the memory.
+    """
+    group, old, advantages = batch
+    lengths = [len(x) for x in old]
+    exact = baseline.load(folder, torch.float64)
+    for i, (length, advantage) in enumerate(zip(lengths, advantages, strict=True)):
+        one = BenchGroup(group.prompt, group.reasonings[i : i + 1], group.answers[i : i + 1], group.reference)
+        baseline.forward_backward(exact, one, old[i : i + 1], [advantage * length / sum(lengths)])
+    return {
+        "gradient_error_baseline": relative_l2(((name, p.grad) for name, p in plain.named_parameters()), exact),
+        "gradient_error_ours": relative_l2(our_gradients(built), exact),
+    }
+
+
+def our_gradients(built: policy.BenchPolicy) -> Iterator[tuple[str, torch.Tensor]]:
+    """All gradients in the checkpoint's names and shapes."""
+    for parameter in local_parameters(built.policy.model, built.shape):
+        if not parameter.mapping.is_copy:
+            yield from zip((t.name for t in parameter.mapping.hf), parameter.mapping.split(parameter.tensor.main_grad), strict=True)
+
+
+def relative_l2(gradients: Iterable[tuple[str, Any]], reference: torch.nn.Module) -> float:
+    """Relative L2 difference of these gradients from those of a transformers model.
 
     transformers gives the input embedding of the padding token no gradient, although the token also occurs in its own
     right (as the end of a response); that row is left out.
     """
-    wanted = {name: p.grad for name, p in plain.named_parameters()}
-    padding = getattr(plain.get_input_embeddings(), "padding_idx", None)  # type: ignore[operator]
+    wanted = {name: p.grad for name, p in reference.named_parameters()}
+    padding = getattr(reference.get_input_embeddings(), "padding_idx", None)  # type: ignore[operator]
     difference = norm = 0.0
-    for parameter in local_parameters(built.policy.model, built.shape):
-        if parameter.mapping.is_copy:
-            continue
-        parts = parameter.mapping.split(parameter.tensor.main_grad)
-        for name, ours in zip((t.name for t in parameter.mapping.hf), parts, strict=True):
-            theirs = wanted[name]
-            assert theirs is not None
-            a, b = ours.double(), theirs.to(ours.device).double()
-            if "embed_tokens" in name and padding is not None:
-                a[padding] = b[padding] = 0
-            difference += float((a - b).square().sum())
-            norm += float(b.square().sum())
+    for name, gradient in gradients:
+        theirs = wanted[name]
+        assert theirs is not None
+        a, b = gradient.double(), theirs.to(gradient.device, torch.float64, copy=True)
+        if "embed_tokens" in name and padding is not None:
+            a[padding] = b[padding] = 0
+        difference += float((a - b).square().sum())
+        norm += float(b.square().sum())
     return (difference / norm) ** 0.5
 
 
-def _training_data(policy: MegatronPolicy, group: BenchGroup, seed: int) -> tuple[BenchGroup, list[torch.Tensor], list[float]]:
+def _training_data(policy: MegatronPolicy, group: BenchGroup, seed: int) -> Batch:
     """Log-probs at sampling time near the policy's own, and an advantage for every response."""
     generator = torch.Generator().manual_seed(seed)
     scores = policy.score(group.responses)

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from megatron_rlpr.actor.head_tiles import LogitTiles, RunningSums
 from megatron_rlpr.actor.selected_head import VocabShard, selected_log_probs
 
 
@@ -45,6 +46,25 @@ def test_values_and_gradients_equal_full_logits(
     torch.testing.assert_close(out, expected, atol=2e-5, rtol=1e-5)
     for got, want in zip(grads, expected_grads, strict=True):
         assert (got - want).norm() <= 1e-5 * want.norm() + 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("softcap", [None, 3.0])
+def test_compiled_loops_and_tensor_operations_do_the_same(dtype: torch.dtype, softcap: float | None) -> None:
+    """The second are what CUDA gets."""
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = torch.randn(9, 16, generator=generator).to(dtype), torch.randn(30, 16, generator=generator).to(dtype)
+    rows = torch.randn(3, 9, generator=generator)
+    column, inside = torch.arange(9), torch.ones(9, dtype=torch.bool)
+    found = []
+    for compiled in (True, False):
+        tiles, sums = LogitTiles(9 * 30, hidden, softcap, 1.3, compiled), RunningSums(9, hidden.device)
+        for part in weight.chunk(2):
+            sums.add(tiles.logits(hidden, part), column, inside, tiles)
+        gradient = tiles.in_compute_dtype(tiles.gradient(tiles.logits(hidden, weight), rows)).clone()
+        found.append((*sums.log_prob_and_entropy(None), gradient))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, atol=2e-5, rtol=2**-7 if dtype == torch.bfloat16 else 1e-5)
 
 
 def test_shapes_that_do_not_fit_are_named() -> None:
