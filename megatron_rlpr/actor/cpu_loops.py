@@ -23,7 +23,7 @@ _compiled = njit(error_model="numpy", fastmath={"reassoc", "contract", "arcp", "
 
 _F32, _BF16 = np.float32, np.uint16
 _BITS = np.float32(1 / math.log(2))
-_ZERO, _ONE, _TWO = np.float32(0), np.float32(1), np.float32(2)
+_ZERO, _ONE = np.float32(0), np.float32(1)
 
 
 # --- arguments ---
@@ -57,6 +57,16 @@ def _row(address: Any, index: Any, width: Any, element: Any) -> Any:
 def _number(slots: Any, index: Any) -> Any:
     """A float argument."""
     return np.float32(slots.view(np.float64)[HEADER + index])
+
+
+@_compiled
+def _run(loop: Any, pointer: Any) -> None:
+    """One thread's share of a loop, for the element type of this call."""
+    slots = carray(pointer, SLOTS)
+    if slots[1]:
+        loop(slots, _BF16)
+    else:
+        loop(slots, _F32)
 
 
 # --- numbers ---
@@ -155,11 +165,7 @@ def _gated_silu(slots: Any, element: Any) -> None:
 @Loop
 def gated_silu(pointer: Any) -> None:
     """x [T, 2 f] (gate, then up), out [T, f], f: out = silu(gate) * up."""
-    slots = carray(pointer, SLOTS)
-    if slots[1]:
-        _gated_silu(slots, _BF16)
-    else:
-        _gated_silu(slots, _F32)
+    _run(_gated_silu, pointer)
 
 
 @_compiled
@@ -180,11 +186,7 @@ def _gated_silu_gradient(slots: Any, element: Any) -> None:
 @Loop
 def gated_silu_gradient(pointer: Any) -> None:
     """x [T, 2 f], grad [T, f] of the output, grad_x [T, 2 f], f."""
-    slots = carray(pointer, SLOTS)
-    if slots[1]:
-        _gated_silu_gradient(slots, _BF16)
-    else:
-        _gated_silu_gradient(slots, _F32)
+    _run(_gated_silu_gradient, pointer)
 
 
 # --- norm ---
@@ -213,11 +215,7 @@ def _rms_norm_gradient(slots: Any, element: Any) -> None:
 @Loop
 def rms_norm_gradient(pointer: Any) -> None:
     """x [T, n], grad [T, n] of the output, factor fp32 [n], grad_x [T, n], grad_factor fp32 [threads, n] to add to, n, eps."""
-    slots = carray(pointer, SLOTS)
-    if slots[1]:
-        _rms_norm_gradient(slots, _BF16)
-    else:
-        _rms_norm_gradient(slots, _F32)
+    _run(_rms_norm_gradient, pointer)
 
 
 # --- attention ---
@@ -258,11 +256,7 @@ def attention_gradient(pointer: Any) -> None:
     scores [R, S] become weights; grads [R, S] of the weights become those of the scores. Row r is row r % B of the block;
     tail_bias [B, tail] belongs to the last keys and front_bias [B, front] to the first. Then B, S, tail, front.
     """
-    slots = carray(pointer, SLOTS)
-    if slots[1]:
-        _attention_gradient(slots, _BF16)
-    else:
-        _attention_gradient(slots, _F32)
+    _run(_attention_gradient, pointer)
 
 
 # --- output head ---
@@ -299,11 +293,7 @@ def head_sums(pointer: Any) -> None:
     logits [r, c]; sums fp32 [3, r]: largest logit, sum of 2 ** (logit - largest), sum of that times (logit - largest), all in
     bits; c; scale, which turns a logit into bits.
     """
-    slots = carray(pointer, SLOTS)
-    if slots[1]:
-        _head_sums(slots, _BF16)
-    else:
-        _head_sums(slots, _F32)
+    _run(_head_sums, pointer)
 
 
 @_compiled
@@ -326,11 +316,7 @@ def head_gradient(pointer: Any) -> None:
 
     rows fp32 [3, r]: normaliser, factor, slope; c; scale.
     """
-    slots = carray(pointer, SLOTS)
-    if slots[1]:
-        _head_gradient(slots, _BF16)
-    else:
-        _head_gradient(slots, _F32)
+    _run(_head_gradient, pointer)
 
 
 # --- rotary positions ---
@@ -360,8 +346,4 @@ def rotate(pointer: Any) -> None:
 
     out; x's address; rotary [T, D], cosines and sines of D / 2 angles; x's strides over rows and heads in elements; H, D / 2, sign.
     """
-    slots = carray(pointer, SLOTS)
-    if slots[1]:
-        _rotate(slots, _BF16)
-    else:
-        _rotate(slots, _F32)
+    _run(_rotate, pointer)
