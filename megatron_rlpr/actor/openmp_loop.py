@@ -25,6 +25,10 @@ HEADER = 2
 _SERIAL_ELEMENTS = 16384
 """Below about so much work, waking another thread costs more than it saves."""
 
+# When an engine starts in this process, vLLM reads the __dict__ of everything that any module holds. llvmlite's library object
+# answers with a function of C there, as for any name, which ends the start with an AttributeError; this is its table of answers.
+llvmlite.binding.ffi.lib._fntab["__dict__"] = {}
+
 
 class Loop:
     """Decorator of a function of a pointer to SLOTS numbers, which numba compiles at the first call and keeps on disk.

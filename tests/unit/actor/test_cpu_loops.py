@@ -145,3 +145,10 @@ def test_without_a_place_for_compiled_code_it_is_compiled_again() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=ROOT, env=environment)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) == pytest.approx(1 / (1 + math.exp(-1)))
+
+
+def test_an_engine_can_start_in_a_process_that_has_compiled_loops() -> None:
+    """vLLM goes through everything that modules hold, also through llvmlite's library object."""
+    code = "import megatron_rlpr.actor.cpu_loops; from vllm.triton_utils import dispatcher; dispatcher._rebind_kernels([]); print('fine')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert done.stdout.strip().endswith("fine"), done.stderr[-2000:]
