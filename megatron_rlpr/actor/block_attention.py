@@ -1,4 +1,4 @@
-"""Tree attention block by block, in plain tensor operations, with its backward.
+"""Tree attention block by block, in batched matrix products, with its backward.
 
 For every block of rows (`attention_blocks`): its keys, gathered once for a run of blocks, one batched matrix product per
 query-head group, softmax, one more product. Scores live for one block at a time, small enough to stay in a CPU's cache.
