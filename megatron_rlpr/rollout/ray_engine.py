@@ -13,6 +13,7 @@ from typing import Any, Literal
 from megatron_rlpr.rollout.balancing import Load, outstanding_tokens
 from megatron_rlpr.rollout.ray_actor import EngineActor, EngineSettings, Progress, Request, Whereabouts
 from megatron_rlpr.rollout.ray_cluster import actor_environment
+from megatron_rlpr.types import UserError
 from megatron_rlpr.weights.transports.interface import WeightSource
 
 Call = Literal["start", "load", "advance"]
@@ -39,6 +40,18 @@ class EngineResources:
 
     cpus: int
     gpus: int
+
+    def check(self, engines: int) -> None:
+        """UserError when the connected cluster cannot hold so many engines."""
+        import ray
+
+        there = ray.cluster_resources()
+        for name, each, key in (("CPU", self.cpus, "rollout.cpus_per_engine"), ("GPU", self.gpus, "rollout.tensor_parallel_size")):
+            if engines * each > there.get(name, 0):
+                raise UserError(
+                    f"rollout.engines={engines} with {each} {name}s each ({key}) need {engines * each}, the Ray cluster has "
+                    f"{there.get(name, 0):g}: use fewer engines, or add nodes"
+                )
 
 
 class PooledEngine:

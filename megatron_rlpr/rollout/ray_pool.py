@@ -13,7 +13,6 @@ collective over the trainer's ranks: `deliver` and `finish` ask for it through a
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,8 +23,9 @@ from megatron_rlpr.rollout.engine import GenerationRequest, ProgressCallback, Ro
 from megatron_rlpr.rollout.engine_limits import check_requests, read_model_config
 from megatron_rlpr.rollout.ray_actor import EngineSettings, Progress, Refusal, Request
 from megatron_rlpr.rollout.ray_engine import Edition, EngineResources, PooledEngine
+from megatron_rlpr.rollout.turn_lock import TurnLock
 from megatron_rlpr.rollout.weight_update import check_manifest, required_weights
-from megatron_rlpr.types import Response, UserError
+from megatron_rlpr.types import Response
 from megatron_rlpr.weights.receiver import Confirmation, WeightHandoverError
 from megatron_rlpr.weights.transports.choice import Transports
 from megatron_rlpr.weights.transports.interface import NamedTensor, WeightTransportError
@@ -50,20 +50,6 @@ class Ticket:
         return len(self.responses) == len(self.keys)
 
 
-class TurnLock:
-    """A lock whose waiters get in before a holder that asks for it again: without, a loop of turns could keep it for ever."""
-
-    def __init__(self) -> None:
-        self._next, self._held = threading.Lock(), threading.Lock()
-
-    def __enter__(self) -> None:
-        with self._next:
-            self._held.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self._held.release()
-
-
 class EnginePool:
     """Lives on the trainer's first rank. Thread-safe: one thread may `finish` a ticket while another delivers weights."""
 
@@ -81,7 +67,7 @@ class EnginePool:
 
         on_event: told in one line about every replacement. UserError when the cluster is too small.
         """
-        _check_resources(engines, resources)
+        resources.check(engines)
         self._required, self._tied_head = required_weights(settings.model_path)
         self._room = settings.max_num_seqs
         self._max_model_len = settings.max_model_len
@@ -301,18 +287,6 @@ class EnginePool:
         self._failures += 1
         if self._failures > _FAILURES_IN_A_ROW * len(self._engines):
             raise kind(f"{what}; {self._failures} failures in a row, giving up")
-
-
-def _check_resources(engines: int, resources: EngineResources) -> None:
-    import ray
-
-    there = ray.cluster_resources()
-    for name, each, key in (("CPU", resources.cpus, "rollout.cpus_per_engine"), ("GPU", resources.gpus, "rollout.tensor_parallel_size")):
-        if engines * each > there.get(name, 0):
-            raise UserError(
-                f"rollout.engines={engines} with {each} {name}s each ({key}) need {engines * each}, the Ray cluster has "
-                f"{there.get(name, 0):g}: use fewer engines, or add nodes"
-            )
 
 
 def _first_line(error: Exception) -> str:
