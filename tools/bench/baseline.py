@@ -47,14 +47,22 @@ def score(model: torch.nn.Module, group: BenchGroup) -> tuple[Rows, Rows]:
     )
 
 
-def forward_backward(model: torch.nn.Module, group: BenchGroup, old: Sequence[torch.Tensor], advantages: Sequence[float]) -> float:
+def forward_backward(
+    model: torch.nn.Module,
+    group: BenchGroup,
+    old: Sequence[torch.Tensor],
+    advantages: Sequence[float],
+    through_logsumexp: bool = False,
+) -> float:
     """Add the gradients of the unclipped policy loss -sum(A p/p_old) / tokens of a group's responses; returns the loss.
 
     old: log-probs of every response when it was sampled, fp32 [tokens]; advantages: of every response.
+    through_logsumexp: log-probs as logits - logsumexp. On a CPU with AMX, PyTorch's fp32 log_softmax, which the published code uses, makes
+    every log-prob 4e-6 too large (measured against float64), which the gradients amplify; its logsumexp is right.
     """
     model.train()
     requests = group.responses
-    log_probs, _ = _log_probs(model, requests, len(group.prompt), with_entropy=False)
+    log_probs, _ = _log_probs(model, requests, len(group.prompt), with_entropy=False, through_logsumexp=through_logsumexp)
     first = len(group.prompt)
     where = log_probs.device
     terms = [
@@ -81,7 +89,7 @@ def _pass(model: torch.nn.Module, requests: Sequence[ScoreRequest], first: int, 
 
 
 def _log_probs(
-    model: torch.nn.Module, requests: Sequence[ScoreRequest], first: int, with_entropy: bool
+    model: torch.nn.Module, requests: Sequence[ScoreRequest], first: int, with_entropy: bool, through_logsumexp: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Log-probs and entropies of the tokens from `first` on: [n, longest - first] in the model's dtype."""
     where = next(model.parameters()).device
@@ -93,7 +101,11 @@ def _log_probs(
         mask[i, : len(request.token_ids)] = 1
     ids, mask = ids.to(where), mask.to(where)
     logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, first - 1 : -1]
-    log_probs = F.log_softmax(logits, dim=-1).gather(-1, ids[:, first:, None])[..., 0]
+    target = ids[:, first:, None]
+    if through_logsumexp:
+        log_probs = logits.gather(-1, target)[..., 0] - logits.logsumexp(-1)
+    else:
+        log_probs = F.log_softmax(logits, dim=-1).gather(-1, target)[..., 0]
     if not with_entropy:
         return log_probs, None
     probabilities = F.softmax(logits, dim=-1)

@@ -29,7 +29,9 @@ _POLICY_LOSS = LossTerms(clip_low=_FAR, clip_high=_FAR, dual_clip=0.0, entropy_c
 
 
 def run(folder: Path, groups: Sequence[BenchGroup], actor: ActorConfig, repetitions: int) -> Report:
-    """Forward and backward of one group after the other with both sides; compares times, memory and gradients.
+    """Forward and backward of one group after the other with both sides; compares times, memory and gradients (of the last group).
+
+    `gradient_relative_l2` is the difference from the baseline with its log-probs through logsumexp (see there), which is not timed.
 
     The optimizer's step is the same work for both and left out of the comparison: `MegatronPolicy.update` makes one (with
     learning rate 0), it is timed alone as well (seconds_optimizer) and taken off. Megatron's fp32 gradient buffer, which
@@ -69,7 +71,6 @@ def run(folder: Path, groups: Sequence[BenchGroup], actor: ActorConfig, repetiti
         "speedup": measured.speedup,
         "speedup_cpu_time": measured.cpu_speedup,
         "max_abs_diff": max(abs(a - b.loss) for a, b in results),
-        "gradient_relative_l2": relative_l2(our_gradients(built), plain),  # of the last repetition
         "tokens_baseline": sum(baseline.padded_tokens(batch(i)[0].responses) for i in range(1, repetitions + 1)),
         "tokens_ours": sum(tokens for tokens, _, _ in work[1:]),
         "peak_memory_ratio": measured.memory_ratio,
@@ -83,11 +84,16 @@ def run(folder: Path, groups: Sequence[BenchGroup], actor: ActorConfig, repetiti
         "seconds_ours": measured.ours.median_seconds,
         "seconds_optimizer": optimizer_seconds,
     }
-    return report | _against_float64(folder, plain, built, batch(repetitions)) if dtype == torch.float32 else report
+    last = batch(repetitions)
+    if dtype == torch.float32:
+        report |= _whose_rounding(folder, plain, built, last)
+    plain.zero_grad(set_to_none=True)
+    baseline.forward_backward(plain, *last, through_logsumexp=True)
+    return report | {"gradient_relative_l2": relative_l2(our_gradients(built), plain)}
 
 
-def _against_float64(folder: Path, plain: torch.nn.Module, built: policy.BenchPolicy, batch: Batch) -> Report:
-    """Whose rounding it is: both sides' relative L2 error against a float64 model's gradients of the same batch.
+def _whose_rounding(folder: Path, plain: torch.nn.Module, built: policy.BenchPolicy, batch: Batch) -> Report:
+    """Differences from the baseline as it was timed, and both sides' relative L2 errors against a float64 model's gradients.
 
     The model takes one response at a time, weighted by its share of the tokens, because of the memory.
     """
@@ -98,6 +104,7 @@ def _against_float64(folder: Path, plain: torch.nn.Module, built: policy.BenchPo
         one = BenchGroup(group.prompt, group.reasonings[i : i + 1], group.answers[i : i + 1], group.reference)
         baseline.forward_backward(exact, one, old[i : i + 1], [advantage * length / sum(lengths)])
     return {
+        "gradient_relative_l2_log_softmax": relative_l2(our_gradients(built), plain),
         "gradient_error_baseline": relative_l2(((name, p.grad) for name, p in plain.named_parameters()), exact),
         "gradient_error_ours": relative_l2(our_gradients(built), exact),
     }

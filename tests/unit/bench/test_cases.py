@@ -77,6 +77,7 @@ def test_without_sharing_every_sequence_is_computed_alone_with_the_same_numbers(
 def test_gradients_equal_the_baselines(model: Path) -> None:
     report = bench("update", model, "--dtype", "float32")
     assert report["gradient_relative_l2"] < 1e-4
+    assert 0 < report["gradient_relative_l2_log_softmax"] < 1e-4
     assert 0 < report["gradient_error_ours"] < 1e-4
     assert 0 < report["gradient_error_baseline"] < 1e-4
     assert report["max_abs_diff"] < 1e-5
