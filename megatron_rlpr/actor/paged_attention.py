@@ -81,9 +81,11 @@ def _attend(
         len(paths.key_counts), heads, kv_heads, dim, paths.key_counts, q.dtype, paths.query_bounds, True, window, isa, False, None, "auto"
     )
     keys, values = paths.cache(kv_heads, dim).chunk(2, dim=2)
-    kernels.cpu_attn_reshape_and_cache(
-        k.index_select(0, paths.tokens), v.index_select(0, paths.tokens), keys, values, paths.slots, isa, 1.0, 1.0, "auto"
-    )
+    tokens, repeated = len(k), paths.tokens[len(k) :]
+    kernels.cpu_attn_reshape_and_cache(k, v, keys, values, paths.slots[:tokens], isa, 1.0, 1.0, "auto")
+    if len(repeated):
+        again = k.index_select(0, repeated), v.index_select(0, repeated)
+        kernels.cpu_attn_reshape_and_cache(*again, keys, values, paths.slots[tokens:], isa, 1.0, 1.0, "auto")
     kernels.cpu_attention_with_kv_cache(
         q,
         keys,

@@ -26,7 +26,8 @@ IntArray = npt.NDArray[np.int64]
 class PagedPaths:
     """N nodes in token order.
 
-    tokens, slots: int64 [W], whose key and value is written where (slot = page * PAGE_TOKENS + place). pages: how many there are.
+    tokens, slots: int64 [W], whose key and value is written where (slot = page * PAGE_TOKENS + place): first every token in order, then
+    what is repeated for children. pages: how many there are.
     page_table: int32 [N, longest], every node's pages, padded with 0. query_bounds: int32 [N + 1]. key_counts: int32 [N].
     window: 0 for none. nodes: as in `attention_runs`, for backward.
     """
@@ -69,6 +70,7 @@ def paged_paths(
     tables: list[IntArray] = []
     tokens: list[IntArray] = []
     slots: list[IntArray] = []
+    own_slots: list[IntArray] = []
     pages = 0
     for start, stop, parent in zip(node_start, node_stop, node_parent, strict=True):
         before = paths[parent] if parent >= 0 else np.empty(0, dtype=np.int64)
@@ -77,15 +79,17 @@ def paged_paths(
         own = -(-len(paths[-1]) // PAGE_TOKENS) - shared
         inherited = tables[parent][:shared] if parent >= 0 else np.empty(0, dtype=np.int64)
         tables.append(np.concatenate([inherited, np.arange(pages, pages + own)]))
-        tokens.append(paths[-1][shared * PAGE_TOKENS :])
-        slots.append(np.arange(len(tokens[-1])) + pages * PAGE_TOKENS)
+        repeated = before[shared * PAGE_TOKENS :]
+        tokens.append(repeated)
+        slots.append(np.arange(len(repeated)) + pages * PAGE_TOKENS)
+        own_slots.append(np.arange(stop - start) + pages * PAGE_TOKENS + len(repeated))
         pages += own
     page_table = np.zeros((len(tables), max(map(len, tables))), dtype=np.int32)
     for row, table in zip(page_table, tables, strict=True):
         row[: len(table)] = table
     return PagedPaths(
-        tokens=torch.from_numpy(np.concatenate(tokens)),
-        slots=torch.from_numpy(np.concatenate(slots)),
+        tokens=torch.from_numpy(np.concatenate([np.arange(node_stop[-1]), *tokens])),
+        slots=torch.from_numpy(np.concatenate(own_slots + slots)),
         pages=pages,
         page_table=torch.from_numpy(page_table),
         query_bounds=torch.from_numpy(np.append(node_start, node_stop[-1])).to(torch.int32),
