@@ -227,10 +227,8 @@ def _attention_gradient(slots: Any, element: Any) -> None:
     block_rows, keys, tail, front = slots[HEADER + 4], slots[HEADER + 5], slots[HEADER + 6], slots[HEADER + 7]
     for i in range(start, stop):
         scores, grads = _row(slots[HEADER], i, keys, element), _row(slots[HEADER + 1], i, keys, element)
-        tail_bias, front_bias = (
-            _row(slots[HEADER + 2], i % block_rows, tail, element),
-            _row(slots[HEADER + 3], i % block_rows, front, element),
-        )
+        tail_bias = _row(slots[HEADER + 2], i % block_rows, tail, element)
+        front_bias = _row(slots[HEADER + 3], i % block_rows, front, element)
         for j in range(tail):
             scores[keys - tail + j] = _rounded(_wide(scores[keys - tail + j]) + _wide(tail_bias[j]), scores)
         for j in range(front):
@@ -299,22 +297,29 @@ def head_sums(pointer: Any) -> None:
 @_compiled
 def _head_gradient(slots: Any, element: Any) -> None:
     start, stop = _share(slots)
-    width, rows = slots[HEADER + 2], slots[0]
-    scale = _number(slots, 3)
+    width, rows = slots[HEADER + 3], slots[0]
+    scale = _number(slots, 4)
+    targets = _row(slots[HEADER + 2], 0, rows, np.int64)
     normaliser, factor = _row(slots[HEADER + 1], 0, rows, np.float32), _row(slots[HEADER + 1], 1, rows, np.float32)
-    slope = _row(slots[HEADER + 1], 2, rows, np.float32)
+    slope, at_target = _row(slots[HEADER + 1], 2, rows, np.float32), _row(slots[HEADER + 1], 3, rows, np.float32)
     for i in range(start, stop):
-        logits = _row(slots[HEADER], i, width, element)
+        logits, target = _row(slots[HEADER], i, width, element), targets[i]
+        wanted = _ZERO
+        if target >= 0:  # before its logit is overwritten
+            bits = _wide(logits[target]) * scale - normaliser[i]
+            wanted = (bits * slope[i] + factor[i]) * _exp2(bits) + at_target[i]
         for j in range(width):
             bits = _wide(logits[j]) * scale - normaliser[i]
             logits[j] = _rounded((bits * slope[i] + factor[i]) * _exp2(bits), logits)
+        if target >= 0:
+            logits[target] = _rounded(wanted, logits)
 
 
 @Loop
 def head_gradient(pointer: Any) -> None:
-    """logits [r, c] become (factor + slope * bits) * 2 ** bits with bits = logit * scale - normaliser.
+    """logits [r, c] become (factor + slope * bits) * 2 ** bits with bits = logit * scale - normaliser, plus at_target at the target.
 
-    rows fp32 [3, r]: normaliser, factor, slope; c; scale.
+    rows fp32 [4, r]: normaliser, factor, slope, at_target; target int64 [r], -1 for none; c; scale.
     """
     _run(_head_gradient, pointer)
 

@@ -46,18 +46,22 @@ class LogitTiles:
         sums[1] += exponentials.sum(-1)
         sums[2] += bits.mul_(exponentials).sum(-1)
 
-    def gradient(self, logits: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    def gradient(self, logits: torch.Tensor, rows: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """(factor + slope * bits) * 2**bits [r, c], where bits = logits * scale - normaliser; the logits are overwritten.
 
-        rows: fp32 [3, r], normaliser, factor and slope.
+        rows: fp32 [4, r], normaliser, factor, slope, and what is added in the target's column before anything is rounded: for a
+        likely target the two nearly cancel. target: int64 [r], -1 where it lies elsewhere.
         """
         if self.compiled:
-            cpu_loops.head_gradient(len(logits), logits, rows, logits.shape[1], self.scale)
+            cpu_loops.head_gradient(len(logits), logits, rows, target, logits.shape[1], self.scale)
             return logits
-        normaliser, factor, slope = rows[:, :, None]
+        normaliser, factor, slope = rows[:3, :, None]
         bits = torch.add(-normaliser, logits, alpha=self.scale, out=logits)
         probabilities = self._exp2(bits)
-        return bits.mul_(slope).add_(factor).mul_(probabilities)
+        gradient = bits.mul_(slope).add_(factor).mul_(probabilities)
+        here = (target >= 0).nonzero()[:, 0]
+        gradient[here, target[here]] += rows[3, here]
+        return gradient
 
     def in_compute_dtype(self, values: torch.Tensor) -> torch.Tensor:
         """[r, c] values, rounded; overwrites the products."""

@@ -81,7 +81,7 @@ def _attend(
         len(paths.key_counts), heads, kv_heads, dim, paths.key_counts, q.dtype, paths.query_bounds, True, window, isa, False, None, "auto"
     )
     keys, values = paths.cache(kv_heads, dim).chunk(2, dim=2)
-    tokens, repeated = len(k), paths.tokens[len(k) :]
+    tokens, repeated = len(k), paths.repeated
     kernels.cpu_attn_reshape_and_cache(k, v, keys, values, paths.slots[:tokens], isa, 1.0, 1.0, "auto")
     if len(repeated):
         again = k.index_select(0, repeated), v.index_select(0, repeated)

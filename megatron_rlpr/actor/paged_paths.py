@@ -26,14 +26,14 @@ IntArray = npt.NDArray[np.int64]
 class PagedPaths:
     """N nodes in token order.
 
-    tokens, slots: int64 [W], whose key and value is written where (slot = page * PAGE_TOKENS + place): first every token in order, then
-    what is repeated for children. pages: how many there are.
+    slots: int64 [T + W], where keys and values are written (slot = page * PAGE_TOKENS + place): every token's, then those of `repeated`,
+    int64 [W], the tokens that children have in pages of their own. pages: how many there are.
     page_table: int32 [N, longest], every node's pages, padded with 0. query_bounds: int32 [N + 1]. key_counts: int32 [N].
     window: 0 for none. nodes: as in `attention_runs`, for backward.
     """
 
-    tokens: torch.Tensor
     slots: torch.Tensor
+    repeated: torch.Tensor
     pages: int
     page_table: torch.Tensor
     query_bounds: torch.Tensor
@@ -68,9 +68,9 @@ def paged_paths(
     """The pages of a forest in depth-first order; the arrays are those of `attention_runs`."""
     paths: list[IntArray] = []
     tables: list[IntArray] = []
-    tokens: list[IntArray] = []
     slots: list[IntArray] = []
-    own_slots: list[IntArray] = []
+    repeated: list[IntArray] = []
+    repeated_slots: list[IntArray] = []
     pages = 0
     for start, stop, parent in zip(node_start, node_stop, node_parent, strict=True):
         before = paths[parent] if parent >= 0 else np.empty(0, dtype=np.int64)
@@ -79,17 +79,17 @@ def paged_paths(
         own = -(-len(paths[-1]) // PAGE_TOKENS) - shared
         inherited = tables[parent][:shared] if parent >= 0 else np.empty(0, dtype=np.int64)
         tables.append(np.concatenate([inherited, np.arange(pages, pages + own)]))
-        repeated = before[shared * PAGE_TOKENS :]
-        tokens.append(repeated)
-        slots.append(np.arange(len(repeated)) + pages * PAGE_TOKENS)
-        own_slots.append(np.arange(stop - start) + pages * PAGE_TOKENS + len(repeated))
+        repeated.append(before[shared * PAGE_TOKENS :])
+        here = np.arange(len(repeated[-1]) + stop - start) + pages * PAGE_TOKENS
+        repeated_slots.append(here[: len(repeated[-1])])
+        slots.append(here[len(repeated[-1]) :])
         pages += own
     page_table = np.zeros((len(tables), max(map(len, tables))), dtype=np.int32)
     for row, table in zip(page_table, tables, strict=True):
         row[: len(table)] = table
     return PagedPaths(
-        tokens=torch.from_numpy(np.concatenate([np.arange(node_stop[-1]), *tokens])),
-        slots=torch.from_numpy(np.concatenate(own_slots + slots)),
+        slots=torch.from_numpy(np.concatenate(slots + repeated_slots)),
+        repeated=torch.from_numpy(np.concatenate(repeated)),
         pages=pages,
         page_table=torch.from_numpy(page_table),
         query_bounds=torch.from_numpy(np.append(node_start, node_stop[-1])).to(torch.int32),

@@ -82,7 +82,7 @@ class _SelectedHead(torch.autograd.Function):
         grad_log_prob, grad_entropy = (grad / temperature).unbind(1)
         # dz = grad_log_prob * onehot - p * (factor + slope * bits), where bits = (z - logsumexp) / ln 2
         factor = -(grad_log_prob + grad_entropy * out[:, 1])
-        of_rows = torch.stack([normaliser, factor, -grad_entropy / _BITS])
+        of_rows = torch.stack([normaliser, factor, -grad_entropy / _BITS, grad_log_prob])
         grad_hidden = torch.zeros(hidden.shape, dtype=torch.float32, device=hidden.device)
         grad_weight = torch.empty_like(weight)
         grad_weight[shard.valid_rows :] = 0
@@ -92,9 +92,8 @@ class _SelectedHead(torch.autograd.Function):
             columns = slice(start, min(start + width, shard.valid_rows))
             logits = tiles.logits(hidden, weight[columns])
             derivative = None if softcap is None else 1 - (logits / softcap).square_()
-            grad_logits = tiles.gradient(logits, of_rows)
-            rows = (here & (column >= columns.start) & (column < columns.stop)).nonzero()[:, 0]
-            grad_logits[rows, column[rows] - columns.start] += grad_log_prob[rows].to(grad_logits.dtype)
+            inside = here & (column >= columns.start) & (column < columns.stop)
+            grad_logits = tiles.gradient(logits, of_rows, (column - columns.start).where(inside, -1))
             if derivative is not None:
                 grad_logits.mul_(derivative)
             rounded = tiles.in_compute_dtype(grad_logits)

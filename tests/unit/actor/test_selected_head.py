@@ -54,17 +54,27 @@ def test_compiled_loops_and_tensor_operations_do_the_same(dtype: torch.dtype, so
     """The second are what CUDA gets."""
     generator = torch.Generator().manual_seed(0)
     hidden, weight = torch.randn(9, 16, generator=generator).to(dtype), torch.randn(30, 16, generator=generator).to(dtype)
-    rows = torch.randn(3, 9, generator=generator)
+    rows = torch.randn(4, 9, generator=generator)
     column, inside = torch.arange(9), torch.ones(9, dtype=torch.bool)
     found = []
     for compiled in (True, False):
         tiles, sums = LogitTiles(9 * 30, hidden, softcap, 1.3, compiled), RunningSums(9, hidden.device)
         for part in weight.chunk(2):
             sums.add(tiles.logits(hidden, part), column, inside, tiles)
-        gradient = tiles.in_compute_dtype(tiles.gradient(tiles.logits(hidden, weight), rows)).clone()
+        gradient = tiles.in_compute_dtype(tiles.gradient(tiles.logits(hidden, weight), rows, column.where(column % 3 > 0, -1))).clone()
         found.append((*sums.log_prob_and_entropy(None), gradient))
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b, atol=2e-5, rtol=2**-7 if dtype == torch.bfloat16 else 1e-5)
+
+
+def test_the_gradient_of_a_likely_target_is_not_rounded_away() -> None:
+    """1 - p is far below bf16's step at 1: the two parts of the target's gradient must meet in float32."""
+    hidden = torch.ones(1, 1, dtype=torch.bfloat16, requires_grad=True)
+    weight = torch.tensor([[8.0], [1.0], [0.0]], dtype=torch.bfloat16, requires_grad=True)
+    out = selected_log_probs(hidden, weight, torch.zeros(1, dtype=torch.long), VocabShard(0, 3), 1.0, 8)
+    (found,) = torch.autograd.grad(out[0, 0], weight)
+    expected = torch.tensor([[1.0], [0.0], [0.0]]) - weight.detach().float().softmax(0)
+    torch.testing.assert_close(found.float(), expected, rtol=2**-7, atol=0)
 
 
 def test_shapes_that_do_not_fit_are_named() -> None:

@@ -167,7 +167,8 @@ def test_pages_repeat_less_than_one_page_for_every_node() -> None:
     forest = Forest()
     forest.add((205, [(300, [(8, []), (6, [])])] * 8))
     paths = paged_paths(*forest.arrays(), torch.float32)
-    assert len(paths.tokens) <= len(forest.paths) + len(forest.start) * (PAGE_TOKENS - 1)
+    assert len(paths.repeated) <= len(forest.start) * (PAGE_TOKENS - 1)
+    assert len(paths.slots) == len(forest.paths) + len(paths.repeated)
     assert len(set(paths.slots.tolist())) == len(paths.slots)
     assert paths.key_counts.tolist() == [len(forest.paths[stop - 1]) for stop in forest.stop]
 
