@@ -6,7 +6,7 @@ DATA := data/quickstart
 RANKS ?= 2
 ARGS ?=
 
-# The other variables that must be set before a process starts are in megatron_rlpr/process_environment.py. This one torchrun would set itself, with a warning.
+# The other variables that must be set before a process starts are in megatron_rlpr/system/process_environment.py. This one torchrun would set itself, with a warning.
 export OMP_NUM_THREADS ?= 1
 
 UV := build/uv/bin/uv

@@ -1,6 +1,6 @@
 """Train a policy with RLPR: torchrun --nproc-per-node N pretrain_rlpr.py --config FILE.yaml [section.key=value ...]."""
 
-from megatron_rlpr import process_environment
+from megatron_rlpr.system import process_environment
 
 if __name__ == "__main__":
     process_environment.ensure()
@@ -10,7 +10,7 @@ import sys
 import time
 import traceback
 
-from megatron_rlpr.config_loading import load_config
+from megatron_rlpr.config.loading import load_config
 from megatron_rlpr.types import UserError
 
 # The first rank speaks for all; another rank speaks only when its mistake is its own, so that no line is printed twice.
@@ -22,10 +22,10 @@ def main(argv: list[str]) -> int:
     rank = int(os.environ.get("RANK", "0"))
     try:
         config = load_config(argv)
-        from megatron_rlpr import config_checks
+        from megatron_rlpr.config.checks import pure as config_checks
 
         config_checks.check(config, int(os.environ.get("WORLD_SIZE", "1")))
-        from megatron_rlpr.build import build_parts
+        from megatron_rlpr.run.build import build_parts
         from megatron_rlpr.trainer import Trainer
 
         parts = build_parts(config)

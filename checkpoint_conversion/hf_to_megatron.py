@@ -33,7 +33,9 @@ from checkpoint_conversion.single_process import DTYPE_NAMES, byte_progress, one
 from checkpoint_conversion.source_files import SourceFiles
 from checkpoint_conversion.streamed_load import load_streamed
 from checkpoint_conversion.streamed_save import save_streamed
-from megatron_rlpr.actor.model import DTYPES
+from megatron_rlpr.actor.model.tree_policy import DTYPES
+from megatron_rlpr.system.command_line import exit_status
+from megatron_rlpr.system.sealed_folder import empty, make_once
 from megatron_rlpr.types import UserError
 from megatron_rlpr.weights.architectures import model_shape
 from megatron_rlpr.weights.checksum import ChecksummedStream, weights_checksum
@@ -42,8 +44,6 @@ from megatron_rlpr.weights.hf_tensors import HfTensors
 from megatron_rlpr.weights.load_hf import open_hf_weights
 from megatron_rlpr.weights.load_megatron import SHAPE, WEIGHTS
 from megatron_rlpr.weights.shape import ModelShape, read_hf_config
-from tools.command_line import exit_status
-from tools.sealed_folder import empty, make_once
 
 CONVERSION = "conversion.json"
 HF_FILES = "hf"

@@ -28,6 +28,8 @@ from checkpoint_conversion.model_outline import outline_model
 from checkpoint_conversion.single_process import DTYPE_NAMES, byte_progress, one_process
 from checkpoint_conversion.source_files import SourceFiles
 from checkpoint_conversion.streamed_load import load_streamed
+from megatron_rlpr.system.command_line import exit_status
+from megatron_rlpr.system.sealed_folder import empty, make_once
 from megatron_rlpr.types import UserError
 from megatron_rlpr.weights.architectures import model_shape
 from megatron_rlpr.weights.checksum import ChecksummedStream, weights_checksum
@@ -37,8 +39,6 @@ from megatron_rlpr.weights.load_hf import hf_manifest
 from megatron_rlpr.weights.load_megatron import WEIGHTS, check_megatron_checkpoint, damage_named, read_checkpoint_shape
 from megatron_rlpr.weights.save_hf import save_hf_weights
 from megatron_rlpr.weights.shape import ModelShape, read_hf_config
-from tools.command_line import exit_status
-from tools.sealed_folder import empty, make_once
 
 
 def convert(megatron: Path, out: Path, hf: Path | None = None, max_shard_gb: float = 5.0) -> bool:

@@ -11,8 +11,8 @@ from megatron.core.dist_checkpointing import ShardedTensor
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensorFactory
 
-from megatron_rlpr.actor.model import build_model
-from megatron_rlpr.config import ActorConfig
+from megatron_rlpr.actor.model.tree_policy import build_model
+from megatron_rlpr.config.schema import ActorConfig
 from megatron_rlpr.weights.local_parameters import local_parameters
 from megatron_rlpr.weights.mapping import ParamMapping
 from megatron_rlpr.weights.shape import ModelShape

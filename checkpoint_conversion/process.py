@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from megatron_rlpr import process_environment
+from megatron_rlpr.system import process_environment
 
 
 def start() -> None:

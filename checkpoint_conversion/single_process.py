@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from megatron_rlpr.actor import parallel
-from megatron_rlpr.actor.model import DTYPES
-from megatron_rlpr.config import ActorConfig
+from megatron_rlpr.actor.model.tree_policy import DTYPES
+from megatron_rlpr.config.schema import ActorConfig
 
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 

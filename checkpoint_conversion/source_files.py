@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from megatron_rlpr.system.sealed_folder import sha256
 from megatron_rlpr.types import UserError
-from tools.sealed_folder import sha256
 
 
 class SourceFiles:

@@ -7,7 +7,7 @@ Loads the checkpoint into the training policy, exports it again and compares eve
 the policy and through transformers. Prints the worst tensor and the largest logit difference; exit status 1 beyond --tolerance.
 """
 
-from megatron_rlpr import process_environment
+from megatron_rlpr.system import process_environment
 
 if __name__ == "__main__":
     process_environment.ensure()
@@ -25,7 +25,8 @@ import torch.distributed as dist
 from checkpoint_conversion.logits import megatron_logits
 from megatron_rlpr.actor import parallel
 from megatron_rlpr.actor.policy import MegatronPolicy
-from megatron_rlpr.config import ActorConfig
+from megatron_rlpr.config.schema import ActorConfig
+from megatron_rlpr.system.command_line import exit_status
 from megatron_rlpr.types import UserError
 from megatron_rlpr.weights.architectures import model_shape, parameter_table
 from megatron_rlpr.weights.export import WeightExporter
@@ -33,7 +34,6 @@ from megatron_rlpr.weights.hf_tensors import HfTensors
 from megatron_rlpr.weights.load_hf import open_hf_weights
 from megatron_rlpr.weights.load_megatron import check_megatron_checkpoint, load_megatron_checkpoint
 from megatron_rlpr.weights.shape import ModelShape, read_hf_config
-from tools.command_line import exit_status
 
 
 @dataclass(frozen=True)

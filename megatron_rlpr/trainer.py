@@ -7,10 +7,10 @@ prompts -> rollouts.generate -> scorer.score (rewards included) -> std filter, u
 from __future__ import annotations
 
 from megatron_rlpr.algorithm.batch_fill import BatchFill
-from megatron_rlpr.process_environment import release_free_memory
-from megatron_rlpr.run_parts import RunParts
-from megatron_rlpr.step_metrics import filter_metrics, memory_metrics, reward_metrics, speed_metrics, update_metrics
-from megatron_rlpr.training_batch import filter_stds, loss_weights, mini_batches
+from megatron_rlpr.algorithm.training_batch import filter_stds, loss_weights, mini_batches
+from megatron_rlpr.run.parts import RunParts
+from megatron_rlpr.system.process_environment import release_free_memory
+from megatron_rlpr.tracking.step_metrics import filter_metrics, memory_metrics, reward_metrics, speed_metrics, update_metrics
 
 
 class Trainer:

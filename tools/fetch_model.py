@@ -14,10 +14,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from megatron_rlpr.system.command_line import exit_status, tool_parser
+from megatron_rlpr.system.sealed_folder import make_once
 from megatron_rlpr.types import UserError
 from tools import gguf_wheel, hugging_face_folder
-from tools.command_line import exit_status, tool_parser
-from tools.sealed_folder import make_once
 
 DEFAULT_MODEL = "smollm2-135m"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")

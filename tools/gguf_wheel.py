@@ -7,8 +7,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from megatron_rlpr.system.sealed_folder import empty
 from megatron_rlpr.types import UserError
-from tools.sealed_folder import empty
 
 
 @dataclass(frozen=True)

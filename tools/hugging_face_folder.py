@@ -7,8 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from megatron_rlpr.system.sealed_folder import empty
 from megatron_rlpr.types import UserError
-from tools.sealed_folder import empty
 
 # Files at the top of a repository that a run reads; weights only as safetensors, which cannot carry code.
 WANTED = ("*.safetensors", "*.json", "*.jinja", "tokenizer*", "*.model", "merges.txt", "vocab.txt", "LICENSE*", "README.md")

@@ -16,11 +16,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from megatron_rlpr.system.command_line import exit_status, tool_parser
+from megatron_rlpr.system.sealed_folder import empty, make_once
 from megatron_rlpr.types import UserError
-from tools.command_line import exit_status, tool_parser
 from tools.quickstart_prompt import EXAMPLES, messages
 from tools.quickstart_tasks import TASKS, Question, is_held_out
-from tools.sealed_folder import empty, make_once
 
 # Part of what an output was made from: raise it when the same arguments would give other rows.
 GENERATOR = 1

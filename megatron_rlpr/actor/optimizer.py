@@ -8,9 +8,9 @@ from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_mega
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.transformer.module import Float16Module
 
-from megatron_rlpr.actor.model import DTYPES, TreePolicy
+from megatron_rlpr.actor.model.tree_policy import DTYPES, TreePolicy
 from megatron_rlpr.actor.optimizer_state import optimizer_parts
-from megatron_rlpr.config import ActorConfig
+from megatron_rlpr.config.schema import ActorConfig
 
 
 def wrap_for_training(model: TreePolicy, actor: ActorConfig) -> tuple[DistributedDataParallel, MegatronOptimizer]:

@@ -10,8 +10,8 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
 
-from megatron_rlpr.actor import cpu
-from megatron_rlpr.config import ActorConfig
+from megatron_rlpr.actor.cpu import megatron as cpu
+from megatron_rlpr.config.schema import ActorConfig
 
 
 @dataclass(frozen=True)

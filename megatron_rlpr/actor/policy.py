@@ -15,13 +15,13 @@ import torch
 import torch.distributed as dist
 
 from megatron_rlpr.actor.costs import cost_model
-from megatron_rlpr.actor.cpu import device
-from megatron_rlpr.actor.model import DTYPES, build_model
+from megatron_rlpr.actor.cpu.megatron import device
+from megatron_rlpr.actor.model.tree_policy import DTYPES, build_model
 from megatron_rlpr.actor.optimizer import apply_gradients, set_learning_rate, wrap_for_training
 from megatron_rlpr.actor.parallel import Layout
 from megatron_rlpr.actor.policy_gradient import STATISTICS, LossTerms, RowValues, policy_gradient
 from megatron_rlpr.actor.schedule import MicroBatchRunner, Progress
-from megatron_rlpr.config import ActorConfig
+from megatron_rlpr.config.schema import ActorConfig
 from megatron_rlpr.packing import Plan, TreeMicroBatch, plan
 from megatron_rlpr.types import ScoreRequest, TokenScores, TrainSequence
 from megatron_rlpr.weights.shape import ModelShape

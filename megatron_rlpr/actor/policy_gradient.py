@@ -10,7 +10,7 @@ import torch
 
 from megatron_rlpr.algorithm.kl import token_kl
 from megatron_rlpr.algorithm.policy_loss import importance_weights, token_policy_loss
-from megatron_rlpr.config import AlgorithmConfig
+from megatron_rlpr.config.schema import AlgorithmConfig
 from megatron_rlpr.types import FloatArray, TrainSequence
 
 STATISTICS = ("loss", "entropy", "clipped", "kl_to_old")

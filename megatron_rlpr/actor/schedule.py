@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
-from megatron_rlpr.actor.attention_blocks import attention_runs
-from megatron_rlpr.actor.cpu import device
-from megatron_rlpr.actor.flash_tree_attention import flash_applies
-from megatron_rlpr.actor.paged_attention import paged_attention_applies
-from megatron_rlpr.actor.paged_paths import paged_paths
-from megatron_rlpr.actor.path_segments import path_segments
-from megatron_rlpr.actor.rotary import cos_sin, inverse_frequencies
-from megatron_rlpr.actor.tree_layout import HeadRows, TreeLayout, TreeSeqParams, Visible
+from megatron_rlpr.actor.attention.block_layout import attention_runs
+from megatron_rlpr.actor.attention.flash_attention import flash_applies
+from megatron_rlpr.actor.attention.flash_layout import path_segments
+from megatron_rlpr.actor.attention.layout import HeadRows, TreeLayout, TreeSeqParams, Visible
+from megatron_rlpr.actor.attention.paged_attention import paged_attention_applies
+from megatron_rlpr.actor.attention.paged_layout import paged_paths
+from megatron_rlpr.actor.attention.rotary import cos_sin, inverse_frequencies
+from megatron_rlpr.actor.cpu.megatron import device
 from megatron_rlpr.packing import TreeMicroBatch
 from megatron_rlpr.weights.shape import ModelShape
 

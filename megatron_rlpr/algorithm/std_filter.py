@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from megatron_rlpr.algorithm.group_statistics import group_mean_and_std
-from megatron_rlpr.config import FilterConfig
+from megatron_rlpr.config.schema import FilterConfig
 from megatron_rlpr.types import ScoredGroup, UserError
 
 STATE_KEYS = {"step", "average", "step_means", "collected"}

@@ -8,16 +8,16 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch.distributed as dist
 
-from megatron_rlpr.config import Config
+from megatron_rlpr.config.schema import Config
 from megatron_rlpr.data.dataset import PromptSet
-from megatron_rlpr.evaluation.graders.pool import GraderPool
-from megatron_rlpr.evaluation.graders.prompt_text import prompt_text
-from megatron_rlpr.evaluation.graders.result import GradeResult, GradeTask
 from megatron_rlpr.evaluation.judge import Judge
+from megatron_rlpr.grading.pool import GraderPool
+from megatron_rlpr.grading.prompt_text import prompt_text
+from megatron_rlpr.grading.result import GradeResult, GradeTask
 from megatron_rlpr.reward.base_probability import BaseProbabilityTable
 from megatron_rlpr.reward.format import format_score
+from megatron_rlpr.reward.scoring import GroupScorer
 from megatron_rlpr.rollout.engine import Rollouts, SamplingSettings
-from megatron_rlpr.scoring import GroupScorer
 from megatron_rlpr.tracking.console import Console
 from megatron_rlpr.types import Prompt, RolloutGroup
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import urlsplit
 
-from megatron_rlpr.evaluation.graders.result import GradeResult, GradeTask
 from megatron_rlpr.evaluation.judge_prompts import SYSTEM_PROMPT, judge_prompt, question_kind, says_correct
+from megatron_rlpr.grading.result import GradeResult, GradeTask
 from megatron_rlpr.types import UserError
 
 OPENAI_MODELS = ("gpt-4o", "gpt-4.1")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-from megatron_rlpr.evaluation.graders.answer_text import first_turn
-from megatron_rlpr.evaluation.graders.result import GradeTask
+from megatron_rlpr.grading.answer_text import first_turn
+from megatron_rlpr.grading.result import GradeTask
 
 Question = Literal["mathematics", "choice"]
 

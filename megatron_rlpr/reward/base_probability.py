@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_rlpr.atomic_file import write_text
 from megatron_rlpr.reward.token_spans import overlapping_tokens
+from megatron_rlpr.system.atomic_file import write_text
 from megatron_rlpr.types import Prompt, ScoreRequest, UserError
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from megatron_rlpr.config import RewardConfig
+from megatron_rlpr.config.schema import RewardConfig
 from megatron_rlpr.reward.answer_tags import extract_answer
 from megatron_rlpr.reward.base_probability import base_requests
 from megatron_rlpr.reward.format import format_score, rule_format_score

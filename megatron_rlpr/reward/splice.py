@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from megatron_rlpr.config import RewardConfig
+from megatron_rlpr.config.schema import RewardConfig
 from megatron_rlpr.reward.answer_tags import CLOSE_ANSWER, OPEN_ANSWER, AnswerSlot, find_answer_slot, strip_padding
 from megatron_rlpr.reward.prompt_heads import PromptHeads
 from megatron_rlpr.reward.token_spans import overlapping_tokens

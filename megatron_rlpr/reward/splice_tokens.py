@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from megatron_rlpr.config import RewardConfig
+from megatron_rlpr.config.schema import RewardConfig
 from megatron_rlpr.reward.answer_tags import CLOSE_ANSWER, OPEN_ANSWER, find_answer_slot
 from megatron_rlpr.reward.splice import INVALID, Splice, SpliceLimits, whitespace_around
 from megatron_rlpr.reward.token_spans import overlapping_tokens

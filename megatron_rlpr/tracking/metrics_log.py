@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from megatron_rlpr import atomic_file
+from megatron_rlpr.system import atomic_file
 from megatron_rlpr.types import UserError
 
 

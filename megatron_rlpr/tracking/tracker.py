@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from megatron_rlpr.config import Config
+from megatron_rlpr.config.schema import Config
 from megatron_rlpr.tracking.console import Console
 from megatron_rlpr.tracking.metrics_log import MetricsLog, plain_number
 from megatron_rlpr.tracking.tensorboard_sink import TensorBoardSink

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_rlpr import atomic_file
+from megatron_rlpr.system import atomic_file
 from megatron_rlpr.types import UserError
 
 RUN_ID_FILE = "wandb_run_id"

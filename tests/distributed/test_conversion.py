@@ -129,7 +129,7 @@ import sys
 from pathlib import Path
 import torch
 from checkpoint_conversion.single_process import one_process
-from megatron_rlpr.actor.model import build_model
+from megatron_rlpr.actor.model.tree_policy import build_model
 from megatron_rlpr.types import UserError
 from megatron_rlpr.weights.load_megatron import load_megatron_checkpoint, read_checkpoint_shape
 folder = Path(sys.argv[1])

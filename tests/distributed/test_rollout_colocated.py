@@ -27,10 +27,10 @@ def observe(models: Path, tensor_parallel_size: int) -> dict[str, Any]:
     """What this rank sees; every call is made on all ranks."""
     from safetensors.torch import load_file
 
-    from megatron_rlpr.rollout.agreement import gather_or_raise
-    from megatron_rlpr.rollout.colocated import ColocatedRollouts
     from megatron_rlpr.rollout.engine import SamplingSettings
-    from megatron_rlpr.rollout.vllm_engine import VllmEngine
+    from megatron_rlpr.rollout.vllm.colocated import ColocatedRollouts
+    from megatron_rlpr.rollout.vllm.engine import VllmEngine
+    from megatron_rlpr.system.agreement import gather_or_raise
     from megatron_rlpr.types import Prompt
 
     rank = dist.get_rank() if dist.is_initialized() else 0

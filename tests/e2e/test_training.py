@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from training_runs import STEPS, Workplace, run
 from transformers import AutoModelForCausalLM
 
-from megatron_rlpr.config_loading import load_config
+from megatron_rlpr.config.loading import load_config
 from megatron_rlpr.rollout.store import SCHEMA
 from megatron_rlpr.tracking.metric_names import REQUIRED, undocumented
 from megatron_rlpr.weights.hf_tensors import HfTensors

@@ -8,7 +8,7 @@ import numpy as np
 from golden_files import load
 from golden_tokenizers import golden_tokenizer
 
-from megatron_rlpr.config import RewardConfig
+from megatron_rlpr.config.schema import RewardConfig
 from megatron_rlpr.reward.manager import Grade, RewardManager
 from megatron_rlpr.types import Prompt, Response, ResponseReward, RolloutGroup, TokenScores
 

@@ -20,7 +20,7 @@ from megatron_rlpr.algorithm.advantage import EstimatorOptions, GroupRewards, es
 from megatron_rlpr.algorithm.batch_fill import BatchFill
 from megatron_rlpr.algorithm.group_statistics import group_mean_and_std
 from megatron_rlpr.algorithm.std_filter import StdFilter
-from megatron_rlpr.config import FilterConfig
+from megatron_rlpr.config.schema import FilterConfig
 from megatron_rlpr.data.sampler import PromptSampler
 from megatron_rlpr.types import Prompt, Response, ResponseReward, RolloutGroup, ScoredGroup
 

@@ -9,7 +9,7 @@ import pytest
 from corrections import correction
 from golden_files import load
 
-from megatron_rlpr.evaluation.graders.dispatch import CODE_SOURCES, grade
+from megatron_rlpr.grading.dispatch import CODE_SOURCES, grade
 from megatron_rlpr.types import UserError
 
 FILE = "grading_dispatch.json"

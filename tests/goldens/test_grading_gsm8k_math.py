@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from golden_files import load
 
-from megatron_rlpr.evaluation.graders.gsm8k import grade_gsm8k
-from megatron_rlpr.evaluation.graders.hendrycks import grade_hendrycks
+from megatron_rlpr.grading.gsm8k import grade_gsm8k
+from megatron_rlpr.grading.hendrycks import grade_hendrycks
 
 GOLDEN = load("grading_gsm8k_math.json")
 

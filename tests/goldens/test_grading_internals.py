@@ -8,10 +8,10 @@ import pytest
 from corrections import correction
 from golden_files import load
 
-from megatron_rlpr.evaluation.graders.answer_text import find_answer
-from megatron_rlpr.evaluation.graders.math_equal import math_equal
-from megatron_rlpr.evaluation.graders.math_grade import split_tuple
-from megatron_rlpr.evaluation.graders.math_normalize import latex_form, plain_form
+from megatron_rlpr.grading.answer_text import find_answer
+from megatron_rlpr.grading.math_equal import math_equal
+from megatron_rlpr.grading.math_grade import split_tuple
+from megatron_rlpr.grading.math_normalize import latex_form, plain_form
 
 FILE = "grading_internals.json"
 GOLDEN = load(FILE)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from golden_files import load
 
-from megatron_rlpr.evaluation.graders.multiple_choice import grade_multiple_choice
+from megatron_rlpr.grading.multiple_choice import grade_multiple_choice
 
 GOLDEN = load("grading_multi_choice.json")
 

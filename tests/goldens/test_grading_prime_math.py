@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from golden_files import load
 
-from megatron_rlpr.evaluation.graders.prime_math import grade_in_validation
+from megatron_rlpr.grading.prime_math import grade_in_validation
 
 
 @pytest.mark.parametrize("case", load("grading_prime_math.json")["cases"], ids=lambda case: f"{case['ground_truth']}-{case['text']!r}")

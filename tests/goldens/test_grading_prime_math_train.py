@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from golden_files import load
 
-from megatron_rlpr.evaluation.graders.prime_math import grade_in_training
+from megatron_rlpr.grading.prime_math import grade_in_training
 
 CASES = load("grading_prime_math_train.json")["cases"]
 

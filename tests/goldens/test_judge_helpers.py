@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from golden_files import load
 
-from megatron_rlpr.evaluation.graders.multiple_choice import option_text
 from megatron_rlpr.evaluation.judge_prompts import boxed_letter, recover_question
+from megatron_rlpr.grading.multiple_choice import option_text
 
 GOLDEN = load("judge_helpers.json")
 

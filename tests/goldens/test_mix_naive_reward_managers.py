@@ -9,8 +9,8 @@ from corrections import correction
 from golden_files import load
 from recorded_responses import rewards, row_sums
 
-from megatron_rlpr.config import RewardConfig
-from megatron_rlpr.config_loading import load_config
+from megatron_rlpr.config.loading import load_config
+from megatron_rlpr.config.schema import RewardConfig
 from megatron_rlpr.types import Prompt, Response, ResponseReward, UserError
 
 FILE = "mix_naive_reward_managers.json"

@@ -9,7 +9,7 @@ from corrections import correction
 from golden_files import load
 from golden_tokenizers import golden_tokenizer
 
-from megatron_rlpr.config import RewardConfig
+from megatron_rlpr.config.schema import RewardConfig
 from megatron_rlpr.reward.splice import Splice, SpliceLimits, splice_texts
 from megatron_rlpr.types import Prompt, Response
 

@@ -9,7 +9,7 @@ from corrections import correction
 from golden_files import load
 from recorded_responses import INPUT, at_last_token, recorded_responses, rewards, row_sums
 
-from megatron_rlpr.config import RewardConfig
+from megatron_rlpr.config.schema import RewardConfig
 from megatron_rlpr.reward.answer_tags import extract_answer
 from megatron_rlpr.types import Prompt, Response
 

@@ -10,7 +10,7 @@ import torch
 from corrections import correction
 from golden_files import load, to_float
 
-from megatron_rlpr.actor.selected_head import VocabShard, selected_log_probs
+from megatron_rlpr.actor.model.selected_head import VocabShard, selected_log_probs
 from megatron_rlpr.algorithm.advantage import whiten
 from megatron_rlpr.algorithm.aggregation import row_weights
 from megatron_rlpr.reward.distribution import final_reward_distribution

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from golden_files import load
 
-from megatron_rlpr.config import EvaluationConfig
+from megatron_rlpr.config.schema import EvaluationConfig
 from megatron_rlpr.data.dataset import samples_per_prompt
 from megatron_rlpr.evaluation.validation_metrics import general_means, reference_metrics
 

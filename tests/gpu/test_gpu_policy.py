@@ -42,7 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_policy(folder: Path, **options: object):
     from megatron_rlpr.actor import parallel
     from megatron_rlpr.actor.policy import MegatronPolicy
-    from megatron_rlpr.config import ActorConfig
+    from megatron_rlpr.config.schema import ActorConfig
     from megatron_rlpr.weights.architectures import model_shape, read_hf_config
     from megatron_rlpr.weights.load_hf import load_hf_weights
 
@@ -114,10 +114,10 @@ def test_an_update_lowers_the_loss_of_rewarded_tokens(folder: Path, fp8: str) ->
 @pytest.mark.parametrize("window", [0, 1, 70])
 def test_flash_attention_equals_the_plain_blocks(window: int) -> None:
     """Forward and backward in bf16, a prompt with three branches, grouped queries; the blocks are tested on every machine."""
-    from megatron_rlpr.actor.attention_blocks import attention_runs
-    from megatron_rlpr.actor.block_attention import BlockAttention
-    from megatron_rlpr.actor.flash_tree_attention import flash_tree_attention
-    from megatron_rlpr.actor.path_segments import path_segments
+    from megatron_rlpr.actor.attention.block_attention import BlockAttention
+    from megatron_rlpr.actor.attention.block_layout import attention_runs
+    from megatron_rlpr.actor.attention.flash_attention import flash_tree_attention
+    from megatron_rlpr.actor.attention.flash_layout import path_segments
 
     nodes = [np.array(values, dtype=np.int64) for values in ([0, 300, 500, 620], [300, 500, 620, 700], [-1, 0, 0, 2], [700, 500, 700, 700])]
     where = torch.device("cuda")

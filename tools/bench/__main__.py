@@ -29,8 +29,8 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any
 
-from megatron_rlpr import process_environment
-from tools.command_line import exit_status, tool_parser
+from megatron_rlpr.system import process_environment
+from megatron_rlpr.system.command_line import exit_status, tool_parser
 
 CASES = ("score", "update", "head", "packing", "reward", "convert", "handover", "table")
 
@@ -77,7 +77,7 @@ def _measure(options: Namespace) -> dict[str, Any]:
     """The report of the chosen case. Imports torch, so it runs after the environment is right."""
     import torch
 
-    from megatron_rlpr.config import ActorConfig, RewardConfig
+    from megatron_rlpr.config.schema import ActorConfig, RewardConfig
     from tools.bench import convert_case, handover_case, head_case, packing_case, reward_case, score_case, table_case, update_case, workload
     from tools.bench.policy import dtype_of
 

@@ -15,14 +15,14 @@ from typing import Any
 
 import torch
 
-from megatron_rlpr.config import ActorConfig
-from megatron_rlpr.rollout import ray_cluster
-from megatron_rlpr.rollout.colocated import ColocatedRollouts
-from megatron_rlpr.rollout.ray_actor import EngineSettings
-from megatron_rlpr.rollout.ray_engine import EngineResources
-from megatron_rlpr.rollout.ray_pool import EnginePool
-from megatron_rlpr.rollout.ray_rollouts import RayRollouts
-from megatron_rlpr.rollout.vllm_engine import VllmEngine
+from megatron_rlpr.config.schema import ActorConfig
+from megatron_rlpr.rollout.ray import cluster as ray_cluster
+from megatron_rlpr.rollout.ray.actor import EngineSettings
+from megatron_rlpr.rollout.ray.engine import EngineResources
+from megatron_rlpr.rollout.ray.pool import EnginePool
+from megatron_rlpr.rollout.ray.rollouts import RayRollouts
+from megatron_rlpr.rollout.vllm.colocated import ColocatedRollouts
+from megatron_rlpr.rollout.vllm.engine import VllmEngine
 from megatron_rlpr.weights.checksum import ChecksummedStream
 from megatron_rlpr.weights.export import WeightExporter
 from megatron_rlpr.weights.handover import HandOver

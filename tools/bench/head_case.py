@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from megatron_rlpr.actor.selected_head import VocabShard, selected_log_probs
+from megatron_rlpr.actor.model.selected_head import VocabShard, selected_log_probs
 from tools.bench.measure import matmul_rate, timed, with_peak_memory
 
 CHECKED_ROWS = 64

@@ -10,7 +10,7 @@ import torch
 from megatron_rlpr.actor import parallel
 from megatron_rlpr.actor.costs import cost_model
 from megatron_rlpr.actor.policy import MegatronPolicy
-from megatron_rlpr.config import ActorConfig
+from megatron_rlpr.config.schema import ActorConfig
 from megatron_rlpr.packing import plan
 from megatron_rlpr.types import ScoreRequest
 from megatron_rlpr.weights.architectures import model_shape

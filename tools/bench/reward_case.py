@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from megatron_rlpr.config import RewardConfig
+from megatron_rlpr.config.schema import RewardConfig
 from megatron_rlpr.data.tokenizer import load_tokenizer
 from megatron_rlpr.reward.manager import RewardManager
 from megatron_rlpr.types import Prompt, Response, RolloutGroup, ScoreRequest, TokenScores

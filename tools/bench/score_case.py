@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from megatron_rlpr.config import ActorConfig
+from megatron_rlpr.config.schema import ActorConfig
 from megatron_rlpr.types import TokenScores
 from tools.bench import baseline, policy
 from tools.bench.measure import compare

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from megatron_rlpr.config import ActorConfig
+from megatron_rlpr.config.schema import ActorConfig
 from tools.bench import baseline, policy
 from tools.bench.measure import matmul_rate, timed
 from tools.bench.workload import DrawTokens, Sizes, make_groups

@@ -12,7 +12,7 @@ import torch
 from megatron_rlpr.actor.optimizer import apply_gradients
 from megatron_rlpr.actor.policy import MegatronPolicy
 from megatron_rlpr.actor.policy_gradient import LossTerms
-from megatron_rlpr.config import ActorConfig
+from megatron_rlpr.config.schema import ActorConfig
 from megatron_rlpr.types import TrainSequence
 from megatron_rlpr.weights.local_parameters import local_parameters
 from tools.bench import baseline, policy

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_rlpr.actor import parallel
-from megatron_rlpr.config import ActorConfig
+from megatron_rlpr.config.schema import ActorConfig
 
 COLLECTIVE_TIMEOUT_S = 5
 

@@ -9,8 +9,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from megatron_rlpr.actor.model import padded_vocab_size
-from megatron_rlpr.actor.selected_head import VocabShard, selected_log_probs
+from megatron_rlpr.actor.model.selected_head import VocabShard, selected_log_probs
+from megatron_rlpr.actor.model.tree_policy import padded_vocab_size
 
 VOCABULARIES = (5, 50, 211)
 """With 4 ranks: a rank with padding alone, a rank with some padding, whole columns over several slices."""

@@ -5,7 +5,7 @@ One of two engines through shared memory, then one of a single engine of two wor
 MODELS holds two small models, a and b, that hardly ever end a response.
 """
 
-from megatron_rlpr import process_environment
+from megatron_rlpr.system import process_environment
 
 if __name__ == "__main__":
     process_environment.ensure()
@@ -25,15 +25,15 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from megatron_rlpr.rollout import ray_cluster
-from megatron_rlpr.rollout.colocated import ColocatedRollouts
 from megatron_rlpr.rollout.engine import SamplingSettings
-from megatron_rlpr.rollout.ray_actor import EngineSettings
-from megatron_rlpr.rollout.ray_engine import EngineResources
-from megatron_rlpr.rollout.ray_pool import EnginePool
-from megatron_rlpr.rollout.ray_rollouts import RayRollouts
+from megatron_rlpr.rollout.ray import cluster as ray_cluster
+from megatron_rlpr.rollout.ray.actor import EngineSettings
+from megatron_rlpr.rollout.ray.engine import EngineResources
+from megatron_rlpr.rollout.ray.pool import EnginePool
+from megatron_rlpr.rollout.ray.rollouts import RayRollouts
 from megatron_rlpr.rollout.requests import group_requests
-from megatron_rlpr.rollout.vllm_engine import VllmEngine
+from megatron_rlpr.rollout.vllm.colocated import ColocatedRollouts
+from megatron_rlpr.rollout.vllm.engine import VllmEngine
 from megatron_rlpr.types import Prompt, RolloutGroup
 from megatron_rlpr.weights.checksum import weights_checksum
 from megatron_rlpr.weights.transports.choice import Transports

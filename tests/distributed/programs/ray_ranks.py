@@ -3,7 +3,7 @@
 MODELS holds two small models, a and b, that hardly ever end a response. Every rank writes RESULT.<rank>.json.
 """
 
-from megatron_rlpr import process_environment
+from megatron_rlpr.system import process_environment
 
 if __name__ == "__main__":
     process_environment.ensure()
@@ -21,12 +21,12 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
-from megatron_rlpr.rollout import ray_cluster
 from megatron_rlpr.rollout.engine import SamplingSettings
-from megatron_rlpr.rollout.ray_actor import EngineSettings
-from megatron_rlpr.rollout.ray_engine import EngineResources
-from megatron_rlpr.rollout.ray_pool import EnginePool
-from megatron_rlpr.rollout.ray_rollouts import RayRollouts
+from megatron_rlpr.rollout.ray import cluster as ray_cluster
+from megatron_rlpr.rollout.ray.actor import EngineSettings
+from megatron_rlpr.rollout.ray.engine import EngineResources
+from megatron_rlpr.rollout.ray.pool import EnginePool
+from megatron_rlpr.rollout.ray.rollouts import RayRollouts
 from megatron_rlpr.types import Prompt
 from megatron_rlpr.weights.checksum import weights_checksum
 from megatron_rlpr.weights.transports.choice import Transports

@@ -31,7 +31,7 @@ from megatron_rlpr.actor import parallel
 from megatron_rlpr.actor.checkpoint import CheckpointStore
 from megatron_rlpr.actor.parallel import Layout
 from megatron_rlpr.actor.policy import MegatronPolicy
-from megatron_rlpr.config import ActorConfig
+from megatron_rlpr.config.schema import ActorConfig
 from megatron_rlpr.weights.architectures import model_shape
 from megatron_rlpr.weights.checksum import ChecksummedStream, weights_checksum
 from megatron_rlpr.weights.export import WeightExporter

@@ -10,7 +10,7 @@ import torch
 
 PROGRAM = """
 import sys
-from megatron_rlpr.actor.cpu_kernels import cpu_kernels
+from megatron_rlpr.actor.cpu.kernels import cpu_kernels
 kernels = cpu_kernels()
 assert not any(name == "vllm" or name.startswith("vllm.") for name in sys.modules), "vllm was imported"
 print(kernels is not None)

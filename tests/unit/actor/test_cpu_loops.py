@@ -14,9 +14,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_rlpr.actor import cpu_loops
-from megatron_rlpr.actor.paged_attention import _rotated
-from megatron_rlpr.actor.rotary import rotate
+from megatron_rlpr.actor.attention.paged_attention import _rotated
+from megatron_rlpr.actor.attention.rotary import rotate
+from megatron_rlpr.actor.cpu import loops as cpu_loops
 
 DTYPES = (torch.float32, torch.bfloat16)
 TOLERANCE = {torch.float32: 3e-6, torch.bfloat16: 2**-8}
@@ -138,7 +138,7 @@ def test_threads_do_not_change_the_numbers() -> None:
 
 def test_without_a_place_for_compiled_code_it_is_compiled_again() -> None:
     code = (
-        "import torch; from megatron_rlpr.actor import cpu_loops; x, out = torch.ones(2, 8), torch.empty(2, 4); "
+        "import torch; from megatron_rlpr.actor.cpu import loops as cpu_loops; x, out = torch.ones(2, 8), torch.empty(2, 4); "
         "cpu_loops.gated_silu(2, x, out, 4); print(float(out[0, 0]))"
     )
     environment = {**os.environ, "NUMBA_CACHE_DIR": "/dev/null/nowhere"}
@@ -149,6 +149,6 @@ def test_without_a_place_for_compiled_code_it_is_compiled_again() -> None:
 
 def test_an_engine_can_start_in_a_process_that_has_compiled_loops() -> None:
     """vLLM goes through everything that modules hold, also through llvmlite's library object."""
-    code = "import megatron_rlpr.actor.cpu_loops; from vllm.triton_utils import dispatcher; dispatcher._rebind_kernels([]); print('fine')"
+    code = "import megatron_rlpr.actor.cpu.loops; from vllm.triton_utils import dispatcher; dispatcher._rebind_kernels([]); print('fine')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=ROOT)
     assert done.stdout.strip().endswith("fine"), done.stderr[-2000:]

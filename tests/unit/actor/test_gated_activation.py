@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_rlpr.actor.gated_activation import _GatedSilu
+from megatron_rlpr.actor.model.gated_activation import _GatedSilu
 
 
 @settings(max_examples=40, deadline=None)

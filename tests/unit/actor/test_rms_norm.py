@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_rlpr.actor.cpu_kernels import cpu_kernels
-from megatron_rlpr.actor.rms_norm import _RmsNorm
+from megatron_rlpr.actor.cpu.kernels import cpu_kernels
+from megatron_rlpr.actor.model.rms_norm import _RmsNorm
 
 EPS = 1e-5
 

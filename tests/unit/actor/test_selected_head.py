@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_rlpr.actor.head_tiles import LogitTiles, RunningSums
-from megatron_rlpr.actor.selected_head import VocabShard, selected_log_probs
+from megatron_rlpr.actor.model.head_tiles import LogitTiles, RunningSums
+from megatron_rlpr.actor.model.selected_head import VocabShard, selected_log_probs
 
 
 def full_logits(

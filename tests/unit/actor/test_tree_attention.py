@@ -8,13 +8,13 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from megatron_rlpr.actor.attention_blocks import attention_runs
-from megatron_rlpr.actor.block_attention import BlockAttention
-from megatron_rlpr.actor.paged_attention import PagedAttention, paged_attention_applies
-from megatron_rlpr.actor.paged_paths import PAGE_TOKENS, paged_paths
-from megatron_rlpr.actor.path_segments import path_segments
-from megatron_rlpr.actor.rotary import cos_sin, rotate
-from megatron_rlpr.actor.tree_layout import TreeLayout
+from megatron_rlpr.actor.attention.block_attention import BlockAttention
+from megatron_rlpr.actor.attention.block_layout import attention_runs
+from megatron_rlpr.actor.attention.flash_layout import path_segments
+from megatron_rlpr.actor.attention.layout import TreeLayout
+from megatron_rlpr.actor.attention.paged_attention import PagedAttention, paged_attention_applies
+from megatron_rlpr.actor.attention.paged_layout import PAGE_TOKENS, paged_paths
+from megatron_rlpr.actor.attention.rotary import cos_sin, rotate
 
 
 class Forest:

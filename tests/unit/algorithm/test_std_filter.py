@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scored_groups import scored_group
 
 from megatron_rlpr.algorithm.std_filter import StdFilter, source_multipliers
-from megatron_rlpr.config import FilterConfig
+from megatron_rlpr.config.schema import FilterConfig
 from megatron_rlpr.types import UserError
 
 EMA = FilterConfig(ema_ratio=0.9, ema_start_step=2, start_step=4, std_filter_beta=0.5)

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from megatron_rlpr.config import Config
-from megatron_rlpr.config_bounds import BOUNDS
-from megatron_rlpr.config_checks import check
-from megatron_rlpr.config_keys import all_keys
-from megatron_rlpr.config_loading import load_config
+from megatron_rlpr.config.bounds import BOUNDS
+from megatron_rlpr.config.checks.pure import check
+from megatron_rlpr.config.keys import all_keys
+from megatron_rlpr.config.loading import load_config
+from megatron_rlpr.config.schema import Config
 from megatron_rlpr.types import UserError
 
 HF_CONFIG: dict[str, Any] = {

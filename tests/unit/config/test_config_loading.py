@@ -11,9 +11,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_rlpr.config import Config
-from megatron_rlpr.config_keys import Key, all_keys, sections
-from megatron_rlpr.config_loading import load_config, resolved, save_resolved
+from megatron_rlpr.config.keys import Key, all_keys, sections
+from megatron_rlpr.config.loading import load_config, resolved, save_resolved
+from megatron_rlpr.config.schema import Config
 from megatron_rlpr.types import UserError
 
 EXAMPLES = Path(__file__).parents[3] / "examples"

@@ -12,11 +12,11 @@ import pytest
 import torch.distributed as dist
 from judge_server import JudgeServer
 
-from megatron_rlpr.config import Config
+from megatron_rlpr.config.schema import Config
 from megatron_rlpr.data.dataset import PromptSet
-from megatron_rlpr.evaluation.graders.pool import GraderPool
 from megatron_rlpr.evaluation.held_out import VALIDATION_STEP, HeldOutEvaluation, ValidationResult, ValidationSet
 from megatron_rlpr.evaluation.judge import Judge, JudgeSettings, judge_settings
+from megatron_rlpr.grading.pool import GraderPool
 from megatron_rlpr.rollout.replay import ReplayRollouts
 from megatron_rlpr.rollout.store import write_rollouts
 from megatron_rlpr.tracking.console import Console

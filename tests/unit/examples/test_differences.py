@@ -44,7 +44,7 @@ def test_the_files_where_things_are_decided_exist() -> None:
 
 
 def test_the_keys_it_speaks_of_exist() -> None:
-    from megatron_rlpr.config_keys import all_keys, sections
+    from megatron_rlpr.config.keys import all_keys, sections
 
     named = set(re.findall(rf"`((?:{'|'.join(sections())})\.\w+)", TEXT))
     assert len(named) > 8

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from megatron_rlpr.config_loading import load_config, resolved
+from megatron_rlpr.config.loading import load_config, resolved
 
 QUICKSTART = Path(__file__).parents[3] / "examples" / "quickstart"
 

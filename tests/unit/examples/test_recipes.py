@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from megatron_rlpr import config_checks
-from megatron_rlpr.config import Config
-from megatron_rlpr.config_loading import load_config, resolved
+from megatron_rlpr.config.checks import pure as config_checks
+from megatron_rlpr.config.loading import load_config, resolved
+from megatron_rlpr.config.schema import Config
 from megatron_rlpr.data.dataset import samples_per_prompt
 from megatron_rlpr.types import UserError
 from megatron_rlpr.weights.architectures import SUPPORTED

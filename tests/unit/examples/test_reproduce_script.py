@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_rlpr.config_loading import load_config
+from megatron_rlpr.config.loading import load_config
 
 ROOT = Path(__file__).parents[3]
 SCRIPT = ROOT / "examples" / "scalable_rl" / "reproduce.sh"

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from rollout_records import group, prompt, response
 
-from megatron_rlpr.config import RewardConfig
+from megatron_rlpr.config.schema import RewardConfig
 from megatron_rlpr.reward.manager import RewardManager
 from megatron_rlpr.types import Prompt, Response, ResponseReward, RolloutGroup, ScoreRequest, TokenScores, UserError
 

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rollout_records import TOKENIZERS, prompt, response, response_of_ids
 
-from megatron_rlpr.config import RewardConfig
+from megatron_rlpr.config.schema import RewardConfig
 from megatron_rlpr.data.tokenizer import load_tokenizer
 from megatron_rlpr.reward.answer_tags import find_answer_slot, strip_padding
 from megatron_rlpr.reward.splice import Splice, SpliceLimits, splice_texts

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from megatron_rlpr.rollout.engine import GenerationRequest, SamplingSettings
-from megatron_rlpr.rollout.vllm_engine import VllmEngine
+from megatron_rlpr.rollout.vllm.engine import VllmEngine
 from megatron_rlpr.types import Response
 from megatron_rlpr.weights.checksum import weights_checksum
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_rlpr.rollout.balancing import Load, least_loaded, outstanding_tokens
+from megatron_rlpr.rollout.ray.balancing import Load, least_loaded, outstanding_tokens
 
 LOADS = st.dictionaries(st.integers(0, 9), st.builds(Load, st.integers(0, 20), st.integers(0, 10**6)), max_size=6)
 

@@ -11,7 +11,7 @@ from tiny_models import EOS, EOS_IDS, TOKENIZER, save_llama
 from transformers import AutoTokenizer, LlamaConfig
 
 from megatron_rlpr.rollout.engine import GenerationRequest, SamplingSettings
-from megatron_rlpr.rollout.engine_limits import check_engine_fits, check_requests, end_of_sequence_ids, read_model_config
+from megatron_rlpr.rollout.vllm.limits import check_engine_fits, check_requests, end_of_sequence_ids, read_model_config
 from megatron_rlpr.types import UserError
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from tiny_models import VOCAB_SIZE, save_llama
 
-from megatron_rlpr.rollout.weight_update import TensorSpec, VerifiedStream, check_manifest, expected_weights, required_weights
+from megatron_rlpr.rollout.vllm.weight_update import TensorSpec, VerifiedStream, check_manifest, expected_weights, required_weights
 from megatron_rlpr.types import UserError
 from megatron_rlpr.weights.hf_tensors import TIED_HEAD
 from megatron_rlpr.weights.receiver import WeightHandoverError

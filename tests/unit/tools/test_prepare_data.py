@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from megatron_rlpr.data.parquet import read_rows
 from megatron_rlpr.reward.answer_tags import extract_answer
 from megatron_rlpr.reward.format import format_score
+from megatron_rlpr.system.sealed_folder import problems
 from megatron_rlpr.types import UserError
 from tools import prepare_data
 from tools.prepare_data import assert_disjoint, draw
 from tools.quickstart_prompt import EXAMPLES, SYSTEM, messages
 from tools.quickstart_tasks import TASKS, Question, is_held_out
 from tools.quickstart_words import MONTHS, OPPOSITES, pairs
-from tools.sealed_folder import problems
 
 ROOT = Path(__file__).parents[3]
 SEEDS = st.integers(0, 10**6)

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from megatron_rlpr.config import Config
-from megatron_rlpr.config_loading import resolved
+from megatron_rlpr.config.loading import resolved
+from megatron_rlpr.config.schema import Config
 from megatron_rlpr.tracking.tracker import Tracker
 from megatron_rlpr.tracking.wandb_sink import wanted
 from megatron_rlpr.types import UserError
@@ -89,8 +89,8 @@ def test_tensorboard_forgets_the_steps_after_the_resumed_one(config: Config, tmp
 
 RUN_WITH_WANDB = """
 import sys
-from megatron_rlpr.config import Config
-from megatron_rlpr.config_loading import resolved
+from megatron_rlpr.config.schema import Config
+from megatron_rlpr.config.loading import resolved
 from megatron_rlpr.tracking.tracker import Tracker
 
 folder, resume_step = sys.argv[1], int(sys.argv[2])

@@ -1,0 +1,100 @@
+"""A forest of prefixes as a batch for an attention kernel with paged keys and values.
+
+Every node is one sequence: its queries are the node's own tokens, its keys the path from the root to the node's end, and the
+kernel's causal mask is aligned at the bottom right. Keys lie in pages of a cache, and a sequence is a list of pages, so
+nodes share all pages that their ancestors fill; the last, partly filled page of a parent is written again for every child,
+which is less than one page a node. A sliding window is the kernel's own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from megatron_rlpr.actor.attention.block_layout import AttentionRun, attention_runs
+
+PAGE_TOKENS = 32
+"""The kernel takes multiples of 32; small pages repeat less."""
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class PagedPaths:
+    """N nodes in token order.
+
+    slots: int64 [T + W], where keys and values are written (slot = page * PAGE_TOKENS + place): every token's, then those of `repeated`,
+    int64 [W], the tokens that children have in pages of their own. pages: how many there are.
+    page_table: int32 [N, longest], every node's pages, padded with 0. query_bounds: int32 [N + 1]. key_counts: int32 [N].
+    window: 0 for none. nodes: as in `attention_runs`, for backward.
+    """
+
+    slots: torch.Tensor
+    repeated: torch.Tensor
+    pages: int
+    page_table: torch.Tensor
+    query_bounds: torch.Tensor
+    key_counts: torch.Tensor
+    window: int
+    nodes: tuple[IntArray, IntArray, IntArray, IntArray]
+    dtype: torch.dtype
+
+    def cache(self, kv_heads: int, dim: int) -> torch.Tensor:
+        """Keys and values of every page, [pages, kv_heads, 2 * PAGE_TOKENS, dim], which every layer writes anew in the same slots.
+
+        The other slots are 0: the kernel masks what they hold, but nan times 0 would not be 0.
+        """
+        shape = (self.pages, kv_heads, 2 * PAGE_TOKENS, dim)
+        if shape not in self._caches:
+            self._caches[shape] = torch.zeros(shape, dtype=self.dtype)
+        return self._caches[shape]
+
+    @cached_property
+    def _caches(self) -> dict[tuple[int, ...], torch.Tensor]:
+        return {}
+
+    @cached_property
+    def runs(self) -> tuple[AttentionRun, ...]:
+        """The same attention in blocks of rows: no kernel computes the gradients."""
+        return attention_runs(*self.nodes, self.dtype, torch.device("cpu"), window=self.window)
+
+
+def paged_paths(
+    node_start: IntArray, node_stop: IntArray, node_parent: IntArray, node_subtree_stop: IntArray, dtype: torch.dtype, window: int = 0
+) -> PagedPaths:
+    """The pages of a forest in depth-first order; the arrays are those of `attention_runs`."""
+    paths: list[IntArray] = []
+    tables: list[IntArray] = []
+    slots: list[IntArray] = []
+    repeated: list[IntArray] = []
+    repeated_slots: list[IntArray] = []
+    pages = 0
+    for start, stop, parent in zip(node_start, node_stop, node_parent, strict=True):
+        before = paths[parent] if parent >= 0 else np.empty(0, dtype=np.int64)
+        paths.append(np.concatenate([before, np.arange(start, stop)]))
+        shared = len(before) // PAGE_TOKENS
+        own = -(-len(paths[-1]) // PAGE_TOKENS) - shared
+        inherited = tables[parent][:shared] if parent >= 0 else np.empty(0, dtype=np.int64)
+        tables.append(np.concatenate([inherited, np.arange(pages, pages + own)]))
+        repeated.append(before[shared * PAGE_TOKENS :])
+        here = np.arange(len(repeated[-1]) + stop - start) + pages * PAGE_TOKENS
+        repeated_slots.append(here[: len(repeated[-1])])
+        slots.append(here[len(repeated[-1]) :])
+        pages += own
+    page_table = np.zeros((len(tables), max(map(len, tables))), dtype=np.int32)
+    for row, table in zip(page_table, tables, strict=True):
+        row[: len(table)] = table
+    return PagedPaths(
+        slots=torch.from_numpy(np.concatenate(slots + repeated_slots)),
+        repeated=torch.from_numpy(np.concatenate(repeated)),
+        pages=pages,
+        page_table=torch.from_numpy(page_table),
+        query_bounds=torch.from_numpy(np.append(node_start, node_stop[-1])).to(torch.int32),
+        key_counts=torch.tensor([len(path) for path in paths], dtype=torch.int32),
+        window=window,
+        nodes=(node_start, node_stop, node_parent, node_subtree_stop),
+        dtype=dtype,
+    )

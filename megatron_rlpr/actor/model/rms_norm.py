@@ -1,0 +1,68 @@
+"""RMSNorm for the local layer spec. Rounded once, behind the weight, as in vLLM's kernel and Transformer Engine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from megatron_rlpr.actor.cpu import loops as cpu_loops
+from megatron_rlpr.actor.cpu.kernels import cpu_kernels
+
+_KERNEL_VECTOR = 16
+"""vLLM's kernel takes whole vectors; their width depends on the processor."""
+
+
+class _RmsNorm(torch.autograd.Function):
+    """y = (weight + offset) * x / rms(x), computed in fp32. Saves x; what autograd would save is several times that.
+
+    With n = x / rms(x) and g = (weight + offset) * dy:  dx = (g - n mean(g n)) / rms(x),  dweight = sum over rows of dy n.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float) -> torch.Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.eps, ctx.offset = eps, offset
+        kernels = cpu_kernels()
+        if kernels is not None and not offset and x.dtype == weight.dtype and x.shape[-1] % _KERNEL_VECTOR == 0:
+            rows = x.contiguous()
+            out = torch.empty_like(rows)
+            kernels.rms_norm(out, rows, weight, eps)
+            return out
+        return (x.float() * _inverse_rms(x, eps) * (weight.float() + offset)).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None]:
+        x, weight = ctx.saved_tensors
+        rows, grad = x.contiguous(), grad.contiguous()
+        width = x.shape[-1]
+        grad_x = torch.empty_like(rows)
+        of_threads = torch.zeros(torch.get_num_threads(), width)
+        cpu_loops.rms_norm_gradient(rows[..., 0].numel(), rows, grad, weight.float() + ctx.offset, grad_x, of_threads, width, ctx.eps)
+        return grad_x, of_threads.sum(0).to(weight.dtype), None, None
+
+
+def _inverse_rms(x: torch.Tensor, eps: float) -> torch.Tensor:
+    """fp32 [..., 1]."""
+    return torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+
+
+class RMSNorm(torch.nn.Module):
+    """Root-mean-square normalisation in fp32 (Zhang and Sennrich, 2019), for Megatron's CPU layer spec.
+
+    Megatron's own unfused norm refuses sequence parallelism; this one marks its weight, so that Megatron sums its
+    gradient over the tensor-parallel ranks, each of which sees only a part of the sequence. With
+    layernorm_zero_centered_gamma it multiplies by 1 + weight.
+    """
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> None:
+        super().__init__()
+        self.eps = eps
+        self.offset = 1.0 if config.layernorm_zero_centered_gamma else 0.0
+        self.weight = torch.nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
+        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x [..., hidden_size] -> same shape and dtype."""
+        return _RmsNorm.apply(x, self.weight, self.eps, self.offset)

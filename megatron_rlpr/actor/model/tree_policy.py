@@ -1,0 +1,206 @@
+"""The policy as a Megatron-Core GPTModel, built from a Hugging Face configuration.
+
+Two things differ from a stock GPTModel: attention runs over prefix trees and rotates by tree depth itself (so the
+model has no position embedding of its own), and the output layer is applied to selected rows only, by
+`selected_head`. Without CUDA the local layer spec is used, with CUDA the Transformer Engine spec.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core import parallel_state
+from megatron.core.models.gpt import GPTModel
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec, get_gpt_layer_with_transformer_engine_spec
+from megatron.core.tensor_parallel.mappings import copy_to_tensor_model_parallel_region, gather_from_sequence_parallel_region
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from megatron_rlpr.actor.attention.core import TreeCoreAttention
+from megatron_rlpr.actor.attention.layout import TreeSeqParams
+from megatron_rlpr.actor.model.gated_activation import GatedSilu
+from megatron_rlpr.actor.model.post_norm import with_post_norm
+from megatron_rlpr.actor.model.rms_norm import RMSNorm
+from megatron_rlpr.actor.model.selected_head import VocabShard, selected_log_probs
+from megatron_rlpr.config.schema import ActorConfig
+from megatron_rlpr.weights.shape import ExpertShape, ModelShape
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+ACTIVATIONS = {"silu": F.silu, "gelu_tanh": partial(F.gelu, approximate="tanh")}
+
+
+class TreePolicy(GPTModel):
+    """GPTModel whose last stage returns fp32 [R, 2] (log-prob, entropy) at the HeadRows of its TreeSeqParams."""
+
+    def __init__(self, *args: Any, shape: ModelShape, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.real_vocab_size = shape.vocab_size
+        self.final_softcap = shape.final_softcap
+        if self.pre_process and shape.embedding_scale is not None:
+            self.embedding.register_forward_hook(partial(_scaled, factor=shape.embedding_scale))
+
+    def _postprocess(self, hidden_states: torch.Tensor, *_: Any, packed_seq_params: TreeSeqParams, **__: Any) -> torch.Tensor:
+        if not self.post_process:
+            return hidden_states
+        head = packed_seq_params.head
+        if head is None:
+            raise ValueError("TreePolicy computes selected rows only: TreeSeqParams.head is missing")
+        if self.config.sequence_parallel:
+            hidden_states = gather_from_sequence_parallel_region(hidden_states, tensor_parallel_output_grad=True)
+        else:
+            hidden_states = copy_to_tensor_model_parallel_region(hidden_states)
+        rows = hidden_states[:, 0].index_select(0, head.source_rows)
+        weight, shard = self.output_weight(), self.vocab_shard()
+        return selected_log_probs(rows, weight, head.targets, shard, head.temperature, head.chunk_rows, self.final_softcap)
+
+    def output_weight(self) -> torch.Tensor:
+        """This rank's [padded vocabulary / TP, hidden] output weight (the embedding, when tied)."""
+        return self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else self.output_layer.weight
+
+    def vocab_shard(self) -> VocabShard:
+        """Which token ids this rank's output weight holds."""
+        rows = self.output_weight().shape[0]
+        first = parallel_state.get_tensor_model_parallel_rank() * rows
+        several = parallel_state.get_tensor_model_parallel_world_size() > 1
+        group = parallel_state.get_tensor_model_parallel_group() if several else None
+        return VocabShard(first, max(0, min(rows, self.real_vocab_size - first)), group)
+
+
+def _scaled(_: torch.nn.Module, __: Any, embeddings: torch.Tensor, factor: float) -> torch.Tensor:
+    """A forward hook; the factor is rounded to the embeddings' precision, as transformers does."""
+    return embeddings * torch.tensor(factor, dtype=embeddings.dtype, device=embeddings.device)
+
+
+def padded_vocab_size(vocab_size: int, tensor_parallel_size: int) -> int:
+    """The vocabulary rounded up so that every tensor-parallel rank holds the same number of rows."""
+    return -(-vocab_size // tensor_parallel_size) * tensor_parallel_size
+
+
+def transformer_config(shape: ModelShape, actor: ActorConfig) -> TransformerConfig:
+    """Megatron's configuration of the policy. Fused kernels are on only where CUDA is."""
+    dtype = DTYPES[actor.dtype]
+    fused = torch.cuda.is_available()
+    recompute: dict[str, Any] = {}
+    if actor.recompute_granularity == "full":
+        recompute = {
+            "recompute_granularity": "full",
+            "recompute_method": actor.recompute_method,
+            "recompute_num_layers": actor.recompute_num_layers,
+        }
+    elif actor.recompute_granularity == "selective":
+        recompute = {"recompute_granularity": "selective"}
+    fp8: dict[str, Any] = {"fp8": actor.fp8, "fp8_recipe": actor.fp8_recipe} if actor.fp8 else {}
+    experts = _expert_options(shape.experts, actor) if shape.experts else {}
+    return TransformerConfig(
+        num_layers=shape.num_layers,
+        hidden_size=shape.hidden_size,
+        num_attention_heads=shape.num_attention_heads,
+        num_query_groups=shape.num_query_groups,
+        kv_channels=shape.head_dim,
+        ffn_hidden_size=shape.ffn_hidden_size,
+        normalization="RMSNorm",
+        layernorm_epsilon=shape.norm_eps,
+        layernorm_zero_centered_gamma=shape.norm_adds_one,
+        qk_layernorm=shape.qk_norm,
+        softmax_scale=shape.query_scale,
+        gated_linear_unit=True,
+        activation_func=ACTIVATIONS[shape.activation],
+        add_bias_linear=False,
+        add_qkv_bias=shape.qkv_bias,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        tensor_model_parallel_size=actor.tensor_model_parallel_size,
+        pipeline_model_parallel_size=actor.pipeline_model_parallel_size,
+        sequence_parallel=actor.sequence_parallel,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        autocast_dtype=dtype,
+        bf16=dtype == torch.bfloat16,
+        # Micro-batches have different numbers of tokens, so the stages exchange shapes before activations;
+        # Megatron asserts this dispatcher for that, also for dense models.
+        variable_seq_lengths=True,
+        moe_token_dispatcher_type="alltoall",
+        deallocate_pipeline_outputs=False,
+        use_cpu_initialization=not fused,
+        gradient_accumulation_fusion=False,
+        bias_activation_fusion=fused and shape.activation == "silu",
+        use_te_activation_func=not fused and shape.activation == "silu",  # a module of ours, see _block_spec
+        bias_dropout_fusion=fused,
+        masked_softmax_fusion=False,
+        apply_rope_fusion=False,
+        persist_layer_norm=fused,
+        **recompute,
+        **fp8,
+        **experts,
+    )
+
+
+def _expert_options(experts: ExpertShape, actor: ActorConfig) -> dict[str, Any]:
+    """Experts as in transformers: no token is dropped, and no loss balances them."""
+    return {
+        "num_moe_experts": experts.count,
+        "moe_ffn_hidden_size": experts.ffn_hidden_size,
+        "moe_router_topk": experts.top_k,
+        # The softmax of the chosen logits is the softmax of all, divided by the sum of the chosen.
+        "moe_router_pre_softmax": not experts.normalised,
+        "moe_router_dtype": "fp32",
+        "moe_router_load_balancing_type": "none",
+        "moe_aux_loss_coeff": 0.0,
+        "moe_grouped_gemm": torch.cuda.is_available(),
+        "expert_model_parallel_size": actor.expert_model_parallel_size,
+        "expert_tensor_parallel_size": actor.tensor_model_parallel_size,
+    }
+
+
+def build_model(shape: ModelShape, actor: ActorConfig) -> TreePolicy:
+    """This rank's part of the policy, with random weights, on this rank's device, in actor.dtype.
+
+    Needs Megatron's process groups (`parallel.initialize`).
+    """
+    config = transformer_config(shape, actor)
+    model = TreePolicy(
+        config=config,
+        transformer_layer_spec=_block_spec(config, shape),
+        vocab_size=padded_vocab_size(shape.vocab_size, actor.tensor_model_parallel_size),
+        max_sequence_length=shape.max_position_embeddings,
+        pre_process=parallel_state.is_pipeline_first_stage(),
+        post_process=parallel_state.is_pipeline_last_stage(),
+        parallel_output=True,
+        share_embeddings_and_output_weights=shape.tied_embeddings,
+        position_embedding_type="none",
+        shape=shape,
+    )
+    return model.cuda() if torch.cuda.is_available() else model
+
+
+def _block_spec(config: TransformerConfig, shape: ModelShape) -> TransformerBlockSubmodules:
+    """Stock layers with tree attention; on CPU with a norm that knows sequence parallelism."""
+    if torch.cuda.is_available():
+        from megatron.core.extensions.transformer_engine import TENorm
+
+        layer = get_gpt_layer_with_transformer_engine_spec(
+            num_experts=config.num_moe_experts, moe_grouped_gemm=config.moe_grouped_gemm, qk_layernorm=config.qk_layernorm
+        )
+        final_norm: Any = TENorm
+    else:
+        layer = get_gpt_layer_local_spec(num_experts=config.num_moe_experts, normalization="RMSNorm", qk_layernorm=config.qk_layernorm)
+        layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = RMSNorm
+        final_norm = RMSNorm
+    attention = layer.submodules.self_attention.submodules
+    attention.core_attention = ModuleSpec(
+        module=TreeCoreAttention, params={"windows": shape.layer_windows, "softcap": shape.attention_softcap}
+    )
+    if shape.qk_norm and not torch.cuda.is_available():
+        attention.q_layernorm = attention.k_layernorm = RMSNorm
+    feed_forward = layer.submodules.mlp.submodules
+    if config.use_te_activation_func:
+        gated = feed_forward.experts.submodules if shape.experts else feed_forward
+        gated.activation_func = GatedSilu
+    if shape.post_norms:
+        attention.linear_proj = with_post_norm(attention.linear_proj, final_norm)
+        feed_forward.linear_fc2 = with_post_norm(feed_forward.linear_fc2, final_norm)
+    return TransformerBlockSubmodules(layer_specs=[layer] * get_num_layers_to_build(config), layer_norm=final_norm)

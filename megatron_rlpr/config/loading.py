@@ -1,0 +1,130 @@
+"""From the command line to a Config, and from a Config to the file that records it.
+
+defaults <- recipe (--config FILE.yaml) <- key=value overrides, the later one wins. Whatever is not understood is
+refused with one line that names the key, the file and the nearest valid key.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from megatron_rlpr.config import yaml as config_yaml
+from megatron_rlpr.config.help import help_text
+from megatron_rlpr.config.keys import COMMAND_LINE, all_keys, convert, convert_text, sections, unknown
+from megatron_rlpr.config.schema import Config
+from megatron_rlpr.system import atomic_file
+from megatron_rlpr.types import UserError
+
+# Singular on purpose: max_tokens_... counts tokens, a key that holds a secret is called ..._token.
+_SECRET = re.compile(r"(^|_)(token|secret|password|passwd|credentials?|auth|(api|access|private)_?key)($|_)", re.IGNORECASE)
+
+
+def load_config(argv: Sequence[str]) -> Config:
+    """The configuration of a command line (without the program's name): `--config FILE.yaml`, `section.key=value`, `--help`.
+
+    --help prints every key (on the first rank only) and exits with status 0. Raises UserError for anything that is not
+    understood: a missing or broken file, an unknown key or option, a wrong type.
+    """
+    recipe, overrides = _split_arguments(argv)
+    config = Config()
+    if recipe:
+        apply_recipe(config, recipe)
+    for override in overrides:
+        apply_override(config, override)
+    return config
+
+
+def apply_recipe(config: Config, path: str) -> None:
+    """Set every key of a YAML recipe in config."""
+    for full_name, value in _read_recipe(path):
+        key = all_keys().get(full_name)
+        if key is None:
+            raise unknown(full_name, path)
+        setattr(getattr(config, key.section), key.name, convert(key, value, path))
+
+
+def apply_override(config: Config, override: str) -> None:
+    """Set one `section.key=value` in config; a leading + or ++ makes no difference."""
+    name, equals, text = override.lstrip("+").partition("=")
+    name = name.strip()
+    if not equals:
+        raise UserError(f"cannot understand '{override}' on the {COMMAND_LINE}: expected --config FILE.yaml or section.key=value")
+    key = all_keys().get(name)
+    if key is None:
+        raise unknown(name, COMMAND_LINE)
+    setattr(getattr(config, key.section), key.name, convert_text(key, text, COMMAND_LINE))
+
+
+def resolved(config: Config) -> dict[str, dict[str, Any]]:
+    """section -> key -> value, in the order of declaration. Raises RuntimeError if a key's name says that it holds a secret."""
+    values = dataclasses.asdict(config)
+    secrets = [f"{section}.{name}" for section, keys in values.items() for name in keys if _SECRET.search(name)]
+    if secrets:
+        raise RuntimeError(f"secrets belong in the environment, not in the configuration: {', '.join(secrets)}")
+    return values
+
+
+def save_resolved(config: Config, path: str | Path) -> None:
+    """Write the resolved configuration as a recipe that `--config` reads back, atomically."""
+    atomic_file.write_text(Path(path), "# The resolved configuration of this run.\n" + config_yaml.dump(resolved(config)))
+
+
+def _split_arguments(argv: Sequence[str]) -> tuple[str, list[str]]:
+    recipe, overrides = "", []
+    arguments = iter(argv)
+    for argument in arguments:
+        if argument in ("--help", "-h"):
+            if os.environ.get("RANK", "0") == "0":
+                sys.stdout.write(help_text())
+            raise SystemExit(0)
+        if argument == "--config" or argument.startswith("--config="):
+            if recipe:
+                raise UserError("--config is given twice: a run has one recipe, change single keys with section.key=value")
+            recipe = argument.removeprefix("--config").removeprefix("=") or next(arguments, "")
+            if not recipe or recipe.startswith("-"):
+                raise UserError("--config needs a file: --config examples/quickstart/config.yaml")
+        elif argument.startswith("-"):
+            raise UserError(f"unknown option '{argument}': expected --config FILE.yaml, --help or section.key=value")
+        else:
+            overrides.append(argument)
+    return recipe, overrides
+
+
+def _read_recipe(path: str) -> Iterator[tuple[str, Any]]:
+    """(full key, value) of every entry of a recipe; entries that lie deeper than section.key get their whole dotted name."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise UserError(f"--config {path}: there is no such file") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {path}: cannot be read as text: {error}") from error
+    recipe = config_yaml.parse(text, path)
+    if not isinstance(recipe, Mapping):
+        raise UserError(f"{path}: expected a mapping of sections ({', '.join(sections())}), got {_describe(recipe)}")
+    for section, entries in recipe.items():
+        if section in sections() and entries is None:
+            continue  # a section whose keys are all commented out
+        if section in sections() and not isinstance(entries, Mapping):
+            raise UserError(f"{path}: section '{section}' must hold keys, got {_describe(entries)}: write them indented below it")
+        if section in all_keys():
+            outer, inner = str(section).split(".")
+            raise UserError(f"{path}: '{section}' cannot stand at the top: write {inner} indented below '{outer}:'")
+        yield from _flat(str(section), entries)
+
+
+def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping) and value and name not in all_keys():
+        for inner, entry in value.items():
+            yield from _flat(f"{name}.{inner}", entry)
+    else:
+        yield name, value
+
+
+def _describe(value: Any) -> str:
+    return "an empty file" if value is None else f"{type(value).__name__} {str(value)[:60]!r}"

@@ -1,0 +1,120 @@
+"""When the run validates, and what it makes of the first and the last validation."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from megatron_rlpr.config.schema import TrainerConfig
+from megatron_rlpr.evaluation.comparison import compare, summary_table, write_summary
+from megatron_rlpr.evaluation.held_out import HeldOutEvaluation, ValidationResult, ValidationSet
+from megatron_rlpr.system.process_environment import release_free_memory
+from megatron_rlpr.tracking.step_metrics import memory_metrics
+from megatron_rlpr.tracking.tracker import Tracker
+
+
+class ValidationSchedule:
+    """Validates before training, every trainer.test_freq steps and after training; compares the two ends in summary.json."""
+
+    def __init__(
+        self,
+        trainer: TrainerConfig,
+        total_steps: int,
+        evaluation: HeldOutEvaluation,
+        sets: Sequence[ValidationSet],
+        tracker: Tracker,
+        folder: Path,
+        model: str,
+    ) -> None:
+        self._trainer = trainer
+        self._total_steps = total_steps
+        self._evaluation = evaluation
+        self._sets = sets
+        self._tracker = tracker
+        self._folder = folder
+        self._model = model
+        self._before: list[dict[str, Any]] = []
+        self._started = time.time()
+
+    def before_training(self, step: int) -> None:
+        """Validate the initial policy, unless a resumed run knows that result already."""
+        wanted = self._trainer.val_only or (self._trainer.val_before_train and step == 0)
+        if wanted and self._sets:
+            self._before = [_as_dict(result) for result in self._validate(step)]
+
+    def after_step(self, step: int) -> None:
+        """Validate when it is time; the last step is left to after_training."""
+        frequency = self._trainer.test_freq
+        if self._sets and frequency > 0 and step % frequency == 0 and step != self._total_steps:
+            self._validate(step)
+
+    def after_training(self, step: int) -> None:
+        """Validate the final policy and write summary.json with both ends."""
+        if not self._sets:
+            return
+        after = self._validate(step)
+        memory = memory_metrics()["memory/peak_all_ranks_gb"]
+        if not self._before or dist.get_rank() != 0:
+            return
+        pairs = comparable(self._before, after)
+        if not pairs:
+            self._tracker.console.message("no summary: the first validation was of other prompts or strategies than the last")
+            return
+        (before, last), *others = pairs
+        summary = write_summary(
+            self._folder / "summary.json",
+            before,
+            last.per_prompt,
+            steps=step,
+            wall_time_s=time.time() - self._started,
+            peak_memory_gb=memory,
+            extra={
+                "model": self._model,
+                "validation_set": last.name,
+                "decoding": last.strategy,
+                "other_sets": {f"{result.name}/{result.strategy}": compare(b, result.per_prompt) for b, result in others},
+            },
+        )
+        self._tracker.console.table(summary_table(summary))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The first validation's results and the time spent, JSON-serialisable."""
+        return {"before": self._before, "elapsed_s": time.time() - self._started}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from state_dict()."""
+        self._before = state["before"]
+        self._started = time.time() - state["elapsed_s"]
+
+    def _validate(self, step: int) -> list[ValidationResult]:
+        results = self._evaluation.run(self._sets)
+        release_free_memory()
+        metrics: dict[str, float] = {}
+        for result in results:
+            metrics.update(result.metrics())
+        self._tracker.log_evaluation(step, metrics)
+        return results
+
+
+def comparable(
+    before: Sequence[dict[str, Any]], after: Sequence[ValidationResult]
+) -> list[tuple[dict[str, list[float]], ValidationResult]]:
+    """Every last result with the first one's values of the same set, strategy and number of prompts.
+
+    A run that is resumed may validate on more or fewer sets than it began with.
+    """
+    values = {(entry["name"], entry["strategy"]): entry["per_prompt"] for entry in before}
+    pairs = [(values.get((result.name, result.strategy), {}), result) for result in after]
+    return [(first, last) for first, last in pairs if first and _prompts(first) == _prompts(last.per_prompt)]
+
+
+def _prompts(per_prompt: dict[str, list[float]]) -> set[int]:
+    return {len(column) for column in per_prompt.values()}
+
+
+def _as_dict(result: ValidationResult) -> dict[str, Any]:
+    return {"name": result.name, "strategy": result.strategy, "per_prompt": result.per_prompt}

@@ -1,0 +1,97 @@
+r"""Find the final answer in a free-form response (spec section 6.4): phrases such as "the answer is", \boxed{...}, <answer> tags."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from megatron_rlpr.grading.boxed import last_boxed
+
+_BEFORE_THE_ANSWER = ("answer:", "answer is", "answers are", "is approximately")
+_BEHIND_THE_ANSWER = ("is answer", "is the answer", "are answers", "are the answers")
+_LINKS = ("be ", "is ", "are ", "=", ": ", "get ", "be\n", "is\n", "are\n", ":\n", "get\n")
+
+
+class AnswerText(NamedTuple):
+    """The text taken for the answer; found tells whether something marked it and it has a digit."""
+
+    found: bool
+    text: str
+
+
+def find_answer(response: str, *, sentence_first: bool) -> AnswerText:
+    """The answer of a response.
+
+    sentence_first: drop what follows the last full stop before looking for a linking word ("x is 5", "x = 5"), else after it.
+    """
+    text, marked = response, False
+    for marker in _BEFORE_THE_ANSWER:
+        if place := _last(marker, text):
+            text, marked = text[place.end() :].strip(), True
+    for marker in _BEHIND_THE_ANSWER:
+        if place := _last(marker, text):
+            text, marked = text[: place.start()].strip(), True
+    if boxed := last_boxed(text):
+        text, marked = boxed, True
+    elif (tagged := last_section(text, "<answer>", "</answer>")) is not None:
+        text, marked = tagged.strip(), True
+    if sentence_first:
+        text = _first_sentences(text)
+    for marker in _LINKS:
+        if place := _last(marker, text):
+            text, marked = text[place.end() :].strip(), True
+    if not sentence_first:
+        text = _first_sentences(text)
+    return AnswerText(marked and any(c.isdigit() for c in text), text)
+
+
+def last_section(text: str, opening: str, closing: str) -> str | None:
+    """What stands between the last opening mark and the closing mark that ends it, as it stands; None without one."""
+    found = None
+    for start, stop in _sections(text, opening, closing):
+        found = text[start + len(opening) : stop - len(closing)]
+    return found
+
+
+def without_sections(text: str, opening: str, closing: str) -> str:
+    """The text without any section, its marks included."""
+    kept, place = [], 0
+    for start, stop in _sections(text, opening, closing):
+        kept.append(text[place:start])
+        place = stop
+    return "".join(kept) + text[place:]
+
+
+def _sections(text: str, opening: str, closing: str) -> Iterator[tuple[int, int]]:
+    """Start and end of each section, from left to right without overlap; linear in the text, as a lazy regular expression is not."""
+    stop = 0
+    while (start := text.find(opening, stop)) >= 0:
+        end = text.find(closing, start + len(opening))
+        if end < 0:
+            return
+        stop = end + len(closing)
+        yield start, stop
+
+
+def first_turn(text: str) -> str:
+    """What comes before "user\\n": a base model may go on with a conversation of its own."""
+    return text.split("user\n")[0]
+
+
+def _first_sentences(text: str) -> str:
+    """Without the last sentence, when there are several, and without a full stop at the end."""
+    if ". " in text:
+        text = text[: text.rfind(". ")].strip()
+    return text.removesuffix(".")
+
+
+def _last(marker: str, text: str) -> re.Match[str] | None:
+    """The last place of an ASCII marker, whatever its case."""
+    return last_match(re.compile(re.escape(marker), re.IGNORECASE | re.ASCII), text)
+
+
+def last_match(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
+    """The last of the places where a pattern fits."""
+    places = list(pattern.finditer(text))
+    return places[-1] if places else None

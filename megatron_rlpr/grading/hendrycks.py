@@ -1,0 +1,35 @@
+r"""MATH with its own string equivalence (data sources lighteval/MATH and DigitalLearningGmbH/MATH-lighteval)."""
+
+from __future__ import annotations
+
+from megatron_rlpr.grading.math_normalize import Unnormalisable, strict_latex_form
+from megatron_rlpr.grading.result import Verdict
+
+
+def grade_hendrycks(response_text: str, reference_answer: str) -> Verdict:
+    r"""Right if the content of the last \boxed equals the reference in LaTeX form; \boxed 3 without braces reaches to the next $."""
+    answer = _boxed_answer(response_text)
+    return Verdict(answer is not None and equivalent(answer, reference_answer), answer or "")
+
+
+def equivalent(first: str, second: str) -> bool:
+    """Equality of the LaTeX forms, or of the texts when one of them has none."""
+    try:
+        return strict_latex_form(first) == strict_latex_form(second)
+    except Unnormalisable:
+        return first == second
+
+
+def _boxed_answer(text: str) -> str | None:
+    if "\\boxed " in text:
+        return text.rsplit("\\boxed ", 1)[1].split("$")[0]
+    start = text.rfind("\\boxed{")
+    if start < 0 or start != text.rfind("\\boxed"):
+        return None
+    start += len("\\boxed{")
+    depth = 1
+    for position in range(start, len(text)):
+        depth += {"{": 1, "}": -1}.get(text[position], 0)
+        if depth == 0:
+            return text[start:position]
+    return None

@@ -1,0 +1,105 @@
+"""Grade many responses under a time limit each, in worker processes that can be killed.
+
+An answer such as 9**9**9**9 can keep a mathematics library busy for ever inside one C call, which no exception interrupts: only ending
+the process does. Pebble owns the processes: it kills a worker that is past the limit and starts another.
+
+Workers come from a fork server that has imported the graders once, so that neither the threads nor the memory of the training process
+are copied, and a replaced worker starts in milliseconds. Python imports the main module of the program into every worker; keep heavy
+imports of an entry point inside its `main()`.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+from collections import Counter
+from collections.abc import Sequence
+from types import TracebackType
+
+from pebble import ProcessExpired, ProcessFuture, ProcessPool
+
+from megatron_rlpr.grading.dispatch import grade_task, grader_of, without_verdict
+from megatron_rlpr.grading.result import GradeResult, GradeTask
+
+_MEMORY_LIMIT_BYTES = 4 * 1024**3
+_STOP_SECONDS = 5.0
+
+
+class GraderPool:
+    """Worker processes that grade; started at the first answer that needs one, so a rank that never grades pays nothing.
+
+    failures counts the reasons for which answers got no verdict since the pool was made; such an answer is wrong.
+    """
+
+    def __init__(self, workers: int = 2, timeout_s: float = 10.0) -> None:
+        """At most `workers` processes; an answer that takes longer than `timeout_s` seconds is wrong."""
+        if workers < 1 or timeout_s <= 0:
+            raise ValueError(f"a grader pool needs at least one worker and a positive limit, not {workers} workers and {timeout_s} s")
+        self.workers = workers
+        self.timeout_s = timeout_s
+        self.failures: Counter[str] = Counter()
+        self._pool: ProcessPool | None = None
+
+    def grade_many(self, tasks: Sequence[GradeTask]) -> list[GradeResult]:
+        """Grade the tasks, in order. Raises UserError for an unknown data source before anything is graded."""
+        graders = {task.data_source: grader_of(task.data_source) for task in tasks}
+        futures = {
+            index: self._started().schedule(_grade_safely, args=[task], timeout=self.timeout_s)
+            for index, task in enumerate(tasks)
+            if graders[task.data_source].may_be_slow
+        }
+        results = []
+        for index, task in enumerate(tasks):
+            result = self._outcome(futures[index], task) if index in futures else _grade_safely(task)
+            if result.reason:
+                self.failures[result.reason.split(":", 1)[0]] += 1
+            results.append(result)
+        return results
+
+    @property
+    def started(self) -> bool:
+        """True while worker processes exist."""
+        return self._pool is not None
+
+    def close(self) -> None:
+        """Stop the workers; the pool starts new ones when it is used again."""
+        if self._pool is not None:
+            self._pool.stop()
+            self._pool.join(timeout=_STOP_SECONDS)
+            self._pool = None
+
+    def __enter__(self) -> GraderPool:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.close()
+
+    def _started(self) -> ProcessPool:
+        if self._pool is None or not self._pool.active:
+            context = multiprocessing.get_context("forkserver")
+            context.set_forkserver_preload([__name__])
+            self._pool = ProcessPool(max_workers=self.workers, initializer=_limit_memory, context=context)
+        return self._pool
+
+    def _outcome(self, future: ProcessFuture, task: GradeTask) -> GradeResult:
+        try:
+            return future.result()
+        except TimeoutError:
+            return without_verdict(task, f"time limit: no verdict in {self.timeout_s:g} s")
+        except ProcessExpired as error:
+            return without_verdict(task, f"worker ended: exit code {error.exitcode}")
+
+
+def _limit_memory() -> None:
+    """Bound the worker's address space: a huge number then fails to be made, instead of taking the machine's memory."""
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limit = _MEMORY_LIMIT_BYTES if hard == resource.RLIM_INFINITY else min(_MEMORY_LIMIT_BYTES, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+
+
+def _grade_safely(task: GradeTask) -> GradeResult:
+    """Grade; what no grader foresaw in a response makes that answer wrong, with the error as the reason, and not the run fail."""
+    try:
+        return grade_task(task)
+    except Exception as error:
+        return without_verdict(task, f"{type(error).__name__}: {error}")

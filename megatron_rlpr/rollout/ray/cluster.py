@@ -1,0 +1,82 @@
+"""The Ray cluster the engines run in: an existing one, or one of this machine that lives and dies with the run."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from typing import Any
+
+import psutil
+
+from megatron_rlpr.rollout.ray import guard as ray_guard
+from megatron_rlpr.system.process_environment import ON_CPU
+from megatron_rlpr.types import UserError
+
+_MIB = 2**20
+_OBJECT_STORE = 256 * _MIB
+"""For requests and responses; weights do not go through it."""
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_enable_metrics_collection": "0",
+    "RAY_prestart_worker_first_driver": "0",  # workers without work
+}
+
+
+def connect(address: str, *, cpus: int) -> bool:
+    """Connect this process to Ray; True when that started a cluster of its own.
+
+    address: of an existing cluster, "auto" for the one of this machine; empty: RAY_ADDRESS, or else a new local cluster
+    with `cpus` logical CPUs, which asks for a token (Ray makes one per user). Call from the main thread: the kernel ends a local
+    cluster when the thread that started it ends.
+    UserError when no cluster answers.
+    """
+    os.environ.update({name: value for name, value in _QUIET.items() if name not in os.environ})
+    import ray
+
+    address = address or os.environ.get("RAY_ADDRESS", "")
+    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": False}
+    if address:
+        try:
+            ray.init(address=address, **options)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            cause = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(
+                f"no Ray cluster answers at {address} (rollout.ray_address or RAY_ADDRESS): start one with `ray start --head`, or "
+                f"leave both empty to start a local one ({cause})"
+            ) from error
+        return False
+    ray.init(
+        address="local",
+        num_cpus=cpus,
+        include_dashboard=False,
+        object_store_memory=_OBJECT_STORE,
+        **options,
+    )
+    node = [str(process.pid) for process in psutil.Process().children(recursive=True)]
+    subprocess.Popen([sys.executable, "-S", ray_guard.__file__, str(os.getpid()), *node], start_new_session=True, close_fds=True)
+    return True
+
+
+def node_address() -> str:
+    """This machine's address as the other nodes of the cluster see it. Ray is connected."""
+    import ray
+
+    return str(ray.util.get_node_ip_address())
+
+
+def actor_environment(threads: int, cuda: bool) -> dict[str, str]:
+    """Environment variables an engine's process must start with; other nodes do not share this process's."""
+    environment = {
+        "OMP_NUM_THREADS": str(threads),
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONWARNINGS": "ignore",
+    }
+    return environment if cuda else {**environment, **ON_CPU}

@@ -1,0 +1,158 @@
+"""One engine of the pool as the trainer sees it: its actor, the one call that is outstanding, and what it is working on."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from megatron_rlpr.rollout.ray.actor import EngineActor, EngineSettings, Progress, Request, Whereabouts
+from megatron_rlpr.rollout.ray.balancing import Load, outstanding_tokens
+from megatron_rlpr.rollout.ray.cluster import actor_environment
+from megatron_rlpr.types import UserError
+from megatron_rlpr.weights.transports.interface import WeightSource
+
+Call = Literal["start", "load", "advance"]
+START_TIMEOUT_S = 900.0
+"""An engine that is not there after so long (a large model loads in it) has failed to start."""
+
+
+@dataclass
+class Edition:
+    """The weights of one hand-over; every attempt at it is an edition of its own. number: 0 is the model folder's.
+
+    checksum: of what was sent; None until it has been.
+    """
+
+    number: int
+    version: int
+    manifest: Mapping[str, tuple[int, ...]]
+    checksum: str | None = None
+
+
+@dataclass(frozen=True)
+class EngineResources:
+    """What Ray reserves per engine."""
+
+    cpus: int
+    gpus: int
+
+    def check(self, engines: int) -> None:
+        """UserError when the connected cluster cannot hold so many engines."""
+        import ray
+
+        there = ray.cluster_resources()
+        for name, each, key in (("CPU", self.cpus, "rollout.cpus_per_engine"), ("GPU", self.gpus, "rollout.tensor_parallel_size")):
+            if engines * each > there.get(name, 0):
+                raise UserError(
+                    f"rollout.engines={engines} with {each} {name}s each ({key}) need {engines * each}, the Ray cluster has "
+                    f"{there.get(name, 0):g}: use fewer engines, or add nodes"
+                )
+
+
+class PooledEngine:
+    """Not thread-safe; the pool's lock covers it."""
+
+    def __init__(self, number: int, settings: EngineSettings, resources: EngineResources, timeout_s: float) -> None:
+        """Starts the actor; `reference` is ready when it has started. timeout_s: longest silence of a started engine."""
+        self.number = number
+        self.edition: int | None = None
+        """The number of the edition it holds; None: it has not started."""
+        self.loading: Edition | None = None
+        """What the last `load` is of."""
+        self.unfinished: dict[str, Request] = {}
+        self.whereabouts: Whereabouts | None = None
+        self._settings = settings
+        self._resources = resources
+        self._timeout_s = timeout_s
+        self._starts = 0
+        self.reference: Any | None = None
+        """What the outstanding call will answer; None: there is none."""
+        self.start()
+
+    def start(self) -> None:
+        """A new actor in the place of the old one, if any."""
+        import ray
+
+        self.edition = self.loading = self.whereabouts = None
+        self._tokens_in_flight = 0
+        self._starts += 1
+        self._actor = (
+            ray.remote(EngineActor)
+            .options(
+                num_cpus=self._resources.cpus,
+                num_gpus=self._resources.gpus,
+                max_restarts=0,
+                runtime_env={"env_vars": actor_environment(self._settings.threads, cuda=self._resources.gpus > 0)},
+            )
+            .remote(self._settings)
+        )
+        self._called("start", self._actor.where.remote(), START_TIMEOUT_S)
+
+    @property
+    def name(self) -> str:
+        """Of this actor; a new one in its place has another."""
+        return f"engine {self.number}, start {self._starts}"
+
+    @property
+    def work(self) -> Load:
+        """What it has in flight."""
+        sizes = [(len(r.request.prompt_token_ids), r.sampling.max_tokens) for r in self.unfinished.values()]
+        return Load(len(sizes), outstanding_tokens(sizes, self._tokens_in_flight))
+
+    @property
+    def tokens_in_flight(self) -> int:
+        """Tokens written so far for the unfinished requests."""
+        return self._tokens_in_flight
+
+    @property
+    def overdue(self) -> bool:
+        return self.reference is not None and time.monotonic() > self._deadline
+
+    def advance(self, new: Sequence[Request], seconds: float) -> None:
+        """Send requests and let it decode; `reference` becomes its Progress."""
+        self._called("advance", self._actor.advance.remote(list(new), seconds), self._timeout_s + seconds)
+
+    def load(self, edition: Edition, source: WeightSource) -> None:
+        """Have its workers read an edition from the source; `reference` becomes a Confirmation or a Refusal."""
+        self.loading = edition
+        self._called("load", self._actor.load.remote(edition.manifest, source, edition.version), self._timeout_s)
+
+    def has_time_again(self) -> None:
+        """Whoever it waits for has just been heard of: its time to answer begins anew."""
+        self._deadline = time.monotonic() + self._timeout_s
+
+    def answered(self, answer: Any) -> None:
+        """Take over the answer of the outstanding call."""
+        if isinstance(answer, Whereabouts):
+            self.whereabouts, self.edition = answer, 0
+        elif isinstance(answer, Progress):
+            self._tokens_in_flight = answer.tokens_in_flight
+            for key, _ in answer.finished:
+                del self.unfinished[key]
+        self.reference = None
+
+    def kill(self) -> list[Request]:
+        """End its process, which may be stopped or gone; returns what it left unfinished."""
+        import ray
+
+        with contextlib.suppress(ray.exceptions.RayError):
+            ray.kill(self._actor, no_restart=True)
+        # Processes that do not run cannot follow Ray's request to end.
+        if self.whereabouts is not None and self.whereabouts.node_id == ray.get_runtime_context().get_node_id():
+            for pid in self.whereabouts.pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        left = list(self.unfinished.values())
+        self.unfinished.clear()
+        self.reference = None
+        return left
+
+    def _called(self, call: Call, reference: Any, timeout_s: float) -> None:
+        self.call: Call = call
+        self.reference = reference
+        self._deadline = time.monotonic() + timeout_s

@@ -1,0 +1,51 @@
+"""rollout.pipeline=1: the next step's first round is generated while the policy trains on this step's.
+
+Its responses come from weights that are one hand-over old, or from both when the hand-over met them in flight;
+algorithm.importance_cap corrects for that. What is in flight is no part of a checkpoint: a resumed run draws the same
+prompts and generates them again, with the checkpoint's weights.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from megatron_rlpr.data.prompt_source import PromptSource
+from megatron_rlpr.rollout.engine import ProgressCallback, SamplingSettings
+from megatron_rlpr.rollout.ray.rollouts import RayRollouts
+from megatron_rlpr.types import RolloutGroup
+
+
+class RolloutPipeline:
+    """One round of one step ahead. All ranks call it together."""
+
+    def __init__(
+        self, rollouts: RayRollouts, prompts: PromptSource, *, n: int, run_seed: int, sampling: SamplingSettings, last_step: int
+    ) -> None:
+        self._rollouts = rollouts
+        self._prompts = prompts
+        self._n = n
+        self._run_seed = run_seed
+        self._sampling = sampling
+        self._last_step = last_step
+        self._state_before: dict[str, Any] | None = None
+
+    def begin(self, step: int) -> None:
+        """Draw the step's first prompts and start to answer them; nothing after the last step."""
+        if step > self._last_step:
+            return
+        self._state_before = self._prompts.state_dict()
+        self._rollouts.begin(self._prompts.next_batch(), self._n, step, self._run_seed, self._sampling)
+
+    @property
+    def begun(self) -> bool:
+        """Whether a round is under way that nobody has collected."""
+        return self._state_before is not None
+
+    def collect(self, on_progress: ProgressCallback | None = None) -> list[RolloutGroup]:
+        """The round that is under way, when it is finished."""
+        self._state_before = None
+        return self._rollouts.collect(on_progress)
+
+    def prompts_state(self) -> dict[str, Any]:
+        """Where the prompts stand for a checkpoint: before the draw that is under way."""
+        return self._prompts.state_dict() if self._state_before is None else self._state_before

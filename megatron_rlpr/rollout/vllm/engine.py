@@ -1,0 +1,274 @@
+"""A vLLM (V1) engine inside the training process: one per rank, or one over consecutive tensor-parallel ranks."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from transformers import AutoTokenizer
+
+from megatron_rlpr.rollout.engine import GenerationRequest, ProgressCallback, RolloutError, SamplingSettings
+from megatron_rlpr.rollout.vllm.limits import CPU_BLOCK_SIZE, check_engine_fits, check_requests, end_of_sequence_ids, read_model_config
+from megatron_rlpr.rollout.vllm.process import engine_call, prepare_environment, process_state_kept, shared_memory_of_this_start
+from megatron_rlpr.rollout.vllm.requests_in_flight import RequestsInFlight, Sampled
+from megatron_rlpr.rollout.vllm.weight_update import check_manifest, required_weights
+from megatron_rlpr.rollout.vllm.worker_load import Announced, Loaded, load_stream
+from megatron_rlpr.types import Response
+from megatron_rlpr.weights.receiver import Confirmation, WeightHandoverError
+from megatron_rlpr.weights.transports.interface import InProcess, WeightSource
+
+
+class VllmEngine:
+    """vLLM with the policy's weights, driven step by step by the training process.
+
+    Keep it for the life of the process; nothing is cleaned up before its end. With more than one rank, start the
+    ranks with torchrun, initialise torch.distributed first and make the engine on all ranks at the same time: its
+    start is collective, and the ranks of one engine are consecutive.
+    """
+
+    def __init__(
+        self,
+        model_path: str,
+        *,
+        dtype: torch.dtype,
+        max_model_len: int,
+        max_num_seqs: int = 64,
+        kv_cache_gb: float = 1.0,
+        gpu_memory_utilization: float = 0.4,
+        enforce_eager: bool = True,
+        tensor_parallel_size: int = 1,
+        seed: int = 0,
+        threads: int | None = None,
+    ) -> None:
+        """Start the engine with the weights of the HF folder model_path.
+
+        max_model_len: most tokens of prompt and response together. kv_cache_gb: GiB of key/value cache on CPU; on GPU
+        gpu_memory_utilization decides. threads: intra-op threads of this process afterwards; None: unchanged.
+        """
+        on_cpu = not torch.cuda.is_available()
+        config = read_model_config(model_path)
+        check_engine_fits(
+            config,
+            dtype=dtype,
+            max_model_len=max_model_len,
+            kv_cache_gb=kv_cache_gb,
+            tensor_parallel_size=tensor_parallel_size,
+            on_cpu=on_cpu,
+        )
+        self._required, self._tied_head = required_weights(model_path)
+        self._tokenizer = AutoTokenizer.from_pretrained(model_path, trust_remote_code=False)
+        self._stop_ids = list(end_of_sequence_ids(model_path, config, self._tokenizer))
+        self._max_model_len = max_model_len
+        self._vocab_size = config.vocab_size
+        self._eager = enforce_eager
+        self._dtype = dtype
+        self._version = 0
+        self._unusable: str | None = None
+        self._broken = False
+        self.shared_prompt_tokens = 0
+        """Prompt tokens of the last call that came from the prefix cache instead of a forward pass."""
+
+        prepare_environment()
+        self._arguments: dict[str, Any] = {
+            "model": model_path,
+            "skip_tokenizer_init": True,
+            "dtype": str(dtype).removeprefix("torch."),
+            "max_model_len": max_model_len,
+            "max_num_seqs": max_num_seqs,
+            "enforce_eager": enforce_eager,
+            "tensor_parallel_size": tensor_parallel_size,
+            "seed": seed,
+            # the log-probs of the distribution that was sampled from (temperature, top_p and top_k applied)
+            "logprobs_mode": "processed_logprobs",
+            "generation_config": "vllm",
+            "enable_prefix_caching": True,
+            "use_tqdm_on_load": False,
+            **(_cpu_arguments(max_model_len, kv_cache_gb) if on_cpu else _gpu_arguments(max_model_len, gpu_memory_utilization)),
+        }
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            self._arguments["distributed_executor_backend"] = "external_launcher"
+        elif tensor_parallel_size > 1:
+            self._arguments["distributed_executor_backend"] = "mp"
+        self._threads = threads
+        self._start()
+
+    def _start(self) -> None:
+        ranks_meet = self._arguments.get("distributed_executor_backend") == "external_launcher"
+        several_ranks = ranks_meet and self._arguments["tensor_parallel_size"] > 1
+        meeting = shared_memory_of_this_start() if several_ranks and not torch.cuda.is_available() else contextlib.nullcontext()
+        with meeting, process_state_kept(self._threads), torch.compiler.set_stance("force_eager" if self._eager else "default"):
+            from vllm import LLM
+
+            self._llm: Any = LLM(**self._arguments)
+        # vLLM's clean-up would destroy the default process group, which is Megatron's too; the process's end is clean-up enough
+        self._llm.llm_engine.engine_core._finalizer.detach()
+        self._requests = RequestsInFlight(self._llm.llm_engine, self._stop_ids)
+
+    @property
+    def weight_version(self) -> int:
+        """The hand-over that gave the engine its weights; 0 = the model folder's."""
+        return self._version
+
+    def generate(
+        self, requests: Sequence[GenerationRequest], sampling: SamplingSettings, on_progress: ProgressCallback | None = None
+    ) -> list[Response]:
+        """One response per request, in request order.
+
+        A function of the weights and the requests alone: the prefix cache is emptied first, since a cached prefix is
+        computed in another batch shape than a fresh one and rounds differently. Requests with the same prompt or the
+        same beginning share it within the call. engine_log_probs are those of the sampling distribution; with
+        temperature 0 those of temperature 1.
+        """
+        if self._requests:
+            raise RolloutError(f"the engine is still working on {len(self._requests)} submitted requests")
+        finished: list[Response | None] = [None] * len(requests)
+        tokens = done = shared = 0
+        self._check(requests, sampling)
+        try:
+            for number, request in enumerate(requests):
+                self._submit(str(number), request, sampling)
+            while self._requests:
+                for key, sampled in self._step():
+                    finished[int(key)] = self._response(sampled)
+                    tokens, done, shared = tokens + len(sampled.token_ids), done + 1, shared + sampled.shared_tokens
+                if on_progress is not None:
+                    on_progress(tokens + self._requests.tokens, done, len(requests))
+        except BaseException:
+            self.abort()
+            raise
+        self.shared_prompt_tokens = shared
+        return [response for response in finished if response is not None]
+
+    @property
+    def in_flight(self) -> tuple[int, int]:
+        """(requests that were submitted and are not finished, tokens written for them so far)."""
+        return len(self._requests), self._requests.tokens
+
+    def submit(self, key: str, request: GenerationRequest, sampling: SamplingSettings) -> None:
+        """Start one request, to be finished by `step`. UserError when this engine cannot serve it.
+
+        The prefix cache is emptied when nothing else is in flight.
+        """
+        self._check([request], sampling)
+        self._submit(key, request, sampling)
+
+    def step(self) -> list[tuple[str, Response]]:
+        """One decoding step for everything submitted; returns what it finished, by key."""
+        if self._unusable:
+            raise RolloutError(f"the engine holds no usable weights: {self._unusable}")
+        return [(key, self._response(sampled)) for key, sampled in self._step()]
+
+    def abort(self) -> None:
+        """Give up everything submitted."""
+        self._requests.abort()
+
+    def _check(self, requests: Sequence[GenerationRequest], sampling: SamplingSettings) -> None:
+        if self._unusable:
+            raise RolloutError(f"the engine holds no usable weights: {self._unusable}")
+        check_requests(requests, sampling.max_tokens, self._max_model_len, self._vocab_size)
+
+    def _submit(self, key: str, request: GenerationRequest, sampling: SamplingSettings) -> None:
+        with engine_call(self._eager):
+            if not self._requests:
+                self._llm.reset_prefix_cache()
+            self._requests.add(key, request, sampling)
+
+    def _step(self) -> list[tuple[str, Sampled]]:
+        with engine_call(self._eager):
+            return list(self._requests.step(self._version))
+
+    def _response(self, sampled: Sampled) -> Response:
+        return Response(
+            token_ids=tuple(sampled.token_ids),
+            text=self._tokenizer.decode(sampled.token_ids, skip_special_tokens=False),
+            engine_log_probs=tuple(sampled.log_probs),
+            finish_reason=str(sampled.finish_reason),
+            seed=sampled.seed,
+            weight_versions=tuple(sampled.weight_versions),
+        )
+
+    def check_weights(self, manifest: Mapping[str, tuple[int, ...]]) -> None:
+        """Raise WeightHandoverError unless this engine can take an update of exactly these names and shapes.
+
+        All ranks ask this first, so that none enters the stream's collectives alone.
+        """
+        if self._broken:
+            raise WeightHandoverError(f"the engine cannot be loaded before it is rebuilt: {self._unusable}")
+        check_manifest(manifest, self._required, self._tied_head)
+
+    def update_weights(
+        self, manifest: Mapping[str, tuple[int, ...]], tensors: Iterable[tuple[str, torch.Tensor]], version: int
+    ) -> Confirmation:
+        """`load` from tensors of this process, in which the engine's workers must live, too: WeightHandoverError if they do not."""
+        if self._arguments.get("distributed_executor_backend") == "mp":
+            raise WeightHandoverError("the engine's workers are processes of their own: load it through one of weights.transports")
+        return self.load(manifest, InProcess(tensors), version)
+
+    def load(self, manifest: Mapping[str, tuple[int, ...]], source: WeightSource, version: int) -> Confirmation:
+        """Replace all weights; on success the engine equals one started from a folder with these weights, bit for bit.
+
+        Every worker of the engine reads the stream of the source by itself. Requests in flight survive and go on with the new
+        weights. A wrong manifest changes nothing. A fault in the stream is a WeightHandoverError and leaves the engine
+        unusable until the next good load. The confirmation is of the tensors that were loaded, by all workers.
+        """
+        self.check_weights(manifest)
+        announced = Announced(dict(manifest), self._dtype, self._tied_head)
+        self._unusable = f"hand-over {version} was interrupted"
+        try:
+            with engine_call(self._eager):
+                loaded: list[Loaded] = self._llm.collective_rpc(load_stream, args=(source, announced))
+                # what is in flight goes on with the new weights: its keys and values are computed again from its tokens
+                self._llm.reset_prefix_cache(reset_running_requests=bool(self._requests))
+        except Exception as error:
+            self._broken = True
+            self._unusable = f"vLLM failed while it took hand-over {version}: {error}"
+            raise WeightHandoverError(self._unusable) from error
+        faults = [one.fault for one in loaded if one.fault]
+        if not faults and len({one.checksum for one in loaded}) > 1:
+            faults = ["the workers of the engine got different weights"]
+        if faults:
+            self._unusable = f"hand-over {version} failed: {faults[0]}"
+            raise WeightHandoverError(self._unusable)
+        self._unusable = None
+        self._version = version
+        return Confirmation(version, loaded[0].checksum)
+
+    @property
+    def loadable(self) -> bool:
+        """Whether the next good hand-over makes the engine usable, whatever the last one did; if not, rebuild it."""
+        return not self._broken
+
+    def rebuild(self) -> None:
+        """A new vLLM engine from the model folder. It refuses to generate before its next hand-over: the folder's weights are old.
+
+        When it does not start, that error is raised, and the engine refuses everything but another rebuild.
+        """
+        self._requests.abort()
+        self._broken, self._unusable = True, "its new start was interrupted"
+        self._llm, self._requests = None, RequestsInFlight(None, self._stop_ids)  # frees the old engine
+        gc.collect()
+        try:
+            self._start()
+        except Exception as error:
+            self._unusable = f"it could not be started anew: {error}"
+            raise
+        self._version, self._broken = 0, False
+        self._unusable = "it was started anew and has not been given the current weights yet"
+
+
+def _cpu_arguments(max_model_len: int, kv_cache_gb: float) -> dict[str, Any]:
+    return {
+        "kv_cache_memory_bytes": int(kv_cache_gb * 2**30),
+        "block_size": CPU_BLOCK_SIZE,
+        # seeded requests and chunked prefill together kill the CPU engine, so every prompt must fit into one batch
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(max_model_len, 4096),
+    }
+
+
+def _gpu_arguments(max_model_len: int, gpu_memory_utilization: float) -> dict[str, Any]:
+    return {"gpu_memory_utilization": gpu_memory_utilization, "max_num_batched_tokens": max(max_model_len, 8192)}

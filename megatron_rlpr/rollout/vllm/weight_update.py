@@ -1,0 +1,159 @@
+"""Weights are verified before and while they flow into an engine.
+
+An engine that meets a wrong shape half-way through a reload stays broken, and a weight that never comes keeps its old
+value without an error. So an update is announced by a manifest, which is compared with the model folder before the first
+tensor moves, and the stream is then checked against its manifest tensor by tensor.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import safe_open
+
+from megatron_rlpr.rollout.vllm.limits import read_model_config
+from megatron_rlpr.types import UserError
+from megatron_rlpr.weights.hf_tensors import TIED_HEAD
+from megatron_rlpr.weights.receiver import WeightHandoverError
+
+_NAMED_PER_FAULT = 5
+
+
+class TensorSpec(NamedTuple):
+    """Shape and safetensors dtype name ("F32", "BF16", ...) of a stored tensor."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def expected_weights(model_path: str | Path) -> dict[str, TensorSpec]:
+    """Name -> shape and dtype of every tensor of a HF folder, from the safetensors headers alone.
+
+    Raises UserError when the folder holds no safetensors or its index names a file that is not in the folder.
+    """
+    folder = Path(model_path)
+    found: dict[str, TensorSpec] = {}
+    for file in _safetensors_files(folder):
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - not a mapping
+                view = tensors.get_slice(name)
+                found[name] = TensorSpec(tuple(view.get_shape()), view.get_dtype())
+    return found
+
+
+def required_weights(model_path: str | Path) -> tuple[dict[str, tuple[int, ...]], bool]:
+    """(name -> shape of the weights an engine needs, whether the output head is tied to the input embedding).
+
+    Without the tied head, which many folders store again, and without rotary tables, which old folders store.
+    """
+    tied = bool(read_model_config(model_path).tie_word_embeddings)
+    shapes = {
+        name: spec.shape
+        for name, spec in expected_weights(model_path).items()
+        if not (tied and name == TIED_HEAD) and not name.endswith("rotary_emb.inv_freq")
+    }
+    return shapes, tied
+
+
+def check_manifest(manifest: Mapping[str, tuple[int, ...]], required: Mapping[str, tuple[int, ...]], tied_head: bool) -> None:
+    """Raise one WeightHandoverError that names missing, unexpected and wrongly shaped weights.
+
+    tied_head: the manifest may hold "lm_head.weight" though nobody requires it.
+    """
+    faults = []
+    missing = sorted(required.keys() - manifest.keys())
+    if missing:
+        faults.append("missing: " + _shortened(missing))
+    unexpected = sorted(manifest.keys() - required.keys() - ({TIED_HEAD} if tied_head else set()))
+    if unexpected:
+        faults.append("unexpected: " + _shortened(unexpected))
+    misshapen = [
+        f"{name} is {list(manifest[name])}, expected {list(required[name])}"
+        for name in sorted(required.keys() & manifest.keys())
+        if tuple(manifest[name]) != tuple(required[name])
+    ]
+    if misshapen:
+        faults.append("wrong shape: " + _shortened(misshapen))
+    if faults:
+        raise WeightHandoverError("weights do not fit the engine's model; " + "; ".join(faults))
+
+
+class VerifiedStream:
+    """Iterates over (name, tensor) of an announced update and stops passing tensors on at the first fault.
+
+    It never raises, since an exception inside an engine's loader breaks the engine for good while a stream that
+    ends early leaves it loadable; look at `failure` afterwards. After a fault of a tensor the rest of the source is
+    still consumed: its gathers are collective, and the other ranks wait in them.
+    """
+
+    def __init__(self, manifest: Mapping[str, tuple[int, ...]], tensors: Iterable[tuple[str, torch.Tensor]], skip: frozenset[str]) -> None:
+        """skip: announced names that are checked but not passed on."""
+        self.failure: Exception | None = None
+        self._manifest = manifest
+        self._tensors = tensors
+        self._skip = skip
+
+    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+        waiting = set(self._manifest)
+        source = iter(self._tensors)
+        while True:
+            try:
+                name, tensor = next(source)
+            except StopIteration:
+                break
+            except Exception as error:
+                self.failure = self.failure or error
+                return
+            if self.failure is None:
+                self.failure = self._fault(name, tensor, waiting)
+            if self.failure is None:
+                waiting.discard(name)
+                if name not in self._skip:
+                    yield name, tensor
+        if waiting and self.failure is None:
+            self.failure = WeightHandoverError("the weight stream ended early; missing: " + _shortened(sorted(waiting)))
+
+    def _fault(self, name: str, tensor: torch.Tensor, waiting: set[str]) -> WeightHandoverError | None:
+        if name not in self._manifest:
+            return WeightHandoverError(f"the weight stream holds {name}, which its manifest does not announce")
+        if name not in waiting:
+            return WeightHandoverError(f"the weight stream holds {name} twice")
+        if tuple(tensor.shape) != tuple(self._manifest[name]):
+            return WeightHandoverError(
+                f"the weight stream holds {name} with shape {list(tensor.shape)}; its manifest announced {list(self._manifest[name])}"
+            )
+        return None
+
+
+def _safetensors_files(folder: Path) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        names = sorted(set(_read_json(index).get("weight_map", {}).values()))
+        for name in names:
+            if Path(name).name != name or not (folder / name).is_file():
+                raise UserError(f"{index}: names the weight file {name!r}, which is not in {folder}; fetch the model again")
+        files = [folder / name for name in names]
+    else:
+        files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise UserError(f"{folder}: no *.safetensors weights; model.path must be a Hugging Face folder with safetensors")
+    return files
+
+
+def _read_json(file: Path) -> dict:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file}: is not valid JSON ({error}); fetch the model again") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{file}: must hold a JSON object; fetch the model again")
+    return content
+
+
+def _shortened(items: list[str]) -> str:
+    shown = ", ".join(items[:_NAMED_PER_FAULT])
+    return shown if len(items) <= _NAMED_PER_FAULT else f"{shown} and {len(items) - _NAMED_PER_FAULT} more"

@@ -1,0 +1,113 @@
+"""Output folders that are either complete or not there.
+
+A tool builds its files in a hidden sibling folder, seals them with a list of their SHA-256 sums (`sealed.json`, beside what they were
+made from) and renames the folder into place. A later run trusts the output only after every sum has been computed again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from megatron_rlpr.system.atomic_file import write_text
+from megatron_rlpr.types import UserError
+
+SEAL = "sealed.json"
+
+
+def make_once(folder: Path, made_from: Mapping[str, Any], build: Callable[[Path], None]) -> bool:
+    """Fill `folder` by calling build(staging folder), unless it already holds a complete output of the same origin.
+
+    made_from: JSON object that names everything the content depends on. Returns True when build was called. Raises UserError when
+    something else, or something incomplete, is in the way: a tool never deletes what it did not just make.
+    """
+    origin = json.loads(json.dumps(made_from))
+    with _only_one(folder):
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            _refuse_unless_sealed(folder, origin)
+            return False
+        # The name says what is being built, so that a build may go on with what an interrupted one of the same origin left.
+        tag = hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()[:8]
+        staging = folder.with_name(f".{folder.name}.{tag}.unfinished")
+        staging.mkdir(parents=True, exist_ok=True)
+        try:
+            build(staging)
+        except UserError:
+            _drop_if_empty(staging)
+            raise
+        _seal(staging, origin)
+        if folder.exists():
+            folder.rmdir()
+        os.replace(staging, folder)
+        return True
+
+
+def problems(folder: Path) -> list[str]:
+    """What speaks against trusting the folder, one sentence each; empty when its seal and all sums agree."""
+    try:
+        seal = json.loads((folder / SEAL).read_text(encoding="utf-8"))
+        sums: dict[str, str] = dict(seal["files"])
+    except FileNotFoundError:
+        return [f"{SEAL} is missing"]
+    except (ValueError, KeyError, TypeError):
+        return [f"{SEAL} is not readable"]
+    missing = [f"{name} is missing" for name in sums if not (folder / name).is_file()]
+    return missing or [f"{name} has changed" for name, expected in sums.items() if sha256(folder / name) != expected]
+
+
+def sha256(path: Path) -> str:
+    """Hex SHA-256 of a file's content; a link is followed."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def empty(folder: Path) -> None:
+    """Remove what an interrupted build left in its own staging folder."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _drop_if_empty(folder: Path) -> None:
+    if not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def _seal(staging: Path, origin: Mapping[str, Any]) -> None:
+    names = sorted(path.relative_to(staging).as_posix() for path in staging.rglob("*") if path.is_file() and path.name != SEAL)
+    seal = {"made_from": origin, "files": {name: sha256(staging / name) for name in names}}
+    write_text(staging / SEAL, json.dumps(seal, indent=2) + "\n")
+
+
+def _refuse_unless_sealed(folder: Path, origin: Mapping[str, Any]) -> None:
+    if not folder.is_dir():
+        raise UserError(f"{folder}: is a file, expected a folder or nothing; give another --out")
+    found = problems(folder)
+    if found:
+        raise UserError(f"{folder}: not a complete output of this tool ({found[0]}); remove the folder and run the same command again")
+    before = json.loads((folder / SEAL).read_text(encoding="utf-8"))["made_from"]
+    differing = sorted(key for key in {*before, *origin} if before.get(key) != origin.get(key))
+    if differing:
+        key = differing[0]
+        raise UserError(
+            f"{folder}: was made with {key}={before.get(key)!r}, now {key}={origin.get(key)!r} is asked for; "
+            "remove the folder or give another --out"
+        )
+
+
+@contextmanager
+def _only_one(folder: Path) -> Iterator[None]:
+    """Let a second process that wants the same folder wait for the first."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_name(f".{folder.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

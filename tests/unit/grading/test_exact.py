@@ -1,0 +1,62 @@
+"""The exact grader of the quickstart's data, and its dispatch."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from megatron_rlpr.grading.dispatch import grade
+from megatron_rlpr.grading.exact import grade_exact
+from megatron_rlpr.types import UserError
+
+
+@pytest.mark.parametrize(
+    ("response", "reference"),
+    [
+        ("<think>t</think> <answer> 42 </answer>", "42"),
+        ("<answer>Paris.</answer>", "paris"),
+        ("<answer>1,234,567</answer>", "1234567"),
+        ("<answer>-1,000.5</answer>", "-1000.5"),
+        ("<answer>5</answer> no, <answer>6</answer>", "6"),
+        ("<answer>7</answer> and <answer>never closed", "7"),
+    ],
+)
+def test_the_last_closed_answer_counts_whatever_its_case_or_commas(response: str, reference: str) -> None:
+    assert grade_exact(response, reference).correct
+
+
+@pytest.mark.parametrize(
+    ("response", "reference"),
+    [
+        ("42", "42"),
+        ("<answer>42", "42"),
+        ("42</answer>", "42"),
+        ("</answer>42<answer>", "42"),
+        ("", ""),
+        ("<answer>1,2</answer>", "12"),
+        ("<answer>42 apples</answer>", "42"),
+    ],
+)
+def test_without_a_closed_answer_or_with_another_text_it_is_wrong(response: str, reference: str) -> None:
+    assert not grade_exact(response, reference).correct
+
+
+@settings(deadline=None)
+@given(st.text(), st.text(max_size=20).filter(lambda text: "<" not in text))
+def test_any_text_before_the_answer_changes_nothing(before: str, answer: str) -> None:
+    assert grade_exact(f"{before}<answer>{answer}</answer>", answer).correct
+
+
+def test_the_format_score_follows_what_the_prompt_asks() -> None:
+    asks = "Write <think> </think> <answer> </answer>."
+    assert grade("quickstart/sums", "<answer>4</answer>", "4", asks, "validation").format == 0.0
+    assert grade("quickstart/sums", "<answer>4</answer>", "4", asks, "validation", "R1_nothink").format == 1.0
+    assert grade("quickstart/sums", "<think>t</think><answer>4</answer>", "4", asks, "train").format == 1.0
+
+
+def test_an_unknown_data_source_is_refused_with_the_nearest_known_one() -> None:
+    with pytest.raises(UserError, match=r"'openai/gsm8'.*did you mean 'openai/gsm8k'"):
+        grade("openai/gsm8", "4", "4", "", "validation")
+    with pytest.raises(UserError, match=r"quickstart/\*"):
+        grade("zzz", "4", "4", "", "validation")

@@ -1,0 +1,112 @@
+"""One call of the policy answers for a whole batch of groups; every answer finds its way back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from megatron_rlpr.config.schema import Config
+from megatron_rlpr.data.dataset import load_prompts
+from megatron_rlpr.data.tokenizer import load_tokenizer
+from megatron_rlpr.reward.base_probability import BaseProbabilityTable
+from megatron_rlpr.reward.manager import RewardManager
+from megatron_rlpr.reward.scoring import GroupScorer
+from megatron_rlpr.system.clock import Clock
+from megatron_rlpr.types import Prompt, Response, RolloutGroup, ScoreRequest, TokenScores
+
+TOKENIZER = Path(__file__).parents[2] / "goldens" / "tokenizers" / "bpe_chat"
+GOOD, BAD = "<think> so </think> <answer> 8 </answer>", "no tags at all"
+
+
+class KnownPolicy:
+    """A policy whose log-probs follow from a request alone: -(token id + last token of the prompt) / 10000."""
+
+    def __init__(self) -> None:
+        self.calls: list[list[ScoreRequest]] = []
+
+    def score(self, requests: Sequence[ScoreRequest], progress: Any = None) -> list[TokenScores]:
+        self.calls.append(list(requests))
+        return [self.of(request) for request in requests]
+
+    def of(self, request: ScoreRequest) -> TokenScores:
+        ids = np.array(request.token_ids[request.start : request.stop], dtype=np.float32)
+        return TokenScores(-(ids + request.token_ids[request.start - 1]) / 1e4, ids)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return load_tokenizer(str(TOKENIZER))
+
+
+@pytest.fixture
+def prompts(tokenizer: Any, tmp_path: Path) -> tuple[Prompt, ...]:
+    import pandas as pd
+
+    rows = [
+        {"prompt": [{"role": "user", "content": f"{n}+{n}=?"}], "data_source": "unit", "reward_model": {"ground_truth": str(2 * n)}}
+        for n in range(1, 5)
+    ]
+    pd.DataFrame(rows).to_parquet(tmp_path / "rows.parquet")
+    return load_prompts([tmp_path / "rows.parquet"], tokenizer, 100).prompts
+
+
+def group(tokenizer: Any, prompt: Prompt, *texts: str) -> RolloutGroup:
+    ids = [tuple(tokenizer(text + tokenizer.eos_token, add_special_tokens=False)["input_ids"]) for text in texts]
+    return RolloutGroup(prompt, tuple(Response(i, tokenizer.decode(i), (0.0,) * len(i), "stop", 0) for i in ids))
+
+
+def scorer(tokenizer: Any, policy: KnownPolicy, base: Any) -> GroupScorer:
+    return GroupScorer(policy, RewardManager(Config().reward, tokenizer, 100, 60), base, Clock())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("base", ["initial", "current", "none"])
+def test_a_batch_is_scored_in_one_call_and_each_group_as_if_it_were_alone(tokenizer: Any, prompts: tuple[Prompt, ...], base: str) -> None:
+    groups = [group(tokenizer, prompts[0], GOOD, BAD), group(tokenizer, prompts[1], BAD), group(tokenizer, prompts[2], GOOD, GOOD + " ")]
+    policy, table = KnownPolicy(), BaseProbabilityTable({})
+    made = scorer(tokenizer, policy, base)
+    assert made.complete(table, prompts) == 4
+    policy.calls.clear()
+    together = made.score(groups, table)
+    assert len(policy.calls) == 1
+    spliced, base_requests = 3, 3 if base == "current" else 0
+    assert len(policy.calls[0]) == 5 + spliced + base_requests, "a response without tags costs no reference forward"
+    for one, alone in zip(together, (made.score([g], table)[0] for g in groups), strict=True):
+        assert one.group is alone.group
+        assert one.rewards == alone.rewards
+        for a, b in zip(one.scores, alone.scores, strict=True):
+            np.testing.assert_array_equal(a.log_probs, b.log_probs)
+
+
+def test_own_scores_are_those_of_the_response_after_the_prompt(tokenizer: Any, prompts: tuple[Prompt, ...]) -> None:
+    policy = KnownPolicy()
+    (one,) = scorer(tokenizer, policy, "none").score([group(tokenizer, prompts[3], BAD)])
+    response = one.group.responses[0]
+    before = len(prompts[3].token_ids)
+    request = ScoreRequest((*prompts[3].token_ids, *response.token_ids), before, before + len(response.token_ids))
+    np.testing.assert_array_equal(one.scores[0].log_probs, policy.of(request).log_probs)
+    assert (one.rewards[0].reference_probability, one.rewards[0].splice_valid) == (0.0, False)
+
+
+def test_base_probabilities_come_from_where_the_run_says(tokenizer: Any, prompts: tuple[Prompt, ...]) -> None:
+    policy, table = KnownPolicy(), BaseProbabilityTable({})
+    groups = [group(tokenizer, prompts[0], GOOD)]
+    table.record(prompts[0], 0.125)
+    found = {base: scorer(tokenizer, policy, base).score(groups, table)[0].rewards[0].base_probability for base in ("initial", "none")}
+    assert found == {"initial": 0.125, "none": 0.0}
+    current = scorer(tokenizer, policy, "current")
+    fresh = BaseProbabilityTable({})
+    current.complete(fresh, prompts)
+    assert current.score(groups)[0].rewards[0].base_probability == fresh.probability(prompts[0])
+    with pytest.raises(ValueError, match="no table was given"):
+        scorer(tokenizer, policy, "initial").score(groups)
+
+
+def test_only_what_a_table_lacks_is_computed(tokenizer: Any, prompts: tuple[Prompt, ...]) -> None:
+    policy, table = KnownPolicy(), BaseProbabilityTable({})
+    made = scorer(tokenizer, policy, "initial")
+    assert [made.complete(table, prompts[:3]), made.complete(table, prompts), made.complete(table, prompts)] == [3, 1, 0]
+    assert [len(call) for call in policy.calls] == [3, 1, 0]

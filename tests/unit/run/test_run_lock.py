@@ -1,0 +1,43 @@
+"""A run folder belongs to one process at a time, and to nobody once that process is gone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from megatron_rlpr.run.lock import hold
+from megatron_rlpr.types import UserError
+
+ROOT = Path(__file__).parents[3]
+
+
+def test_a_held_folder_is_refused_until_it_is_given_back(tmp_path: Path) -> None:
+    held = hold(tmp_path / "run")
+    with pytest.raises(UserError, match=rf"run is in use by another run \(process {os.getpid()}\).*trainer\.name"):
+        hold(tmp_path / "run")
+    hold(tmp_path / "other").close()
+    held.close()
+    hold(tmp_path / "run").close()
+
+
+def test_a_killed_holder_gives_the_folder_back(tmp_path: Path) -> None:
+    code = """
+import pathlib, sys, time
+from megatron_rlpr.run.lock import hold
+held = hold(pathlib.Path(sys.argv[1]))
+print("held", flush=True)
+time.sleep(600)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, env=environment) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(UserError, match=f"process {holder.pid}"):
+            hold(tmp_path)
+        holder.send_signal(signal.SIGKILL)
+    hold(tmp_path).close()

@@ -1,0 +1,78 @@
+"""What a process has before it loads torch, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from megatron_rlpr.system.process_environment import default_threads
+
+ROOT = Path(__file__).parents[3]
+START = "from megatron_rlpr.system import process_environment; process_environment.ensure()\n"
+
+
+def environment(**changes: str) -> dict[str, str]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("MEGATRON_RLPR", "MALLOC_", "OMP_", "TORCHELASTIC"))}
+    return {**clean, "PYTHONPATH": str(ROOT), **changes}
+
+
+def python(code: str, *arguments: str, **changes: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", START + code, *arguments]
+    return subprocess.run(command, env=environment(**changes), capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_the_process_is_replaced_once_and_keeps_its_arguments_and_the_users_values() -> None:
+    code = "import json, os, sys; print(json.dumps([sys.argv[1:], dict(os.environ), 'torch' in sys.modules]))"
+    done = python(code, "a=b c", "--config", OMP_WAIT_POLICY="ACTIVE")
+    arguments, found, torch_loaded = json.loads(done.stdout)
+    assert arguments == ["a=b c", "--config"]
+    assert found["TOKENIZERS_PARALLELISM"] == "false"
+    assert found["OMP_WAIT_POLICY"] == "ACTIVE"
+    assert not torch_loaded
+
+
+def test_leaving_ends_helper_processes_and_tells_the_status() -> None:
+    code = """
+import subprocess, sys
+helper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+print(helper.pid, flush=True)
+process_environment.leave(7)
+"""
+    started = time.monotonic()
+    done = python(code)
+    assert done.returncode == 7
+    assert time.monotonic() - started < 30, "the helper held the output open"
+    assert not psutil.pid_exists(int(done.stdout)) or psutil.Process(int(done.stdout)).status() == psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the parent-death signal is Linux's")
+def test_a_rank_does_not_outlive_its_killed_launcher(tmp_path: Path) -> None:
+    pid_file = tmp_path / "pid"
+    rank = START + f"import os, pathlib, time; pathlib.Path({str(pid_file)!r}).write_text(str(os.getpid())); time.sleep(600)"
+    launch = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {rank!r}], start_new_session=True).wait()"
+    launcher = subprocess.Popen([sys.executable, "-c", launch], env=environment(TORCHELASTIC_RUN_ID="1"))
+    deadline = time.monotonic() + 60
+    while not (pid_file.exists() and pid_file.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    pid = int(pid_file.read_text())
+    assert psutil.pid_exists(pid)
+    launcher.send_signal(signal.SIGKILL)
+    launcher.wait()
+    while psutil.pid_exists(pid) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not psutil.pid_exists(pid)
+
+
+@pytest.mark.parametrize(("ranks", "share"), [("1", 1), ("1000", 0)])
+def test_ranks_share_the_cores(ranks: str, share: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
+    cores = len(os.sched_getaffinity(0))
+    assert default_threads() == (cores if share else 1)
