@@ -1,4 +1,5 @@
-"""Metadata of megatron-rlpr. `./setup_env.sh` is the way to install it; the extras name the same pins for other installers."""
+"""Metadata of megatron-rlpr. `./setup_env.sh` is the way to install it; the extras name the same pins for other
+installers."""
 
 from pathlib import Path
 

@@ -1,9 +1,11 @@
-"""Convert a Hugging Face folder into a Megatron distributed checkpoint that loads at any tensor and pipeline parallel size.
+"""Convert a Hugging Face folder into a Megatron distributed checkpoint that loads at any tensor and pipeline parallel
+size.
 
     python -m checkpoint_conversion.hf_to_megatron --hf models/smollm2-135m --out checkpoints/smollm2-135m
 
-The weights are read, fused and written parameter by parameter, so memory follows the largest one and not the model; no GPU is
-used. The output appears at once, when everything in it is written and has been read back with the source's checksum:
+The weights are read, fused and written parameter by parameter, so memory follows the largest one and not the model; no
+GPU is used. The output appears at once, when everything in it is written and has been read back with the source's
+checksum:
 
     megatron/           the weights (torch_dist)
     model_shape.json    what they belong to
@@ -64,7 +66,10 @@ def convert(hf: Path, out: Path, dtype_name: str = "auto") -> bool:
         empty(staging)
         checksum = _write_weights(shape, source, dtype, staging / WEIGHTS)
         _write_json(staging / SHAPE, asdict(shape))
-        _write_json(staging / CONVERSION, {"source": hf.resolve().name, "dtype": DTYPE_NAMES[dtype], "weights_checksum": checksum})
+        _write_json(
+            staging / CONVERSION,
+            {"source": hf.resolve().name, "dtype": DTYPE_NAMES[dtype], "weights_checksum": checksum},
+        )
         copy_companions(hf, staging / HF_FILES)
         files.check_unchanged()
 
@@ -91,7 +96,10 @@ def _write_weights(shape: ModelShape, source: HfTensors, dtype: torch.dtype, wei
         with byte_progress("checking", outline.nbytes) as advance:
             written = weights_checksum(load_streamed(outline, weights, advance))
     if written != read.checksum:
-        raise UserError(f"{weights} does not hold what was written there (checksum differs): is the disk sound? Run the same command again")
+        raise UserError(
+            f"{weights} does not hold what was written there (checksum differs): is the disk sound? Run the same "
+            "command again"
+        )
     return written
 
 
@@ -107,9 +115,13 @@ def _write_json(file: Path, content: Mapping[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--hf", type=Path, required=True, help="Hugging Face folder: config.json, tokenizer, safetensors")
+    parser.add_argument(
+        "--hf", type=Path, required=True, help="Hugging Face folder: config.json, tokenizer, safetensors"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder of the Megatron checkpoint")
-    parser.add_argument("--dtype", choices=["auto", *DTYPES], default="auto", help="dtype of the stored weights; auto: as in the source")
+    parser.add_argument(
+        "--dtype", choices=["auto", *DTYPES], default="auto", help="dtype of the stored weights; auto: as in the source"
+    )
     options = parser.parse_args()
     start = time.perf_counter()
     if convert(options.hf, options.out, options.dtype):

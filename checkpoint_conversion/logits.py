@@ -14,7 +14,8 @@ from megatron_rlpr.types import ScoreRequest
 
 
 def megatron_logits(policy: MegatronPolicy, token_ids: Sequence[int]) -> torch.Tensor | None:
-    """fp32 [T - 1, vocabulary]: the logits after every token but the last, on the last pipeline stage; None on other ranks.
+    """fp32 [T - 1, vocabulary]: the logits after every token but the last, on the last pipeline stage; None on other
+    ranks.
 
     All ranks call it together; the policy's temperature must be 1 and sequence parallelism off. The hidden states are
     taken from the very forward pass that scoring does. With data parallelism one replica sees the prompt, the others
@@ -29,7 +30,10 @@ def megatron_logits(policy: MegatronPolicy, token_ids: Sequence[int]) -> torch.T
     def keep(_: torch.nn.Module, __: Any, output: torch.Tensor) -> None:
         captured.append(output.detach())
 
-    hooks = (policy.model.register_forward_pre_hook(note, with_kwargs=True), policy.model.decoder.register_forward_hook(keep))
+    hooks = (
+        policy.model.register_forward_pre_hook(note, with_kwargs=True),
+        policy.model.decoder.register_forward_hook(keep),
+    )
     try:
         policy.score([ScoreRequest(tuple(token_ids), 1, len(token_ids))])
     finally:

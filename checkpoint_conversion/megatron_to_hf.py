@@ -1,7 +1,9 @@
-"""Convert a Megatron checkpoint (a conversion's or a training run's) into a Hugging Face folder for vLLM and transformers.
+"""Convert a Megatron checkpoint (a conversion's or a training run's) into a Hugging Face folder for vLLM and
+transformers.
 
     python -m checkpoint_conversion.megatron_to_hf --megatron checkpoints/smollm2-135m --out models/back
-    python -m checkpoint_conversion.megatron_to_hf --megatron runs/x/checkpoints/step_000040 --hf models/smollm2-135m --out models/trained
+    python -m checkpoint_conversion.megatron_to_hf --megatron runs/x/checkpoints/step_000040 --hf models/smollm2-135m
+    --out models/trained
 
 A training checkpoint holds no tokenizer: --hf names the folder the run started from. Parameters are
 read, split and written a few at a time, so memory follows the largest one and not the model; no GPU is used. The output
@@ -49,10 +51,15 @@ def convert(megatron: Path, out: Path, hf: Path | None = None, max_shard_gb: flo
     read_checkpoint_shape(megatron)
     companions = hf or megatron / HF_FILES
     if not companions.is_dir():
-        raise UserError(f"there is no folder {companions} with config.json and tokenizer: name the model folder of the run with --hf")
+        raise UserError(
+            f"there is no folder {companions} with config.json and tokenizer: name the model folder of the run with "
+            "--hf"
+        )
     shape = model_shape(read_hf_config(companions))
     check_megatron_checkpoint(shape, megatron)
-    files = SourceFiles(sorted(path for path in (megatron / WEIGHTS).iterdir() if path.is_file()) + companion_files(companions))
+    files = SourceFiles(
+        sorted(path for path in (megatron / WEIGHTS).iterdir() if path.is_file()) + companion_files(companions)
+    )
     made_from = {"max_shard_gb": max_shard_gb, "files": files.sums}
 
     def build(staging: Path) -> None:
@@ -75,10 +82,15 @@ def _write_weights(megatron: Path, shape: ModelShape, dtype: torch.dtype, stagin
         with byte_progress("writing", outline.nbytes) as advance:
             save_hf_weights(read, manifest, dtype, staging, max_file_bytes, advance)
     if _conversion(megatron).get("weights_checksum") not in (None, read.checksum):
-        raise UserError(f"{megatron}: the weights are not those that were converted (checksum differs): convert the model again")
+        raise UserError(
+            f"{megatron}: the weights are not those that were converted (checksum differs): convert the model again"
+        )
     written = HfTensors(staging)
     if weights_checksum((name, written.read(name)) for name in manifest) != read.checksum:
-        raise UserError(f"{staging} does not hold what was written there (checksum differs): is the disk sound? Run the same command again")
+        raise UserError(
+            f"{staging} does not hold what was written there (checksum differs): is the disk sound? Run the same "
+            "command again"
+        )
 
 
 def _conversion(megatron: Path) -> dict[str, Any]:
@@ -100,15 +112,22 @@ def _stored_dtype(weights: Path) -> torch.dtype:
     model = [tensor for name, tensor in stored.items() if name.endswith("weight") and not name.startswith("optimizer.")]
     found = {tensor.dtype for tensor in model if tensor.dtype is not None}
     if len(found) != 1 or not found <= DTYPE_NAMES.keys():
-        raise UserError(f"{weights}: expected weights of one dtype, {' or '.join(DTYPE_NAMES.values())}, found {sorted(map(str, found))}")
+        raise UserError(
+            f"{weights}: expected weights of one dtype, {' or '.join(DTYPE_NAMES.values())}, found "
+            f"{sorted(map(str, found))}"
+        )
     return found.pop()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--megatron", type=Path, required=True, help="a conversion's output, or a run's checkpoints/step_*")
+    parser.add_argument(
+        "--megatron", type=Path, required=True, help="a conversion's output, or a run's checkpoints/step_*"
+    )
     parser.add_argument("--out", type=Path, required=True, help="Hugging Face folder to write")
-    parser.add_argument("--hf", type=Path, help="folder with config.json and tokenizer; needed for training checkpoints")
+    parser.add_argument(
+        "--hf", type=Path, help="folder with config.json and tokenizer; needed for training checkpoints"
+    )
     parser.add_argument("--max-shard-gb", type=float, default=5.0, help="largest safetensors file, in 10^9 bytes")
     options = parser.parse_args()
     if not options.max_shard_gb > 0:

@@ -1,4 +1,5 @@
-"""A Megatron model without its weights: which parameters it has, what they are made of, and how a checkpoint stores them."""
+"""A Megatron model without its weights: which parameters it has, what they are made of, and how a checkpoint stores
+them."""
 
 from __future__ import annotations
 
@@ -25,8 +26,9 @@ BUCKET_BYTES = 32 * 2**20
 class OutlinedParameter:
     """One whole Megatron parameter.
 
-    name: its key in the model's state dict. outline: a tensor of its shape and dtype without storage. stored: Megatron's
-    description of where it lies in a checkpoint; some parameters are several pieces there (gate and up projection).
+    name: its key in the model's state dict. outline: a tensor of its shape and dtype without storage. stored:
+    Megatron's description of where it lies in a checkpoint; some parameters are several pieces there (gate and up
+    projection).
     """
 
     name: str
@@ -66,7 +68,9 @@ def outline_model(shape: ModelShape, actor: ActorConfig) -> ModelOutline:
     Raises RuntimeError where CUDA is visible: Megatron would make the parameters there.
     """
     if torch.cuda.is_available():
-        raise RuntimeError("a model is outlined without GPUs: set CUDA_VISIBLE_DEVICES to nothing before torch is loaded")
+        raise RuntimeError(
+            "a model is outlined without GPUs: set CUDA_VISIBLE_DEVICES to nothing before torch is loaded"
+        )
     with torch.device("meta"):
         model = build_model(shape, actor)
     state = model.sharded_state_dict()

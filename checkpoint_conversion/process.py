@@ -10,8 +10,8 @@ from megatron_rlpr.system import process_environment
 def start() -> None:
     """Make sure this process runs with a conversion's environment. Call first, before anything imports torch.
 
-    A checkpoint is the same wherever it is written, and laying it out on the CPU needs no free GPU. Training's settings of
-    the allocator keep what is freed; here the memory of one tensor is to be that of the next.
+    A checkpoint is the same wherever it is written, and laying it out on the CPU needs no free GPU. Training's settings
+    of the allocator keep what is freed; here the memory of one tensor is to be that of the next.
     """
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     for name in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_"):

@@ -10,7 +10,8 @@ from megatron_rlpr.types import UserError
 
 
 class SourceFiles:
-    """Remembers what files held: their SHA-256 sums, and the marks by which a later change shows without reading them."""
+    """Remembers what files held: their SHA-256 sums, and the marks by which a later change shows without reading
+    them."""
 
     def __init__(self, files: Iterable[Path]) -> None:
         self._marks = {file: _marks(file) for file in files}

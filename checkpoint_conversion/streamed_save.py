@@ -1,7 +1,8 @@
 """Write a Megatron checkpoint (torch_dist) parameter by parameter, from weights that are nowhere in memory as a whole.
 
-Megatron and torch plan the checkpoint from tensors without storage; only when torch comes to write a piece is its parameter
-made. The pieces are written in table order, so that a parameter is made once, and a file holds neighbouring layers.
+Megatron and torch plan the checkpoint from tensors without storage; only when torch comes to write a piece is its
+parameter made. The pieces are written in table order, so that a parameter is made once, and a file holds neighbouring
+layers.
 """
 
 from __future__ import annotations
@@ -17,7 +18,11 @@ from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing import ShardedTensor
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedObject, is_main_replica
-from megatron.core.dist_checkpointing.strategies.torch import MCoreSavePlanner, TorchDistSaveShardedStrategy, mcore_to_pyt_state_dict
+from megatron.core.dist_checkpointing.strategies.torch import (
+    MCoreSavePlanner,
+    TorchDistSaveShardedStrategy,
+    mcore_to_pyt_state_dict,
+)
 from torch.distributed import checkpoint
 from torch.distributed.checkpoint import FileSystemWriter, SavePlan, SavePlanner
 from torch.distributed.checkpoint.planner import WriteItem, WriteItemType
@@ -38,7 +43,8 @@ def save_streamed(outline: ModelOutline, values: Values, folder: Path) -> None:
 
 
 class _StreamedSave(TorchDistSaveShardedStrategy):
-    """Megatron's torch_dist format, planned and written by torch in this process instead of Megatron's forked writers."""
+    """Megatron's torch_dist format, planned and written by torch in this process instead of Megatron's forked
+    writers."""
 
     def __init__(self, outline: ModelOutline, values: Values) -> None:
         super().__init__("torch_dist", 1)
@@ -51,7 +57,9 @@ class _StreamedSave(TorchDistSaveShardedStrategy):
             if is_main_replica(part.replica_id):
                 by_key[part.unique_key if isinstance(part, ShardedObject) else part.key].append(part)
         writer = _FilesOfLayers(str(checkpoint_dir), thread_count=1)
-        checkpoint.save(mcore_to_pyt_state_dict(by_key), storage_writer=writer, planner=_Planner(self._outline, self._values))
+        checkpoint.save(
+            mcore_to_pyt_state_dict(by_key), storage_writer=writer, planner=_Planner(self._outline, self._values)
+        )
 
 
 class _Planner(MCoreSavePlanner):
@@ -86,7 +94,9 @@ class _Planner(MCoreSavePlanner):
             self._made = number
         wanted = _of_item(write_item)
         (piece,) = (p for p in self._pieces if _place(p.key, p.global_offset) == wanted)
-        return piece.data.reshape(write_item.tensor_data.chunk.sizes)  # stacked layers have leading dimensions of size 1
+        return piece.data.reshape(
+            write_item.tensor_data.chunk.sizes
+        )  # stacked layers have leading dimensions of size 1
 
     def _position(self, item: WriteItem) -> int:
         return -1 if item.type == WriteItemType.BYTE_IO else self._owner[_of_item(item)]

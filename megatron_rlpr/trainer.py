@@ -10,7 +10,13 @@ from megatron_rlpr.algorithm.batch_fill import BatchFill
 from megatron_rlpr.algorithm.training_batch import filter_stds, loss_weights, mini_batches
 from megatron_rlpr.run.parts import RunParts
 from megatron_rlpr.system.process_environment import release_free_memory
-from megatron_rlpr.tracking.step_metrics import filter_metrics, memory_metrics, reward_metrics, speed_metrics, update_metrics
+from megatron_rlpr.tracking.step_metrics import (
+    filter_metrics,
+    memory_metrics,
+    reward_metrics,
+    speed_metrics,
+    update_metrics,
+)
 
 
 class Trainer:
@@ -45,7 +51,9 @@ class Trainer:
             lr = parts.learning_rate(step)
             with clock.phase("update"), parts.console.phase("update") as progress:
                 updates = [
-                    parts.policy.update(sequences, loss_weights(sequences, parts.config), parts.loss_terms, lr, progress.advance)
+                    parts.policy.update(
+                        sequences, loss_weights(sequences, parts.config), parts.loss_terms, lr, progress.advance
+                    )
                     for sequences in mini_batches(batch, parts.config.actor.ppo_mini_batch_size)
                 ]
             with clock.phase("hand_over"):

@@ -48,8 +48,8 @@ class Response:
     engine_log_probs: the engine's log-probability of every token under the sampling temperature, len(token_ids).
     finish_reason: "stop" (end of sequence) or "length" (truncated).
     seed: the sampling seed of this request.
-    weight_versions: the hand-overs whose weights wrote it, in order (0 = initial); more than one when the engine's weights
-    changed while it was being written.
+    weight_versions: the hand-overs whose weights wrote it, in order (0 = initial); more than one when the engine's
+    weights changed while it was being written.
     """
 
     token_ids: tuple[int, ...]
@@ -91,7 +91,8 @@ class ResponseReward:
 
     reward = combination of the parts, as `reward.manager` defines it; extracted_answer is the text between the
     answer tags ("" when there are none); splice_valid tells whether the reference could be spliced in.
-    probability_reward, graded_reward: the two parts of a mixed reward, before their weights (algorithm.adv_estimator pr*_vr*).
+    probability_reward, graded_reward: the two parts of a mixed reward, before their weights (algorithm.adv_estimator
+    pr*_vr*).
     """
 
     reward: float
@@ -124,8 +125,8 @@ class ScoredGroup:
 class TrainSequence:
     """One response as the update sees it: train on token_ids[start:stop].
 
-    old_log_probs, advantages: float32 [stop - start]; reference_log_probs likewise, when a KL loss is used; engine_log_probs
-    likewise, where the engine's are known.
+    old_log_probs, advantages: float32 [stop - start]; reference_log_probs likewise, when a KL loss is used;
+    engine_log_probs likewise, where the engine's are known.
     """
 
     token_ids: tuple[int, ...]

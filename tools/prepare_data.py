@@ -2,8 +2,9 @@
 
     python -m tools.prepare_data --out data/quickstart [--train 1024 --val 240 --seed 0]
 
-Ten families of short questions, equally many of each, families taking turns. Held-out questions ask for facts that no training
-question asks for, whatever the seeds. The same arguments give the same rows; the folder appears complete or not at all.
+Ten families of short questions, equally many of each, families taking turns. Held-out questions ask for facts that no
+training question asks for, whatever the seeds. The same arguments give the same rows; the folder appears complete or
+not at all.
 """
 
 from __future__ import annotations
@@ -31,18 +32,25 @@ SPLITS = ("train", "val")
 def questions_of(split: str) -> tuple[tuple[Question, ...], ...]:
     """All questions of a split ("train" or "val"), one tuple a family, in the order of TASKS."""
     held_out = split == "val"
-    return tuple(tuple(question for question in task.enumerate() if is_held_out(question.fact) == held_out) for task in TASKS)
+    return tuple(
+        tuple(question for question in task.enumerate() if is_held_out(question.fact) == held_out) for task in TASKS
+    )
 
 
 def draw(split: str, count: int, seed: int) -> list[Question]:
-    """`count` different questions of a split ("train" or "val"), the families taking turns; raises UserError when there are too few."""
+    """`count` different questions of a split ("train" or "val"), the families taking turns; raises UserError when there
+    are too few."""
     wanted = [count // len(TASKS) + (position < count % len(TASKS)) for position in range(len(TASKS))]
     pools = questions_of(split)
     if any(number > len(pool) for number, pool in zip(wanted, pools, strict=True)):
         fewest, task = min((len(pool), task.name) for pool, task in zip(pools, TASKS, strict=True))
-        raise UserError(f"--{split} {count}: {task} has only {fewest} different questions; ask for at most {fewest * len(TASKS)} in all")
+        raise UserError(
+            f"--{split} {count}: {task} has only {fewest} different questions; ask for at most {fewest * len(TASKS)} "
+            "in all"
+        )
     columns = [
-        random.Random(f"{seed} {split} {task.name}").sample(pool, number) for task, pool, number in zip(TASKS, pools, wanted, strict=True)
+        random.Random(f"{seed} {split} {task.name}").sample(pool, number)
+        for task, pool, number in zip(TASKS, pools, wanted, strict=True)
     ]
     return [column[turn] for turn in range(max(wanted)) for column in columns if turn < len(column)]
 
@@ -72,7 +80,8 @@ def row(question: Question, index: int, split: str) -> dict[str, Any]:
 
 
 def prepare(out: Path, train: int, val: int, seed: int) -> bool:
-    """Make `out` hold train.parquet and val.parquet; False when it already did. Raises UserError for impossible sizes."""
+    """Make `out` hold train.parquet and val.parquet; False when it already did. Raises UserError for impossible
+    sizes."""
     for split, count in zip(SPLITS, (train, val), strict=True):
         if count < 1:
             raise UserError(f"--{split} {count}: expected at least 1 question")

@@ -1,7 +1,8 @@
 """The chat turns in front of every quickstart question.
 
-A 135M model writes the tags only after it has seen them used: with no examples, or one, its format rate is 0 and no group has any
-variance; with four worked turns it starts between 0.2 and 1.0. The tags carry no spaces or newlines, the reasoning is one sentence.
+A 135M model writes the tags only after it has seen them used: with no examples, or one, its format rate is 0 and no
+group has any variance; with four worked turns it starts between 0.2 and 1.0. The tags carry no spaces or newlines, the
+reasoning is one sentence.
 """
 
 from __future__ import annotations
@@ -15,10 +16,16 @@ def worked(reasoning: str, answer: str) -> str:
 
 
 EXAMPLES = (
-    ("Kim has 6 balloons and loses 2. How many balloons are left?", worked("Kim starts with 6 balloons and loses 2. 6 - 2 = 4.", "4")),
+    (
+        "Kim has 6 balloons and loses 2. How many balloons are left?",
+        worked("Kim starts with 6 balloons and loses 2. 6 - 2 = 4.", "4"),
+    ),
     ("What is the capital of Norway?", worked("The capital of Norway is Oslo.", "Oslo")),
     ("What is 13 + 5?", worked("13 + 5 = 18.", "18")),
-    ("Which is longer, a river or a street?", worked("A river can cross whole countries, so a river is longer than a street.", "river")),
+    (
+        "Which is longer, a river or a street?",
+        worked("A river can cross whole countries, so a river is longer than a street.", "river"),
+    ),
 )
 
 

@@ -1,8 +1,8 @@
 """The ten families of short questions of the quickstart: every question they can ask, and the fact each one asks for.
 
-All questions are enumerated, so a data set is a sample without replacement. Train and held-out questions differ in the *fact*
-(an arithmetic expression, a word, a month), not only in wording: `is_held_out` decides by a hash of the fact, for all seeds and for
-all families alike, so "9 - 4" is either always trained on or never.
+All questions are enumerated, so a data set is a sample without replacement. Train and held-out questions differ in the
+*fact* (an arithmetic expression, a word, a month), not only in wording: `is_held_out` decides by a hash of the fact,
+for all seeds and for all families alike, so "9 - 4" is either always trained on or never.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from tools.quickstart_words import CONVERSIONS, MONTHS, NAMES, OPPOSITES, PAST_TENSES, PLURALS, THINGS
 
 HELD_OUT_SHARE = 0.22
-# One of the salts with which every family keeps enough questions on both sides (the month family has twelve facts only).
+# One of the salts with which every family keeps enough questions on both sides (the month family has twelve facts
+# only).
 SALT = "45"
 
 
@@ -58,7 +59,11 @@ def _word_add() -> Iterator[tuple[str, str, str]]:
         for b in range(2, 13):
             for name in NAMES:
                 for thing in THINGS:
-                    yield f"{name} has {a} {thing} and gets {b} more. How many {thing} does {name} have now?", str(a + b), _sum(a, b)
+                    yield (
+                        f"{name} has {a} {thing} and gets {b} more. How many {thing} does {name} have now?",
+                        str(a + b),
+                        _sum(a, b),
+                    )
 
 
 def _word_sub() -> Iterator[tuple[str, str, str]]:
@@ -66,7 +71,11 @@ def _word_sub() -> Iterator[tuple[str, str, str]]:
         for b in range(1, a):
             for name in NAMES:
                 for thing in THINGS:
-                    yield f"{name} has {a} {thing} and gives away {b}. How many {thing} are left?", str(a - b), f"{a} - {b}"
+                    yield (
+                        f"{name} has {a} {thing} and gives away {b}. How many {thing} are left?",
+                        str(a - b),
+                        f"{a} - {b}",
+                    )
 
 
 def _word_mul() -> Iterator[tuple[str, str, str]]:
@@ -88,7 +97,9 @@ def _chain_sum() -> Iterator[tuple[str, str, str]]:
     """reasoning-gym's chain_sum with two one-digit terms: few enough that a long draw holds them all."""
     import reasoning_gym
 
-    draws = reasoning_gym.create_dataset("chain_sum", min_terms=2, max_terms=2, min_digits=1, max_digits=1, size=4000, seed=0)
+    draws = reasoning_gym.create_dataset(
+        "chain_sum", min_terms=2, max_terms=2, min_digits=1, max_digits=1, size=4000, seed=0
+    )
     distinct = {draw["question"]: draw for draw in draws}
     for text in sorted(distinct):
         expression = distinct[text]["metadata"]["expression"]

@@ -29,7 +29,8 @@ from megatron_rlpr.weights.load_megatron import check_megatron_checkpoint, damag
 from megatron_rlpr.weights.shape import ModelShape
 
 _NAME = re.compile(r"step_(\d{6,})")
-# How a distributed optimizer is stored; Megatron's default can no longer be written, the others not be loaded in another layout.
+# How a distributed optimizer is stored; Megatron's default can no longer be written, the others not be loaded in
+# another layout.
 _SHARDED_OPTIMIZER = {"distrib_optim_sharding_type": "fully_reshardable"}
 
 
@@ -74,7 +75,8 @@ class CheckpointStore:
         return target
 
     def check(self, step: int) -> None:
-        """Raise UserError unless the checkpoint of `step` is whole, as far as its small files tell, and of this run's model."""
+        """Raise UserError unless the checkpoint of `step` is whole, as far as its small files tell, and of this run's
+        model."""
         check_megatron_checkpoint(self._shape, self.path(step))
         self._run_state(step)
 
@@ -115,8 +117,8 @@ def _sharded_state(policy: MegatronPolicy, is_loading: bool) -> dict[str, Any]:
 def _collect_write_results_here() -> None:
     """Keep Megatron from starting a manager process in every rank to collect its writers' results.
 
-    It is made for asynchronous writers. Ours are synchronous, and that process imports torch (seconds, 250 MB), lives as
-    long as the run, and would outlive a rank that is killed.
+    It is made for asynchronous writers. Ours are synchronous, and that process imports torch (seconds, 250 MB), lives
+    as long as the run, and would outlive a rank that is killed.
     """
     filesystem_async._results_queue = queue.Queue()
 

@@ -23,7 +23,9 @@ def wrap_for_training(model: TreePolicy, actor: ActorConfig) -> tuple[Distribute
     inner: torch.nn.Module = Float16Module(config, model) if config.bf16 else model
     wrapped = DistributedDataParallel(
         config,
-        DistributedDataParallelConfig(grad_reduce_in_fp32=True, use_distributed_optimizer=actor.use_distributed_optimizer),
+        DistributedDataParallelConfig(
+            grad_reduce_in_fp32=True, use_distributed_optimizer=actor.use_distributed_optimizer
+        ),
         inner,
     )
     optimizer = get_megatron_optimizer(

@@ -1,8 +1,8 @@
 """The optimizer's part of a checkpoint: the same whether experts are spread over ranks or not.
 
 Megatron gives spread experts (expert parallelism above 1) an optimizer of their own. Its tensors are named after the
-parameters in either case, so they load wherever the parameter went; what is missing when a checkpoint was written without
-that second optimizer is its bookkeeping, the same for both.
+parameters in either case, so they load wherever the parameter went; what is missing when a checkpoint was written
+without that second optimizer is its bookkeeping, the same for both.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ def sharded_optimizer_state(
 ) -> dict[str, Any]:
     """Entries of a checkpoint. model_state: the model's sharded state."""
     parts = zip(_PARTS, optimizer_parts(optimizer), strict=False)
-    return {name: part.sharded_state_dict(model_state, is_loading=is_loading, metadata=metadata) for name, part in parts}
+    return {
+        name: part.sharded_state_dict(model_state, is_loading=is_loading, metadata=metadata) for name, part in parts
+    }
 
 
 def load_optimizer_state(optimizer: MegatronOptimizer, loaded: dict[str, Any]) -> None:
@@ -37,7 +39,10 @@ def load_optimizer_state(optimizer: MegatronOptimizer, loaded: dict[str, Any]) -
     parts = dict(zip(_PARTS, optimizer_parts(optimizer), strict=False))
     for name, part in parts.items():
         if "param_groups" not in _adam(loaded[name]):
-            raise UserError("the checkpoint's distributed optimizer was stored with actor.expert_model_parallel_size=1: go on with that")
+            raise UserError(
+                "the checkpoint's distributed optimizer was stored with actor.expert_model_parallel_size=1: go on with "
+                "that"
+            )
         _complete(_adam(loaded[name]), _adam(loaded[_PARTS[0]]), _adam(part.state_dict()))
     for name, part in parts.items():
         part.load_state_dict(loaded[name])
@@ -50,7 +55,8 @@ def _adam(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def _complete(state: dict[str, Any], stored: dict[str, Any], fresh: dict[str, Any]) -> None:
-    """Give state, in place, the bookkeeping that its checkpoint lacks: fresh hyperparameters, and how many steps were stored."""
+    """Give state, in place, the bookkeeping that its checkpoint lacks: fresh hyperparameters, and how many steps were
+    stored."""
     for group, new in zip(state["param_groups"], fresh["param_groups"], strict=True):
         if group.keys() == {"params"}:
             steps = {"step": stored["param_groups"][0]["step"]} if "step" in stored["param_groups"][0] else {}

@@ -51,7 +51,9 @@ class MegatronPolicy:
     With `trainable=False` there is no optimizer (a reference policy).
     """
 
-    def __init__(self, shape: ModelShape, actor: ActorConfig, layout: Layout, temperature: float, trainable: bool = True) -> None:
+    def __init__(
+        self, shape: ModelShape, actor: ActorConfig, layout: Layout, temperature: float, trainable: bool = True
+    ) -> None:
         self.layout = layout
         self._config = actor
         self._costs = cost_model(shape)

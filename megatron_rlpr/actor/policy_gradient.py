@@ -45,7 +45,8 @@ class LossTerms:
 
 @dataclass(frozen=True)
 class RowValues:
-    """What the loss needs per wanted row, fp32 [W]; reference log-probs only with a KL loss, the engine's where known."""
+    """What the loss needs per wanted row, fp32 [W]; reference log-probs only with a KL loss, the engine's where
+    known."""
 
     old_log_probs: torch.Tensor
     advantages: torch.Tensor
@@ -74,23 +75,29 @@ class RowValues:
 def policy_gradient(rows: torch.Tensor, values: RowValues, terms: LossTerms) -> tuple[torch.Tensor, torch.Tensor]:
     """Loss scalar and statistics [len(STATISTICS)] of rows fp32 [W, 2] (log-prob, entropy).
 
-    loss = sum_w weight * (importance * clipped policy loss - entropy_coeff * entropy + kl_coef * kl); importance is 1 without
-    importance_cap, else the truncated importance weight of what the engine sampled. Statistics are sums over rows
-    (the loss as it is), to be added over micro-batches and ranks.
+    loss = sum_w weight * (importance * clipped policy loss - entropy_coeff * entropy + kl_coef * kl); importance is 1
+    without importance_cap, else the truncated importance weight of what the engine sampled. Statistics are sums over
+    rows (the loss as it is), to be added over micro-batches and ranks.
     """
     where = rows.device
     log_probs, entropy = rows[:, 0], rows[:, 1]
     old, weights = values.old_log_probs.to(where), values.weights.to(where)
-    token_loss, clipped = token_policy_loss(log_probs, old, values.advantages.to(where), terms.clip_low, terms.clip_high, terms.dual_clip)
+    token_loss, clipped = token_policy_loss(
+        log_probs, old, values.advantages.to(where), terms.clip_low, terms.clip_high, terms.dual_clip
+    )
     if terms.importance_cap:
         if values.engine_log_probs is None:
             raise ValueError("importance_cap needs the engine's log-probs")
         token_loss = importance_weights(old, values.engine_log_probs.to(where), terms.importance_cap) * token_loss
     token_loss = token_loss - terms.entropy_coeff * entropy
     if terms.kl_coef and values.reference_log_probs is not None:
-        token_loss = token_loss + terms.kl_coef * token_kl(log_probs, values.reference_log_probs.to(where), terms.kl_type)
+        token_loss = token_loss + terms.kl_coef * token_kl(
+            log_probs, values.reference_log_probs.to(where), terms.kl_type
+        )
     loss = (weights * token_loss).sum()
-    statistics = torch.stack([loss.detach(), entropy.detach().sum(), clipped.sum().float(), (old - log_probs.detach()).sum()])
+    statistics = torch.stack(
+        [loss.detach(), entropy.detach().sum(), clipped.sum().float(), (old - log_probs.detach()).sum()]
+    )
     return loss, statistics
 
 

@@ -41,13 +41,16 @@ class MicroBatchRunner:
     def forward(
         self, model: torch.nn.Module, micro_batches: Sequence[TreeMicroBatch], progress: Progress | None = None
     ) -> list[torch.Tensor]:
-        """fp32 [U, 2] (log-prob, entropy of every distinct row) per micro-batch on the last stage; [] on other stages."""
+        """fp32 [U, 2] (log-prob, entropy of every distinct row) per micro-batch on the last stage; [] on other
+        stages."""
 
         def keep(output: torch.Tensor, non_loss_data: bool = False) -> torch.Tensor:
             return output.detach()
 
         with torch.no_grad():
-            return self._run(model, micro_batches, lambda _: keep, progress, forward_only=True, collect_non_loss_data=True)
+            return self._run(
+                model, micro_batches, lambda _: keep, progress, forward_only=True, collect_non_loss_data=True
+            )
 
     def forward_backward(
         self,
@@ -110,7 +113,9 @@ class MicroBatchRunner:
             "input_ids": torch.from_numpy(micro_batch.token_ids).to(where)[None],
             "position_ids": positions[None],
             "attention_mask": None,
-            "packed_seq_params": TreeSeqParams(TreeLayout({w: self._visible(micro_batch, w) for w in self._windows}, cos, sin), head),
+            "packed_seq_params": TreeSeqParams(
+                TreeLayout({w: self._visible(micro_batch, w) for w in self._windows}, cos, sin), head
+            ),
         }
 
     def _visible(self, micro_batch: TreeMicroBatch, window: int) -> Visible:

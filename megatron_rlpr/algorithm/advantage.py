@@ -33,7 +33,8 @@ WHITEN_EPSILON = 1e-8
 class GroupRewards:
     """The rewards of one group's n responses.
 
-    token_rewards: one array [length] per response. probability_rewards, graded_rewards: [n], the parts of a mixed reward.
+    token_rewards: one array [length] per response. probability_rewards, graded_rewards: [n], the parts of a mixed
+    reward.
     baselines: [n], reward of the greedy response to the same prompt (remax).
     """
 
@@ -88,7 +89,9 @@ class EstimatorOptions:
 
 def _constant(group: GroupRewards, values: Values, std: float) -> GroupAdvantages:
     """Every token of response i gets values[i]."""
-    tokens = tuple(np.full(length, value, dtype=np.float32) for value, length in zip(values, group.lengths, strict=True))
+    tokens = tuple(
+        np.full(length, value, dtype=np.float32) for value, length in zip(values, group.lengths, strict=True)
+    )
     return GroupAdvantages(tokens, std)
 
 
@@ -131,7 +134,9 @@ def _prstd_vrstd(groups: Sequence[GroupRewards], options: EstimatorOptions) -> l
     for group in groups:
         probability, std = _centred(group.probability_rewards, "probability")
         graded, graded_std = _centred(group.graded_rewards, "graded")
-        values = options.pr_weight * probability / (std + STD_EPSILON) + options.vr_weight * graded / (graded_std + STD_EPSILON)
+        values = options.pr_weight * probability / (std + STD_EPSILON) + options.vr_weight * graded / (
+            graded_std + STD_EPSILON
+        )
         results.append(_constant(group, values, std))
     return results
 
@@ -169,7 +174,9 @@ def whiten(rows: Sequence[Values]) -> list[Values]:
 def _reinforce_plus_plus(groups: Sequence[GroupRewards], options: EstimatorOptions) -> list[GroupAdvantages]:
     whitened = iter(whiten([returns_to_go(row, options.gamma) for group in groups for row in group.token_rewards]))
     return [
-        GroupAdvantages(tuple(next(whitened).astype(np.float32) for _ in group.token_rewards), group_mean_and_std(group.totals)[1])
+        GroupAdvantages(
+            tuple(next(whitened).astype(np.float32) for _ in group.token_rewards), group_mean_and_std(group.totals)[1]
+        )
         for group in groups
     ]
 
@@ -208,7 +215,8 @@ def estimate_advantages(name: str, groups: Sequence[GroupRewards], options: Esti
 
 
 def flat_share(name: str, advantages: Sequence[GroupAdvantages]) -> float | None:
-    """Share of the responses whose group has no spread (std < 1e-6); None for estimators of a mixed reward, which zero no group."""
+    """Share of the responses whose group has no spread (std < 1e-6); None for estimators of a mixed reward, which zero
+    no group."""
     if name in MIXED_REWARD_ESTIMATORS:
         return None
     responses = sum(len(group.tokens) for group in advantages)

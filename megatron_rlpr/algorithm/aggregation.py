@@ -19,8 +19,8 @@ AGGREGATIONS = ("token-mean", "seq-mean-token-sum", "seq-mean-token-mean")
 def row_weights(lengths: Sequence[int], mode: str, max_tokens: int) -> npt.NDArray[np.float64]:
     """Weight of every token of each sequence, float64 [len(lengths)].
 
-    lengths: trained tokens of every sequence of the whole mini-batch. max_tokens: the constant that seq-mean-token-sum divides by
-    (the longest response allowed), unused otherwise. An empty sequence gets weight 0.
+    lengths: trained tokens of every sequence of the whole mini-batch. max_tokens: the constant that seq-mean-token-sum
+    divides by (the longest response allowed), unused otherwise. An empty sequence gets weight 0.
 
     token-mean: every token counts the same. seq-mean-token-sum: mean over sequences of token sums / max_tokens.
     seq-mean-token-mean: mean over sequences of their token means.

@@ -15,7 +15,8 @@ class BatchFill:
             fill.offer(groups, keep)
         batch, surplus = fill.take()
 
-    `history` holds every offered group in order. Every group is in exactly one of batch, surplus (kept, but one too many) and `dropped`.
+    `history` holds every offered group in order. Every group is in exactly one of batch, surplus (kept, but one too
+    many) and `dropped`.
     carried: surplus of an earlier step that is used again with its old responses (filter.cache_regenerate=false).
     """
 
@@ -52,5 +53,6 @@ class BatchFill:
         self.rounds += 1
 
     def take(self) -> tuple[list[ScoredGroup], list[ScoredGroup]]:
-        """(batch, surplus): the first train_batch_size kept groups, fewer if the rounds ran out, and the rest, in order."""
+        """(batch, surplus): the first train_batch_size kept groups, fewer if the rounds ran out, and the rest, in
+        order."""
         return self._kept[: self.train_batch_size], self._kept[self.train_batch_size :]

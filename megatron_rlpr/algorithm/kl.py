@@ -40,9 +40,12 @@ def penalised_token_rewards(
 ) -> tuple[FloatArray, float]:
     """Token rewards float32 [length] of one response with the KL inside the reward, and its mean token KL.
 
-    Every token pays coefficient * KL; the response's reward is added at the last token. log_probs, reference_log_probs: [length].
+    Every token pays coefficient * KL; the response's reward is added at the last token. log_probs, reference_log_probs:
+    [length].
     """
-    kl = token_kl(torch.from_numpy(np.asarray(log_probs)), torch.from_numpy(np.asarray(reference_log_probs)), kind).numpy()
+    kl = token_kl(
+        torch.from_numpy(np.asarray(log_probs)), torch.from_numpy(np.asarray(reference_log_probs)), kind
+    ).numpy()
     rewards = (-coefficient * kl).astype(np.float32)
     if len(rewards) == 0:
         return rewards, 0.0

@@ -7,12 +7,14 @@ import math
 from megatron_rlpr.types import UserError
 
 
-def multiplier(step: int, *, warmup_steps: int = 0, total_steps: int = 0, style: str = "constant", min_ratio: float = 0.0) -> float:
+def multiplier(
+    step: int, *, warmup_steps: int = 0, total_steps: int = 0, style: str = "constant", min_ratio: float = 0.0
+) -> float:
     """Factor on the peak learning rate at `step` (0 for the first training step).
 
-    Warm-up: step k of the first warmup_steps runs at (k + 1) / warmup_steps, so no step runs at 0 and, without a warm-up, the
-    first step runs at the full rate. After it the rate stays ("constant") or falls along a line or half a cosine to min_ratio, which
-    the last of total_steps reaches; later steps keep min_ratio.
+    Warm-up: step k of the first warmup_steps runs at (k + 1) / warmup_steps, so no step runs at 0 and, without a
+    warm-up, the first step runs at the full rate. After it the rate stays ("constant") or falls along a line or half a
+    cosine to min_ratio, which the last of total_steps reaches; later steps keep min_ratio.
 
     min_ratio: lowest learning rate divided by the peak one. total_steps is needed for the decaying styles.
     """
@@ -24,7 +26,8 @@ def multiplier(step: int, *, warmup_steps: int = 0, total_steps: int = 0, style:
         raise UserError(f"actor.lr_decay_style: {style!r} is unknown, choose constant, linear or cosine")
     if total_steps <= warmup_steps:
         raise UserError(
-            f"actor.lr_decay_style={style} needs more training steps than actor.lr_warmup_steps={warmup_steps}, the run has {total_steps}"
+            f"actor.lr_decay_style={style} needs more training steps than actor.lr_warmup_steps={warmup_steps}, the "
+            f"run has {total_steps}"
         )
     peak = max(warmup_steps, 1)  # number of the step (from 1) that runs at the full rate
     progress = min(1.0, (step + 1 - peak) / max(total_steps - peak, 1))

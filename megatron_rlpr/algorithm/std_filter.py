@@ -6,8 +6,9 @@ One training step t (numbers from 1) with mode "EMA":
     t == start_step                    average = mean of the collected steps' mean stds
     t >  start_step                    average = ema_ratio * average + (1 - ema_ratio) * mean std of the step before
     t >= start_step                    keep a group iff std_filter_beta * average <= target <= accuracy_upper_bound
-A step's mean covers the groups of all its rounds, before filtering. A step in which nothing was judged leaves the average as it
-is. Mode "fixed" keeps a group iff accuracy_lower_bound <= target <= accuracy_upper_bound, from the first step on.
+A step's mean covers the groups of all its rounds, before filtering. A step in which nothing was judged leaves the
+average as it is. Mode "fixed" keeps a group iff accuracy_lower_bound <= target <= accuracy_upper_bound, from the first
+step on.
 """
 
 from __future__ import annotations
@@ -93,9 +94,14 @@ class StdFilter:
     def judge(self, groups: Sequence[ScoredGroup], stds: Sequence[float] | None = None) -> list[bool]:
         """Which groups of one round are kept, in order; their stds are collected for the average.
 
-        stds: the spread of each group if it is not that of the final rewards (mixed-reward estimators: GroupAdvantages.std).
+        stds: the spread of each group if it is not that of the final rewards (mixed-reward estimators:
+        GroupAdvantages.std).
         """
-        spreads = [group_mean_and_std(group.final_rewards)[1] for group in groups] if stds is None else [float(std) for std in stds]
+        spreads = (
+            [group_mean_and_std(group.final_rewards)[1] for group in groups]
+            if stds is None
+            else [float(std) for std in stds]
+        )
         if self._collects_now:
             self._collected.extend(std for std in spreads if math.isfinite(std))
         values = [self._target(group, std) for group, std in zip(groups, spreads, strict=True)]
@@ -125,7 +131,8 @@ class StdFilter:
         """Go on from state_dict()."""
         if set(state) != STATE_KEYS:
             raise UserError(
-                f"the checkpoint's std-filter state has keys {sorted(state)}, expected {sorted(STATE_KEYS)}: written by another version"
+                f"the checkpoint's std-filter state has keys {sorted(state)}, expected {sorted(STATE_KEYS)}: written "
+                "by another version"
             )
         self._step = int(state["step"])
         self._average = None if state["average"] is None else float(state["average"])
@@ -167,6 +174,7 @@ def source_multipliers(text: str) -> dict[str, float]:
             separator = ""
         if not separator or not source:
             raise UserError(
-                f"filter.std_filter_beta_per_data_source: {part!r} is not of the form source_is_number, as in 'maths_is_1.5+physics_is_0.8'"
+                f"filter.std_filter_beta_per_data_source: {part!r} is not of the form source_is_number, as in "
+                "'maths_is_1.5+physics_is_0.8'"
             )
     return multipliers

@@ -51,7 +51,9 @@ def with_advantages(
     name = config.algorithm.adv_estimator
     rewards, kls = [], []
     for number, group in enumerate(groups):
-        token_rewards, group_kls = _token_rewards(group, config, reference[number] if reference else None, kl_coefficient)
+        token_rewards, group_kls = _token_rewards(
+            group, config, reference[number] if reference else None, kl_coefficient
+        )
         baseline = None if baselines is None else np.full(len(group.rewards), baselines[number])
         rewards.append(GroupRewards(token_rewards, *mixed_parts(group), baseline))
         kls += group_kls
@@ -66,7 +68,10 @@ def filter_stds(groups: Sequence[ScoredGroup], config: Config) -> list[float] | 
     name = config.algorithm.adv_estimator
     if name not in MIXED_REWARD_ESTIMATORS:
         return None
-    rewards = [GroupRewards.at_the_end(g.final_rewards, [len(r.token_ids) for r in g.group.responses], *mixed_parts(g)) for g in groups]
+    rewards = [
+        GroupRewards.at_the_end(g.final_rewards, [len(r.token_ids) for r in g.group.responses], *mixed_parts(g))
+        for g in groups
+    ]
     return [estimate.std for estimate in estimate_advantages(name, rewards, estimator_options(config))]
 
 
@@ -103,7 +108,9 @@ def _token_rewards(
         lengths = [len(r.token_ids) for r in group.group.responses]
         return GroupRewards.at_the_end(group.final_rewards, lengths).token_rewards, []
     penalised = [
-        penalised_token_rewards(float(reward), scores.log_probs, log_probs, kl_coefficient, config.algorithm.kl_loss_type)
+        penalised_token_rewards(
+            float(reward), scores.log_probs, log_probs, kl_coefficient, config.algorithm.kl_loss_type
+        )
         for reward, scores, log_probs in zip(group.final_rewards, group.scores, reference, strict=True)
     ]
     return tuple(tokens for tokens, _ in penalised), [kl for _, kl in penalised]
@@ -114,8 +121,14 @@ def _sequences(batch: TrainingBatch, index: int) -> list[TrainSequence]:
     no_reference: Sequence[FloatArray | None] = [None] * len(advantages)
     references = batch.reference_log_probs[index] if batch.reference_log_probs else no_reference
     sequences = []
-    for response, scores, advantage, reference in zip(scored.group.responses, scored.scores, advantages, references, strict=True):
+    for response, scores, advantage, reference in zip(
+        scored.group.responses, scored.scores, advantages, references, strict=True
+    ):
         request = response_request(scored.group.prompt, response.token_ids)
         engine = np.asarray(response.engine_log_probs, dtype=np.float32)
-        sequences.append(TrainSequence(request.token_ids, request.start, request.stop, scores.log_probs, advantage, reference, engine))
+        sequences.append(
+            TrainSequence(
+                request.token_ids, request.start, request.stop, scores.log_probs, advantage, reference, engine
+            )
+        )
     return sequences

@@ -30,7 +30,11 @@ def help_text() -> str:
 
 def _describe(key: Key) -> str:
     default = repr(key.default) if isinstance(key.default, str) else str(key.default)
-    return _wrapped(f"{key.full_name}={default}  ({key.type_name})", "  ") + "\n" + _wrapped(key.meaning, "      ", "      ")
+    return (
+        _wrapped(f"{key.full_name}={default}  ({key.type_name})", "  ")
+        + "\n"
+        + _wrapped(key.meaning, "      ", "      ")
+    )
 
 
 def _wrapped(text: str, indent: str, hanging: str = "      ") -> str:

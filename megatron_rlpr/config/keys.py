@@ -1,4 +1,5 @@
-"""What the configuration dataclasses declare, as a table: every key with its type, default and meaning; values checked against it."""
+"""What the configuration dataclasses declare, as a table: every key with its type, default and meaning; values checked
+against it."""
 
 from __future__ import annotations
 
@@ -86,7 +87,9 @@ def unknown(name: str, source: str) -> UserError:
         hint = "did you mean " + " or ".join(repr(key) for key in near) + "?"
     elif name.split(".")[0] in sections():
         section = name.split(".")[0]
-        hint = f"the keys of {section} are " + ", ".join(key.name for key in all_keys().values() if key.section == section)
+        hint = f"the keys of {section} are " + ", ".join(
+            key.name for key in all_keys().values() if key.section == section
+        )
     else:
         hint = "the sections are " + ", ".join(sections())
     return UserError(f"unknown key '{name}' {where}: {hint}")

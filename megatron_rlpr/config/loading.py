@@ -22,11 +22,14 @@ from megatron_rlpr.system import atomic_file
 from megatron_rlpr.types import UserError
 
 # Singular on purpose: max_tokens_... counts tokens, a key that holds a secret is called ..._token.
-_SECRET = re.compile(r"(^|_)(token|secret|password|passwd|credentials?|auth|(api|access|private)_?key)($|_)", re.IGNORECASE)
+_SECRET = re.compile(
+    r"(^|_)(token|secret|password|passwd|credentials?|auth|(api|access|private)_?key)($|_)", re.IGNORECASE
+)
 
 
 def load_config(argv: Sequence[str]) -> Config:
-    """The configuration of a command line (without the program's name): `--config FILE.yaml`, `section.key=value`, `--help`.
+    """The configuration of a command line (without the program's name): `--config FILE.yaml`, `section.key=value`,
+    `--help`.
 
     --help prints every key (on the first rank only) and exits with status 0. Raises UserError for anything that is not
     understood: a missing or broken file, an unknown key or option, a wrong type.
@@ -54,7 +57,9 @@ def apply_override(config: Config, override: str) -> None:
     name, equals, text = override.lstrip("+").partition("=")
     name = name.strip()
     if not equals:
-        raise UserError(f"cannot understand '{override}' on the {COMMAND_LINE}: expected --config FILE.yaml or section.key=value")
+        raise UserError(
+            f"cannot understand '{override}' on the {COMMAND_LINE}: expected --config FILE.yaml or section.key=value"
+        )
     key = all_keys().get(name)
     if key is None:
         raise unknown(name, COMMAND_LINE)
@@ -62,7 +67,8 @@ def apply_override(config: Config, override: str) -> None:
 
 
 def resolved(config: Config) -> dict[str, dict[str, Any]]:
-    """section -> key -> value, in the order of declaration. Raises RuntimeError if a key's name says that it holds a secret."""
+    """section -> key -> value, in the order of declaration. Raises RuntimeError if a key's name says that it holds a
+    secret."""
     values = dataclasses.asdict(config)
     secrets = [f"{section}.{name}" for section, keys in values.items() for name in keys if _SECRET.search(name)]
     if secrets:
@@ -72,7 +78,9 @@ def resolved(config: Config) -> dict[str, dict[str, Any]]:
 
 def save_resolved(config: Config, path: str | Path) -> None:
     """Write the resolved configuration as a recipe that `--config` reads back, atomically."""
-    atomic_file.write_text(Path(path), "# The resolved configuration of this run.\n" + config_yaml.dump(resolved(config)))
+    atomic_file.write_text(
+        Path(path), "# The resolved configuration of this run.\n" + config_yaml.dump(resolved(config))
+    )
 
 
 def _split_arguments(argv: Sequence[str]) -> tuple[str, list[str]]:
@@ -85,7 +93,9 @@ def _split_arguments(argv: Sequence[str]) -> tuple[str, list[str]]:
             raise SystemExit(0)
         if argument == "--config" or argument.startswith("--config="):
             if recipe:
-                raise UserError("--config is given twice: a run has one recipe, change single keys with section.key=value")
+                raise UserError(
+                    "--config is given twice: a run has one recipe, change single keys with section.key=value"
+                )
             recipe = argument.removeprefix("--config").removeprefix("=") or next(arguments, "")
             if not recipe or recipe.startswith("-"):
                 raise UserError("--config needs a file: --config examples/quickstart/config.yaml")
@@ -97,7 +107,8 @@ def _split_arguments(argv: Sequence[str]) -> tuple[str, list[str]]:
 
 
 def _read_recipe(path: str) -> Iterator[tuple[str, Any]]:
-    """(full key, value) of every entry of a recipe; entries that lie deeper than section.key get their whole dotted name."""
+    """(full key, value) of every entry of a recipe; entries that lie deeper than section.key get their whole dotted
+    name."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError as error:
@@ -111,7 +122,9 @@ def _read_recipe(path: str) -> Iterator[tuple[str, Any]]:
         if section in sections() and entries is None:
             continue  # a section whose keys are all commented out
         if section in sections() and not isinstance(entries, Mapping):
-            raise UserError(f"{path}: section '{section}' must hold keys, got {_describe(entries)}: write them indented below it")
+            raise UserError(
+                f"{path}: section '{section}' must hold keys, got {_describe(entries)}: write them indented below it"
+            )
         if section in all_keys():
             outer, inner = str(section).split(".")
             raise UserError(f"{path}: '{section}' cannot stand at the top: write {inner} indented below '{outer}:'")

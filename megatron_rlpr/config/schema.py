@@ -23,7 +23,9 @@ class ModelConfig:
     """Which model is trained."""
 
     path: str = key("", "Hugging Face folder of the policy: config.json, tokenizer, safetensors")
-    megatron_checkpoint: str = key("", "converted Megatron checkpoint to take the initial weights from; empty: read them from model.path")
+    megatron_checkpoint: str = key(
+        "", "converted Megatron checkpoint to take the initial weights from; empty: read them from model.path"
+    )
 
 
 @dataclass
@@ -33,7 +35,9 @@ class DataConfig:
     train_files: list[str] = key([], "parquet files with training prompts, concatenated in order")
     val_files: list[str] = key([], "parquet files with held-out prompts; each is one validation set")
     train_batch_size: int = key(8, "prompts whose groups make one training step")
-    max_prompt_length: int = key(512, "longest templated training prompt in tokens; longer rows are dropped and counted")
+    max_prompt_length: int = key(
+        512, "longest templated training prompt in tokens; longer rows are dropped and counted"
+    )
     val_max_prompt_length: int = key(3072, "longest templated validation prompt in tokens; a longer row is an error")
     max_response_length: int = key(512, "most tokens a response may have")
     shuffle: bool = key(True, "visit the prompts of an epoch in a random order made from data.seed")
@@ -58,12 +62,18 @@ class RolloutConfig:
     engines: int = key(1, "engines of the pool (placement=ray)")
     tensor_parallel_size: int = key(1, "ranks that share one engine (placement=ray: GPUs of an engine)")
     cpus_per_engine: int = key(1, "CPUs that Ray reserves for an engine, and its CPU threads (placement=ray)")
-    engine_timeout_s: int = key(300, "seconds without an answer after which an engine counts as hanging and is replaced (placement=ray)")
+    engine_timeout_s: int = key(
+        300, "seconds without an answer after which an engine counts as hanging and is replaced (placement=ray)"
+    )
     ray_address: str = key(
-        "", "address of a running Ray cluster; empty: RAY_ADDRESS, or else a cluster of this machine that ends with the run (placement=ray)"
+        "",
+        "address of a running Ray cluster; empty: RAY_ADDRESS, or else a cluster of this machine that ends with the "
+        "run (placement=ray)",
     )
     pipeline: int = key(
-        0, "1: generate the next step's first round while the policy trains, one step off-policy (placement=ray); 0: strictly on-policy"
+        0,
+        "1: generate the next step's first round while the policy trains, one step off-policy (placement=ray); 0: "
+        "strictly on-policy",
     )
     max_num_seqs: int = key(64, "sequences an engine decodes at once")
     kv_cache_gb: float = key(1.0, "memory for one engine's key/value cache on CPU, in GiB")
@@ -86,9 +96,9 @@ class RewardConfig:
     splice: Literal["text", "tokens"] = key(
         "text", "splice the reference answer into decoded text (as the reference does) or into token ids"
     )
-    compute_score_name: Literal["mean_exp_log_softmax", "mean_log_softmax", "exp_sum_log_softmax", "exp_mean_log_softmax"] = key(
-        "mean_exp_log_softmax", "how the reference answer's token log-probs become one number"
-    )
+    compute_score_name: Literal[
+        "mean_exp_log_softmax", "mean_log_softmax", "exp_sum_log_softmax", "exp_mean_log_softmax"
+    ] = key("mean_exp_log_softmax", "how the reference answer's token log-probs become one number")
     shaping_function_name: str = key(
         "threshold_0", "function applied to reference minus base probability, e.g. threshold_0, identity, one_minus"
     )
@@ -96,14 +106,19 @@ class RewardConfig:
     format_coefficient: float = key(0.1, "c in (1-c) * shaped + c * format; -1: shaped if the format is right, else -1")
     format_only: bool = key(False, "control run: the reward is the format score alone")
     repetition_penalty: bool = key(True, "add the repetition penalty to the reward")
-    repetition_penalty_max_repetitions_limit: int = key(10, "occurrences of the same ten words from which a response is penalised")
+    repetition_penalty_max_repetitions_limit: int = key(
+        10, "occurrences of the same ten words from which a response is penalised"
+    )
     base_probability: Literal["initial", "current", "none"] = key(
         "initial",
-        "probability of the answer with no reasoning, by: the initial policy (one pass before training), the current one, or 0",
+        "probability of the answer with no reasoning, by: the initial policy (one pass before training), the current "
+        "one, or 0",
     )
     gt_tokens_one_more: bool = key(False, "also score the token after the reference answer")
     gt_tokens_one_more_adjusted: bool = key(False, "cap that token's probability at 0.5")
-    allow_empty_leading_whitespaces: bool = key(False, "keep an empty white space after the answer tag instead of one space")
+    allow_empty_leading_whitespaces: bool = key(
+        False, "keep an empty white space after the answer tag instead of one space"
+    )
     score_bf16_rounding: bool = key(False, "round the reference probability to bfloat16, as the reference does")
     pr_weight: float = key(0.5, "weight of the probability reward in reward_manager=mix")
     vr_weight: float = key(1.0, "weight of the graded reward in reward_manager=mix")
@@ -117,13 +132,17 @@ class FilterConfig:
     mode: Literal["EMA", "fixed"] = key(
         "EMA", "EMA: lower bound is beta times a moving average of the group std; fixed: use the bounds as given"
     )
-    target: Literal["final_reward_std", "scoreB-scoreA", "scoreB", "vr_acc"] = key("final_reward_std", "number a group is judged by")
+    target: Literal["final_reward_std", "scoreB-scoreA", "scoreB", "vr_acc"] = key(
+        "final_reward_std", "number a group is judged by"
+    )
     truncated: bool = key(False, "also drop groups with a response that was cut at data.max_response_length")
     ema_ratio: float = key(0.99, "weight of the old average")
     ema_start_step: int = key(6, "first step whose stds are collected")
     start_step: int = key(11, "first step that filters")
     std_filter_beta: float = key(0.5, "threshold = beta * average std")
-    std_filter_beta_per_data_source: str = key("", "per-source multipliers of the target: 'source_is_value+source2_is_value2'")
+    std_filter_beta_per_data_source: str = key(
+        "", "per-source multipliers of the target: 'source_is_value+source2_is_value2'"
+    )
     accuracy_lower_bound: float = key(0.0, "fixed lower bound of the target")
     accuracy_upper_bound: float = key(1e6, "fixed upper bound of the target")
     cache_regenerate: bool = key(True, "keep surplus prompts for later steps, with new responses")
@@ -134,14 +153,16 @@ class FilterConfig:
 class AlgorithmConfig:
     """How rewards become a loss."""
 
-    adv_estimator: Literal["grpo", "grpo_nostd", "prnostd_vrstd", "prstd_vrstd", "rloo", "reinforce_plus_plus", "remax"] = key(
-        "grpo", "advantage estimator"
-    )
+    adv_estimator: Literal[
+        "grpo", "grpo_nostd", "prnostd_vrstd", "prstd_vrstd", "rloo", "reinforce_plus_plus", "remax"
+    ] = key("grpo", "advantage estimator")
     clip_ratio_low: float = key(0.2, "lower clip of the probability ratio")
     clip_ratio_high: float = key(0.27, "upper clip of the probability ratio")
     clip_ratio_dual: float = key(0.0, "dual clip constant for negative advantages; 0: off")
     importance_cap: float = key(
-        0.0, "largest weight of a token in truncated importance sampling on the engine's log-probs, exp(old - engine); 0: off"
+        0.0,
+        "largest weight of a token in truncated importance sampling on the engine's log-probs, exp(old - engine); 0: "
+        "off",
     )
     loss_agg_mode: Literal["token-mean", "seq-mean-token-sum", "seq-mean-token-mean"] = key(
         "token-mean", "how token losses become one number"
@@ -164,12 +185,16 @@ class ActorConfig:
     pipeline_model_parallel_size: int = key(1, "PP: ranks that share the stack of layers")
     sequence_parallel: bool = key(False, "SP: shard activations between TP regions along the sequence")
     context_parallel_size: int = key(1, "CP; only 1 is supported")
-    expert_model_parallel_size: int = key(1, "EP: data-parallel ranks that share the experts of a mixture-of-experts model")
+    expert_model_parallel_size: int = key(
+        1, "EP: data-parallel ranks that share the experts of a mixture-of-experts model"
+    )
     dtype: Literal["float32", "bfloat16"] = key("bfloat16", "compute precision; master weights and gradients stay fp32")
     fp8: Literal["", "e4m3", "hybrid"] = key("", "FP8 format of the linear layers (Transformer Engine)")
     fp8_recipe: Literal["delayed", "tensorwise", "blockwise", "mxfp8"] = key("delayed", "FP8 scaling recipe")
     ppo_mini_batch_size: int = key(0, "prompts per optimizer step; 0: the whole batch")
-    max_tokens_per_micro_batch: int = key(8192, "token budget of one micro-batch (distinct tokens, after prefix sharing)")
+    max_tokens_per_micro_batch: int = key(
+        8192, "token budget of one micro-batch (distinct tokens, after prefix sharing)"
+    )
     share_prefixes: bool = key(True, "compute a prefix that several sequences share only once")
     head_chunk_rows: int = key(256, "rows whose logits exist at the same time")
     lr: float = key(1e-6, "peak learning rate")
@@ -194,8 +219,9 @@ class WeightsConfig:
     bucket_mb: int = key(256, "size of one bucket of the export stream, in MiB")
     transport: Literal["auto", "shared_memory", "collective"] = key(
         "auto",
-        "how weights reach engines in other processes (rollout.placement=ray): memory that this host's processes share, or broadcasts of "
-        "a group of its own (gloo, NCCL); auto: the first on CPU when all engines are on the first rank's host, else the second",
+        "how weights reach engines in other processes (rollout.placement=ray): memory that this host's processes "
+        "share, or broadcasts of a group of its own (gloo, NCCL); auto: the first on CPU when all engines are on the "
+        "first rank's host, else the second",
     )
 
 
@@ -235,7 +261,9 @@ class TrainerConfig:
     resume: Literal["auto", "never"] = key("auto", "auto: go on from the newest good checkpoint of the run folder")
     save_freq: int = key(0, "steps between checkpoints; 0: only at the end; -1: none at all")
     keep_last: int = key(2, "checkpoints kept; older ones are removed")
-    export_hf: bool = key(False, "beside each checkpoint, write the weights as Hugging Face folder <runs_dir>/<name>/hf/step_*")
+    export_hf: bool = key(
+        False, "beside each checkpoint, write the weights as Hugging Face folder <runs_dir>/<name>/hf/step_*"
+    )
     test_freq: int = key(0, "steps between validations; 0: only before and after")
     val_before_train: bool = key(True, "validate before the first step")
     val_only: bool = key(False, "validate and stop")

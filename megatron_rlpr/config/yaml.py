@@ -29,13 +29,16 @@ _SCALARS: list[tuple[str, str, list[str | None]]] = [
 class _RecipeLoader(yaml.SafeLoader):
     """Plain data only, YAML 1.2 scalars, a key given twice is an error."""
 
-    yaml_implicit_resolvers: dict[str | None, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 - PyYAML's own protocol
+    # PyYAML's own protocol
+    yaml_implicit_resolvers: dict[str | None, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key_node, _ in node.value:
             if key_node.value in seen and isinstance(key_node, yaml.ScalarNode):
-                raise yaml.constructor.ConstructorError(None, None, f"the key '{key_node.value}' is given twice", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key '{key_node.value}' is given twice", key_node.start_mark
+                )
             if isinstance(key_node, yaml.ScalarNode):
                 seen.add(key_node.value)
         return super().construct_mapping(node, deep)
@@ -51,7 +54,8 @@ for _tag, _pattern, _first in _SCALARS:
 
 
 def parse(text: str, source: str) -> Any:
-    """The data of one YAML document. source names the text in errors. Raises UserError with the line of a syntax error."""
+    """The data of one YAML document. source names the text in errors. Raises UserError with the line of a syntax
+    error."""
     try:
         return yaml.load(text, Loader=_RecipeLoader)
     except yaml.MarkedYAMLError as error:

@@ -15,11 +15,17 @@ from megatron_rlpr.evaluation.intervals import Interval, mean_interval, paired_d
 from megatron_rlpr.system import atomic_file
 from megatron_rlpr.tracking.metrics_log import plain_number
 
-MEASURES = {"reward": "mean reward", "reference_probability": "reference probability", "format": "format rate", "accuracy": "accuracy"}
+MEASURES = {
+    "reward": "mean reward",
+    "reference_probability": "reference probability",
+    "format": "format rate",
+    "accuracy": "accuracy",
+}
 
 
 def sign_test(differences: Sequence[float]) -> float:
-    """Two-sided exact p-value of the sign test: prompts that rose against prompts that fell, ties left out; 1 if all tie."""
+    """Two-sided exact p-value of the sign test: prompts that rose against prompts that fell, ties left out; 1 if all
+    tie."""
     rose = sum(d > 0 for d in differences)
     fell = sum(d < 0 for d in differences)
     changed = rose + fell
@@ -85,17 +91,25 @@ def write_summary(
 
 def summary_table(summary: Mapping[str, Any]) -> Table:
     """The summary as a table: a row per measure, mean [95% interval] before and after, paired difference, p-value."""
-    caption = f"{summary['steps']} steps in {summary['wall_time_s'] / 60:.1f} minutes, at most {summary['peak_memory_gb']:.1f} GB of memory"
+    minutes, memory = summary["wall_time_s"] / 60, summary["peak_memory_gb"]
+    caption = f"{summary['steps']} steps in {minutes:.1f} minutes, at most {memory:.1f} GB of memory"
     table = Table(title=f"Held-out prompts ({summary['prompts']}), mean [95% interval]", caption=caption)
     table.add_column("", no_wrap=True)
     for column in ("before", "after", "paired difference", "p (sign test)"):
         table.add_column(column, justify="right", no_wrap=True)
     for name, change in summary["difference"].items():
-        cells = [_cell(summary["before"][name]), _cell(summary["after"][name]), _cell(change, sign="+"), f"{change['p_value']:.1g}"]
+        cells = [
+            _cell(summary["before"][name]),
+            _cell(summary["after"][name]),
+            _cell(change, sign="+"),
+            f"{change['p_value']:.1g}",
+        ]
         table.add_row(MEASURES.get(name, name), *cells)
     return table
 
 
 def _cell(interval: Mapping[str, float | None], sign: str = "") -> str:
-    mean, low, high = ("?" if interval[end] is None else f"{interval[end]:{sign}.3f}" for end in ("mean", "low", "high"))
+    mean, low, high = (
+        "?" if interval[end] is None else f"{interval[end]:{sign}.3f}" for end in ("mean", "low", "high")
+    )
     return f"{mean} \\[{low}, {high}]"

@@ -39,7 +39,8 @@ class ValidationSet:
 class ValidationResult:
     """What one decoding strategy reached on one validation set.
 
-    per_prompt: measure -> one value per prompt (the mean of its samples), in file order, so that two results on the same
+    per_prompt: measure -> one value per prompt (the mean of its samples), in file order, so that two results on the
+    same
     prompts can be compared pairwise. judge: what the judge did, by metric name; empty without one.
     """
 
@@ -91,7 +92,9 @@ class HeldOutEvaluation:
             for measure in ("reward", "reference_probability"):
                 per_prompt[measure] = [float(np.mean([getattr(r, measure) for r in group.rewards])) for group in scored]
         mode = self._config.reward.format_mode
-        per_prompt["format"] = [float(np.mean([format_score(r.text, mode) for r in group.responses])) for group in groups]
+        per_prompt["format"] = [
+            float(np.mean([format_score(r.text, mode) for r in group.responses])) for group in groups
+        ]
         per_prompt["accuracy"], judge = self._grade(groups)
         lengths = [len(r.token_ids) for group in groups for r in group.responses]
         return ValidationResult(one.name, strategy, per_prompt, float(np.mean(lengths)), judge)
@@ -108,7 +111,12 @@ class HeldOutEvaluation:
         prompts: tuple[Prompt, ...] = one.prompts.prompts
         with self._console.phase(f"answer {one.name}", total=len(prompts) * samples) as progress:
             return self._rollouts.generate(
-                prompts, samples, VALIDATION_STEP, settings.seed, sampling, lambda tokens, done, _: progress.update(done, tokens)
+                prompts,
+                samples,
+                VALIDATION_STEP,
+                settings.seed,
+                sampling,
+                lambda tokens, done, _: progress.update(done, tokens),
             )
 
     def _grade(self, groups: Sequence[RolloutGroup]) -> tuple[list[float], dict[str, float]]:
@@ -123,8 +131,11 @@ class HeldOutEvaluation:
         assert answer[0] is not None
         return answer[0]
 
-    def _second_opinion(self, tasks: Sequence[GradeTask], results: list[GradeResult]) -> tuple[list[GradeResult], dict[str, float]]:
-        """The judge's verdicts, where there is a judge, and its metrics. What it failed to judge keeps the verdict of the rules."""
+    def _second_opinion(
+        self, tasks: Sequence[GradeTask], results: list[GradeResult]
+    ) -> tuple[list[GradeResult], dict[str, float]]:
+        """The judge's verdicts, where there is a judge, and its metrics. What it failed to judge keeps the verdict of
+        the rules."""
         if self._judge_model is None:
             return results, {}
         before = self._judge_model.failures.copy()
@@ -140,4 +151,6 @@ class HeldOutEvaluation:
         for token in self._special_tokens:
             text = text.replace(token, "")
         asked = prompt_text(prompt.messages)
-        return GradeTask(prompt.data_source, text, prompt.reference_answer, asked, "validation", self._config.reward.format_mode)
+        return GradeTask(
+            prompt.data_source, text, prompt.reference_answer, asked, "validation", self._config.reward.format_mode
+        )

@@ -1,6 +1,7 @@
 """Means of held-out measures with 95% confidence intervals, and paired comparisons of two policies on the same prompts.
 
-Samples of one prompt are not independent: pass `clusters` (one label per value) and every interval is made from the clusters.
+Samples of one prompt are not independent: pass `clusters` (one label per value) and every interval is made from the
+clusters.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and its two-sided 95% confidence interval; n counts the values. low/high are infinite where one value cannot tell."""
+    """A mean and its two-sided 95% confidence interval; n counts the values. low/high are infinite where one value
+    cannot tell."""
 
     mean: float
     low: float
@@ -39,9 +41,10 @@ class Interval:
 def mean_interval(values: Sequence[float], clusters: Sequence[Hashable] | None = None) -> Interval:
     """The mean of the values with its 95% interval.
 
-    Values that are all 0 or 1 get Wilson's score interval (E. B. Wilson, 1927); with clusters it uses the effective sample size
-    p (1 - p) / variance of the mean (E. L. Korn and B. I. Graubard, 1998). Other values get Student's t interval, with the
-    cluster-robust variance of a mean when there are clusters. Raises ValueError for no values or a label count that differs.
+    Values that are all 0 or 1 get Wilson's score interval (E. B. Wilson, 1927); with clusters it uses the effective
+    sample size p (1 - p) / variance of the mean (E. L. Korn and B. I. Graubard, 1998). Other values get Student's t
+    interval, with the cluster-robust variance of a mean when there are clusters. Raises ValueError for no values or a
+    label count that differs.
     """
     x, labels = _checked(values, clusters)
     mean = float(x.mean())
@@ -52,19 +55,25 @@ def mean_interval(values: Sequence[float], clusters: Sequence[Hashable] | None =
     return _student(mean, variance, groups, len(x))
 
 
-def paired_difference(before: Sequence[float], after: Sequence[float], clusters: Sequence[Hashable] | None = None) -> Interval:
+def paired_difference(
+    before: Sequence[float], after: Sequence[float], clusters: Sequence[Hashable] | None = None
+) -> Interval:
     """The mean of after - before over the same items in the same order, with Student's t interval of the differences.
 
     Pairing removes the spread between easy and hard prompts. Raises ValueError when the two differ in length.
     """
     if len(before) != len(after):
-        raise ValueError(f"a paired difference needs the same items twice: {len(before)} values before, {len(after)} after")
+        raise ValueError(
+            f"a paired difference needs the same items twice: {len(before)} values before, {len(after)} after"
+        )
     x, labels = _checked(np.subtract(after, before, dtype=np.float64).tolist(), clusters)
     variance, groups = _variance_of_mean(x, labels)
     return _student(float(x.mean()), variance, groups, len(x))
 
 
-def _checked(values: Sequence[float], clusters: Sequence[Hashable] | None) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.intp]]:
+def _checked(
+    values: Sequence[float], clusters: Sequence[Hashable] | None
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.intp]]:
     """The values as float64 [n] and a cluster number for each, intp [n]."""
     x = np.asarray(values, dtype=np.float64)
     if x.ndim != 1 or len(x) == 0:

@@ -1,8 +1,9 @@
 """A language model as a second opinion on responses that the rules find wrong (spec section 6.5).
 
-It can only turn wrong into right. It is asked over an OpenAI-compatible HTTP interface: a server of one's own, or OpenAI. A judge that
-does not answer leaves the verdict of the rules; every such failure is counted by kind in `Judge.failures` (the reference hides them,
-quirk Q22), and after some in a row the judge is given up for the rest of the call.
+It can only turn wrong into right. It is asked over an OpenAI-compatible HTTP interface: a server of one's own, or
+OpenAI. A judge that does not answer leaves the verdict of the rules; every such failure is counted by kind in
+`Judge.failures` (the reference hides them, quirk Q22), and after some in a row the judge is given up for the rest of
+the call.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ _FAILURES_TO_GIVE_UP = 8
 class JudgeSettings:
     """Which judge is asked, and how patiently.
 
-    base_url: the OpenAI-compatible interface, None for OpenAI's own; every_response: ask about responses the rules find right too.
-    timeout_s limits one request; retries repeat it after connection errors, time-outs, rate limits and server errors, with growing
-    pauses; parallel requests are open at once. api_key is a secret: it is never printed.
+    base_url: the OpenAI-compatible interface, None for OpenAI's own; every_response: ask about responses the rules find
+    right too. timeout_s limits one request; retries repeat it after connection errors, time-outs, rate limits and
+    server errors, with growing pauses; parallel requests are open at once. api_key is a secret: it is never printed.
     """
 
     model: str
@@ -50,9 +51,11 @@ class JudgeSettings:
 def judge_settings(environment: Mapping[str, str] = os.environ) -> JudgeSettings | None:
     """The judge that the reference's environment variables ask for; None where the rules alone decide.
 
-    USED_MODEL=no_api: rules only. USED_MODEL=gpt-4o or gpt-4.1: OpenAI, with OPENAI_API_KEY and perhaps OPENAI_API_BASE, for every
-    response. Any other USED_MODEL, or a CLIENT_IP: the server at CLIENT_IP (default http://127.0.0.1:8001), for responses found wrong.
-    Neither of the two: rules only (the reference would ask a server that nobody started). Raises UserError for a missing key or a bad URL.
+    USED_MODEL=no_api: rules only. USED_MODEL=gpt-4o or gpt-4.1: OpenAI, with OPENAI_API_KEY and perhaps
+    OPENAI_API_BASE, for every response. Any other USED_MODEL, or a CLIENT_IP: the server at CLIENT_IP (default
+    http://127.0.0.1:8001), for responses found wrong.
+    Neither of the two: rules only (the reference would ask a server that nobody started). Raises UserError for a
+    missing key or a bad URL.
     """
     model = environment.get("USED_MODEL", "")
     server = environment.get("CLIENT_IP", "")
@@ -61,12 +64,16 @@ def judge_settings(environment: Mapping[str, str] = os.environ) -> JudgeSettings
     if model in OPENAI_MODELS:
         key = environment.get("OPENAI_API_KEY", "")
         if not key:
-            raise UserError(f"USED_MODEL={model} asks OpenAI to judge: set OPENAI_API_KEY, or USED_MODEL=no_api for the rules alone")
+            raise UserError(
+                f"USED_MODEL={model} asks OpenAI to judge: set OPENAI_API_KEY, or USED_MODEL=no_api for the rules alone"
+            )
         return JudgeSettings(model, environment.get("OPENAI_API_BASE") or None, key, True, {"temperature": 0.1})
     server = server or _DEFAULT_SERVER
     address = urlsplit(server)
     if address.scheme not in ("http", "https") or not address.hostname:
-        raise UserError(f"CLIENT_IP={server!r} is no address of a judge server; expected something like {_DEFAULT_SERVER}")
+        raise UserError(
+            f"CLIENT_IP={server!r} is no address of a judge server; expected something like {_DEFAULT_SERVER}"
+        )
     sampling = {"temperature": 0.0, "top_p": 0.9, "extra_body": {"top_k": 50}}
     return JudgeSettings(_SERVER_MODEL, server.rstrip("/") + "/v1", "none", False, sampling)
 
@@ -82,7 +89,10 @@ class Judge:
         self.failures: Counter[str] = Counter()
         self.asked = 0
         self._client = OpenAI(
-            api_key=settings.api_key, base_url=settings.base_url, timeout=settings.timeout_s, max_retries=settings.retries
+            api_key=settings.api_key,
+            base_url=settings.base_url,
+            timeout=settings.timeout_s,
+            max_retries=settings.retries,
         )
         self._lock = threading.Lock()
         self._failures_in_a_row = 0
@@ -97,7 +107,10 @@ class Judge:
 
     def metrics(self) -> dict[str, float]:
         """judge/asked and judge/failures/<reason>, since the judge was made."""
-        failures = {f"judge/failures/{reason.replace(' ', '_')}": float(count) for reason, count in sorted(self.failures.items())}
+        failures = {
+            f"judge/failures/{reason.replace(' ', '_')}": float(count)
+            for reason, count in sorted(self.failures.items())
+        }
         return {"judge/asked": float(self.asked), **failures}
 
     def _judged(self, task: GradeTask, result: GradeResult) -> GradeResult:
@@ -121,13 +134,19 @@ class Judge:
         from openai import OpenAIError
 
         try:
-            messages: list[Any] = [{"role": "system", "content": SYSTEM_PROMPT}, {"role": "user", "content": judge_prompt(task)}]
+            messages: list[Any] = [
+                {"role": "system", "content": SYSTEM_PROMPT},
+                {"role": "user", "content": judge_prompt(task)},
+            ]
             self._count_request()
             reply = self._client.chat.completions.create(
                 model=self.settings.model, messages=messages, max_tokens=_MOST_TOKENS, **self.settings.sampling
             )
             text = reply.choices[0].message.content if reply.choices else None
-        except (OpenAIError, ValueError) as error:  # no reply in time, no understandable one, or a prompt without a question
+        except (
+            OpenAIError,
+            ValueError,
+        ) as error:  # no reply in time, no understandable one, or a prompt without a question
             self._count(type(error).__name__, in_a_row=isinstance(error, OpenAIError))
             return None
         if not text:

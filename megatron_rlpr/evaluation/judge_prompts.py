@@ -19,10 +19,12 @@ _BOILERPLATE = (
 _BOXED_LETTER = re.compile(r"\\boxed\{([a-z])\}")
 
 SYSTEM_PROMPT = "You are a helpful assistant."
-_CHOICE_PROMPT = """Below are a multiple-choice question and somebody's response to it. Find out which option the response chooses.
+_CHOICE_PROMPT = """Below are a multiple-choice question and somebody's response to it. Find out which option the \
+response chooses.
 
 Two examples of what to find:
-- The question asks for the largest planet, (A) Mars (B) Jupiter; the response ends with "so it must be Jupiter": \\boxed{{B}}
+- The question asks for the largest planet, (A) Mars (B) Jupiter; the response ends with "so it must be Jupiter": \
+\\boxed{{B}}
 - The question asks for 7 x 8, (A) 54 (B) 58 (C) 56; the response ends with "therefore (A)": \\boxed{{A}}
 
 Question:
@@ -33,9 +35,11 @@ Response:
 ```
 {response}
 ```
-Do not answer the question yourself and do not correct the response: only report its choice. Think first, then write the letter of the
+Do not answer the question yourself and do not correct the response: only report its choice. Think first, then write \
+the letter of the
 chosen option in \\boxed{{}}. If the response chooses none, write Unclear without a box."""
-_MATHEMATICS_PROMPT = """Below are a question, somebody's response to it and the right answer. Decide whether the final answer of the
+_MATHEMATICS_PROMPT = """Below are a question, somebody's response to it and the right answer. Decide whether the \
+final answer of the
 response is the right answer, perhaps in another notation.
 
 Three examples:
@@ -55,7 +59,8 @@ Right answer:
 ```
 {reference}
 ```
-Do not solve the question yourself: find the final answer in the response and compare it. Write your decision, Y or N, in \\boxed{{}}."""
+Do not solve the question yourself: find the final answer in the response and compare it. Write your decision, Y or N, \
+in \\boxed{{}}."""
 
 
 def question_kind(data_source: str) -> Question | None:
@@ -68,10 +73,12 @@ def question_kind(data_source: str) -> Question | None:
 
 
 def judge_prompt(task: GradeTask) -> str:
-    """The user message to the judge. The response ends where a base model goes on with a turn of its own (quirk Q22)."""
+    """The user message to the judge. The response ends where a base model goes on with its own turn (quirk Q22)."""
     template = _MATHEMATICS_PROMPT if question_kind(task.data_source) == "mathematics" else _CHOICE_PROMPT
     return template.format(
-        question=recover_question(task.prompt_text), response=first_turn(task.response_text), reference=task.reference_answer
+        question=recover_question(task.prompt_text),
+        response=first_turn(task.response_text),
+        reference=task.reference_answer,
     )
 
 

@@ -18,7 +18,8 @@ from megatron_rlpr.tracking.tracker import Tracker
 
 
 class ValidationSchedule:
-    """Validates before training, every trainer.test_freq steps and after training; compares the two ends in summary.json."""
+    """Validates before training, every trainer.test_freq steps and after training; compares the two ends in
+    summary.json."""
 
     def __init__(
         self,
@@ -62,7 +63,9 @@ class ValidationSchedule:
             return
         pairs = comparable(self._before, after)
         if not pairs:
-            self._tracker.console.message("no summary: the first validation was of other prompts or strategies than the last")
+            self._tracker.console.message(
+                "no summary: the first validation was of other prompts or strategies than the last"
+            )
             return
         (before, last), *others = pairs
         summary = write_summary(
@@ -76,7 +79,9 @@ class ValidationSchedule:
                 "model": self._model,
                 "validation_set": last.name,
                 "decoding": last.strategy,
-                "other_sets": {f"{result.name}/{result.strategy}": compare(b, result.per_prompt) for b, result in others},
+                "other_sets": {
+                    f"{result.name}/{result.strategy}": compare(b, result.per_prompt) for b, result in others
+                },
             },
         )
         self._tracker.console.table(summary_table(summary))

@@ -1,7 +1,7 @@
 """The reference's names for validation accuracies and the means over the general benchmarks (spec section 6).
 
-val_<strategy>/test_acc/<data source> is the mean over all responses. The means exist only where the data sources carry one of SUFFIXES
-behind the name of the set ("TheoremQA_Avg2-R1"); with the released, bare names there are none.
+val_<strategy>/test_acc/<data source> is the mean over all responses. The means exist only where the data sources carry
+one of SUFFIXES behind the name of the set ("TheoremQA_Avg2-R1"); with the released, bare names there are none.
 """
 
 from __future__ import annotations
@@ -16,24 +16,35 @@ _NAMES = "+".join(GENERAL_SETS)
 
 
 def reference_metrics(accuracies: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str, float]:
-    """All metrics of one validation; accuracies: strategy ("sampling", "greedy") -> data source -> accuracy of every response."""
-    means = {strategy: {source: fmean(values) for source, values in sources.items()} for strategy, sources in accuracies.items()}
-    metrics = {f"val_{strategy}/test_acc/{source}": value for strategy, sources in means.items() for source, value in sources.items()}
+    """All metrics of one validation; accuracies: strategy ("sampling", "greedy") -> data source -> accuracy of every
+    response."""
+    means = {
+        strategy: {source: fmean(values) for source, values in sources.items()}
+        for strategy, sources in accuracies.items()
+    }
+    metrics = {
+        f"val_{strategy}/test_acc/{source}": value
+        for strategy, sources in means.items()
+        for source, value in sources.items()
+    }
     return metrics | general_means(means)
 
 
 def general_means(accuracies: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     """The means over GENERAL_SETS; accuracies: strategy -> data source -> mean accuracy.
 
-    <suffix>-mean: mean over the sets, where all of them have the suffix. best-mean of a strategy: mean over sets and groups of prompt
-    styles of the best style, where a set has the whole group. best-mean of both strategies: mean over the sets of the best of all.
+    <suffix>-mean: mean over the sets, where all of them have the suffix. best-mean of a strategy: mean over sets and
+    groups of prompt styles of the best style, where a set has the whole group. best-mean of both strategies: mean over
+    the sets of the best of all.
     """
     means = {}
     for strategy, sources in accuracies.items():
         for suffix in SUFFIXES:
             values = [sources.get(f"{name}-{suffix}") for name in GENERAL_SETS]
             if None not in values:
-                means[f"val_mean_{strategy}/test_acc/{suffix}-mean_{_NAMES}"] = fmean(v for v in values if v is not None)
+                means[f"val_mean_{strategy}/test_acc/{suffix}-mean_{_NAMES}"] = fmean(
+                    v for v in values if v is not None
+                )
         best = [
             max(sources[f"{name}-{suffix}"] for suffix in group)
             for name in GENERAL_SETS
@@ -44,7 +55,9 @@ def general_means(accuracies: Mapping[str, Mapping[str, float]]) -> dict[str, fl
             means[f"val_mean_{strategy}/test_acc/best-mean_{_NAMES}"] = fmean(best)
     if {"sampling", "greedy"} <= accuracies.keys():
         everything = [(source, value) for sources in accuracies.values() for source, value in sources.items()]
-        best_of_all = [max((v for source, v in everything if source.startswith(f"{name}-")), default=None) for name in GENERAL_SETS]
+        best_of_all = [
+            max((v for source, v in everything if source.startswith(f"{name}-")), default=None) for name in GENERAL_SETS
+        ]
         if None not in best_of_all:
             means[f"val_mean/test_acc/best-mean_{_NAMES}"] = fmean(v for v in best_of_all if v is not None)
     return means

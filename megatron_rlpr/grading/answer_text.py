@@ -1,4 +1,5 @@
-r"""Find the final answer in a free-form response (spec section 6.4): phrases such as "the answer is", \boxed{...}, <answer> tags."""
+r"""Find the final answer in a free-form response (spec section 6.4): phrases such as "the answer is", \boxed{...},
+<answer> tags."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ class AnswerText(NamedTuple):
 def find_answer(response: str, *, sentence_first: bool) -> AnswerText:
     """The answer of a response.
 
-    sentence_first: drop what follows the last full stop before looking for a linking word ("x is 5", "x = 5"), else after it.
+    sentence_first: drop what follows the last full stop before looking for a linking word ("x is 5", "x = 5"), else
+    after it.
     """
     text, marked = response, False
     for marker in _BEFORE_THE_ANSWER:
@@ -64,7 +66,8 @@ def without_sections(text: str, opening: str, closing: str) -> str:
 
 
 def _sections(text: str, opening: str, closing: str) -> Iterator[tuple[int, int]]:
-    """Start and end of each section, from left to right without overlap; linear in the text, as a lazy regular expression is not."""
+    """Start and end of each section, from left to right without overlap; linear in the text, as a lazy regular
+    expression is not."""
     stop = 0
     while (start := text.find(opening, stop)) >= 0:
         end = text.find(closing, start + len(opening))

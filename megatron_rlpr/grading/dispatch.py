@@ -1,7 +1,7 @@
 """Which grader answers for which data source (spec section 6.2), and grading one response.
 
-A data source is looked up by the first entry of GRADERS that fits: by its whole name, by its start, or by a part of its name
-(validation files are called like "Math-500_Avg2").
+A data source is looked up by the first entry of GRADERS that fits: by its whole name, by its start, or by a part of its
+name (validation files are called like "Math-500_Avg2").
 """
 
 from __future__ import annotations
@@ -36,7 +36,11 @@ class Grader:
 
     def fits(self, data_source: str) -> bool:
         """True when this grader answers for the data source."""
-        return data_source in self.names or data_source.startswith(self.prefixes) or any(part in data_source for part in self.parts)
+        return (
+            data_source in self.names
+            or data_source.startswith(self.prefixes)
+            or any(part in data_source for part in self.parts)
+        )
 
 
 def _exact(task: GradeTask) -> Verdict:
@@ -70,9 +74,10 @@ _TULU_PARTS = (
     "tulu_v3.9_sciriff_10k", "tulu_v3.9_table_gpt_5k", "oasst1_converted",
 )  # fmt: skip
 _MATHEMATICS = (
-    "numina_cn_k12", "numina_synthetic_math", "numina_olympiads", "numina_synthetic_amc", "numina_aops_forum", "numina_amc_aime",
-    "Math-500", "AIME2024", "AMC2023", "DAPO-Math-17k", "WebInstruct-verified", "orz_math_57k_collection", "MATH", "OlympiadBench",
-    "Minerva", "TheoremQA", "simplelr_deepscaler", *(_TULU + part for part in _TULU_PARTS),
+    "numina_cn_k12", "numina_synthetic_math", "numina_olympiads", "numina_synthetic_amc", "numina_aops_forum",
+    "numina_amc_aime", "Math-500", "AIME2024", "AMC2023", "DAPO-Math-17k", "WebInstruct-verified",
+    "orz_math_57k_collection", "MATH", "OlympiadBench", "Minerva", "TheoremQA", "simplelr_deepscaler",
+    *(_TULU + part for part in _TULU_PARTS),
 )  # fmt: skip
 
 GRADERS = (
@@ -89,7 +94,8 @@ CODE_SOURCES = ("codecontests", "apps", "codeforces", "taco")
 def grade(
     data_source: str, response_text: str, reference_answer: str, prompt_text: str, phase: Phase, format_mode: str = "R1"
 ) -> GradeResult:
-    """Grade one response in this process, without a time limit (see `pool.GraderPool`). Raises UserError for an unknown data source."""
+    """Grade one response in this process, without a time limit (see `pool.GraderPool`). Raises UserError for an unknown
+    data source."""
     return grade_task(GradeTask(data_source, response_text, reference_answer, prompt_text, phase, format_mode))
 
 
@@ -110,11 +116,18 @@ def grader_of(data_source: str) -> Grader:
         if grader.fits(data_source):
             return grader
     if data_source in CODE_SOURCES:
-        raise UserError(f"data_source {data_source!r} needs responses to be run as programs, which the graders never do; leave it out")
-    known = [name for grader in GRADERS for name in grader.names + tuple(f"{p}*" for p in grader.prefixes) + grader.parts]
+        raise UserError(
+            f"data_source {data_source!r} needs responses to be run as programs, which the graders never do; leave it "
+            "out"
+        )
+    known = [
+        name for grader in GRADERS for name in grader.names + tuple(f"{p}*" for p in grader.prefixes) + grader.parts
+    ]
     near = difflib.get_close_matches(data_source, known, n=1, cutoff=0.5)
     hint = f", did you mean {near[0]!r}?" if near else "."
-    raise UserError(f"data_source {data_source!r} has no grader{hint} Known sources (or parts of their names): {', '.join(known)}")
+    raise UserError(
+        f"data_source {data_source!r} has no grader{hint} Known sources (or parts of their names): {', '.join(known)}"
+    )
 
 
 def _format(task: GradeTask) -> float:

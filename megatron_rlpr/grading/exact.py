@@ -1,4 +1,5 @@
-"""Exact match of the tagged answer, for data sets whose answers are one number or one word (data sources "quickstart/...")."""
+"""Exact match of the tagged answer, for data sets whose answers are one number or one word (data sources
+"quickstart/...")."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ _GROUPED_NUMBER = re.compile(r"[-+]?\d{1,3}(,\d{3})+(\.\d+)?")
 
 
 def grade_exact(response_text: str, reference_answer: str) -> Verdict:
-    """Right if the text of the last closed answer section equals the reference, both normalised; wrong without such a section."""
+    """Right if the text of the last closed answer section equals the reference, both normalised; wrong without such a
+    section."""
     answer = last_answer(response_text)
     if answer is None:
         return Verdict(False, "")

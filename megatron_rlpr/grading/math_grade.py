@@ -1,4 +1,5 @@
-"""Does a mathematical answer equal the reference answer: normal forms, then tuples and simplification, then values (spec section 6.4)."""
+"""Does a mathematical answer equal the reference answer: normal forms, then tuples and simplification, then values
+(spec section 6.4)."""
 
 from __future__ import annotations
 
@@ -16,7 +17,9 @@ _FRACTION = re.compile(r"^-?[0-9]+.?/0*[1-9][0-9]*.?$")
 _HARD_POWERS = re.compile(r"\^\{|\^\(|\^[0-9]+\^|\^[0-9][0-9]+")
 _MOST_UNKNOWN_LETTERS = 2
 _ROUGH_PI = 3.14
-_LONGEST_ANSWER = 1000  # characters beyond four times the reference: no spelling of the same answer, and slow to normalise
+_LONGEST_ANSWER = (
+    1000  # characters beyond four times the reference: no spelling of the same answer, and slow to normalise
+)
 
 
 def answers_match(given: str, reference: str) -> bool:
@@ -31,7 +34,8 @@ def answers_match(given: str, reference: str) -> bool:
 
 
 def forms_match(given: str, reference: str) -> bool:
-    """True if the normal forms are equal or the elements of the tuples are, the fractions as they stand and the rest simplified."""
+    """True if the normal forms are equal or the elements of the tuples are, the fractions as they stand and the rest
+    simplified."""
     if latex_form(given) == latex_form(reference):
         return True
     given, reference = plain_form(given), plain_form(reference)
@@ -53,7 +57,12 @@ def split_tuple(answer: str) -> list[str]:
     if not answer:
         return []
     inner = answer[1:-1]
-    if inner and answer[0] in _BRACKETS and answer[-1] in _BRACKETS and not any(bracket in inner for bracket in _BRACKETS):
+    if (
+        inner
+        and answer[0] in _BRACKETS
+        and answer[-1] in _BRACKETS
+        and not any(bracket in inner for bracket in _BRACKETS)
+    ):
         return [element.strip() for element in inner.split(",")]
     return [answer]
 
@@ -79,5 +88,13 @@ def _difference_vanishes(given: str, reference: str) -> bool:
     with warnings.catch_warnings(action="ignore"):
         try:
             return bool(sympy.simplify(read_expression(difference, implicit_multiplication=True)) == 0)
-        except (NotAnExpression, TypeError, ValueError, ArithmeticError, AttributeError, NotImplementedError, RecursionError):
+        except (
+            NotAnExpression,
+            TypeError,
+            ValueError,
+            ArithmeticError,
+            AttributeError,
+            NotImplementedError,
+            RecursionError,
+        ):
             return False

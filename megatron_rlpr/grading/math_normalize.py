@@ -1,8 +1,8 @@
 r"""Two normal forms of a written mathematical answer: equal forms mean equal answers.
 
-`latex_form` follows the string equivalence of the MATH data set (Hendrycks et al., 2021, "Measuring Mathematical Problem Solving");
-`plain_form` turns LaTeX to text, drops units and spells integers canonically (Lightman et al., 2023, "Let's Verify Step by Step").
-The orders of the replacements matter and are the reference's.
+`latex_form` follows the string equivalence of the MATH data set (Hendrycks et al., 2021, "Measuring Mathematical
+Problem Solving"); `plain_form` turns LaTeX to text, drops units and spells integers canonically (Lightman et al., 2023,
+"Let's Verify Step by Step"). The orders of the replacements matter and are the reference's.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ _INTEGER_RATIO = re.compile(r"(0|-?[1-9][0-9]*)/(0|-?[1-9][0-9]*)")
 
 _WORDS_FOR_POWERS = (("million", "*10^6"), ("billion", "*10^9"), ("trillion", "*10^12"))
 _UNITS = re.compile(
-    r"(?:degree|cm|centimeter|meter|mile|second|minute|hour|day|week|month|year|foot|feet|inch|yard|liter)(?:es)?s? *(?:\^[0-9]+)?"
+    r"(?:degree|cm|centimeter|meter|mile|second|minute|hour|day|week|month|year|foot|feet|inch|yard|liter)(?:es)?s? "
+    r"*(?:\^[0-9]+)?"
 )
 _THOUSANDS_COMMA = re.compile(r"(\d),(\d\d\d)(?=$|\D)")
 _TEXT_SYMBOLS = str.maketrans({"√": "sqrt", "π": "pi", "∞": "inf", "∪": "U", "·": "*", "×": "*"})
@@ -29,7 +30,8 @@ class Unnormalisable(ValueError):
 
 
 def latex_form(answer: str) -> str:
-    r"""The answer without white space, units and synonyms of LaTeX: \dfrac12 -> \frac{1}{2}, x = 5 -> 5, 90^\circ -> 90."""
+    r"""The answer without white space, units and synonyms of LaTeX: \dfrac12 -> \frac{1}{2}, x = 5 -> 5, 90^\circ ->
+    90."""
     answer = answer.strip()
     if enclosed := _ENCLOSING_TEXT.search(answer):
         answer = enclosed.group(1).strip()
@@ -40,7 +42,8 @@ def latex_form(answer: str) -> str:
 
 
 def strict_latex_form(text: str) -> str:
-    r"""As `latex_form`, for an answer already taken out of its \text{}. Raises Unnormalisable instead of leaving it as it is."""
+    r"""As `latex_form`, for an answer already taken out of its \text{}. Raises Unnormalisable instead of leaving it as
+    it is."""
     for old, new in (
         ("\n", ""), ("\\!", ""), ("\\\\", "\\"), ("tfrac", "frac"), ("dfrac", "frac"), ("\\left", ""), ("\\right", ""),
         ("^{\\circ}", ""), ("^\\circ", ""), ("\\$", ""),
@@ -75,7 +78,8 @@ def _braced_roots(text: str) -> str:
 
 
 def _braced_fractions(text: str) -> str:
-    r"""\frac12 -> \frac{1}{2} and \frac1{72} -> \frac{1}{72}; the text as it is when a fraction has a single character behind it."""
+    r"""\frac12 -> \frac{1}{2} and \frac1{72} -> \frac{1}{72}; the text as it is when a fraction has a single character
+    behind it."""
     first, *operands = text.split("\\frac")
     braced = [first]
     for o in operands:
@@ -92,10 +96,19 @@ def _braced_fractions(text: str) -> str:
 
 
 def plain_form(answer: str) -> str:
-    r"""The answer as lower-case text: 1,000 -> 1000, 12 degrees -> 12, \frac{1}{2} -> 1/2, 3 \frac{1}{2} -> 3+1/2, 5 or 6 -> 5 , 6."""
+    r"""The answer as lower-case text: 1,000 -> 1000, 12 degrees -> 12, \frac{1}{2} -> 1/2, 3 \frac{1}{2} -> 3+1/2, 5 or
+    6 -> 5 , 6."""
     if enclosed := _ENCLOSING_TEXT.search(answer):
         answer = enclosed.group(1)
-    for old, new in (("\\%", "%"), ("\\$", "$"), ("$", ""), ("%", ""), (" or ", " , "), (" and ", " , "), *_WORDS_FOR_POWERS):
+    for old, new in (
+        ("\\%", "%"),
+        ("\\$", "$"),
+        ("$", ""),
+        ("%", ""),
+        (" or ", " , "),
+        (" and ", " , "),
+        *_WORDS_FOR_POWERS,
+    ):
         answer = answer.replace(old, new)
     answer = re.sub(r"\^ *\\circ", "", _UNITS.sub("", answer))
     if answer[:1] == "{" and answer[-1] == "}":

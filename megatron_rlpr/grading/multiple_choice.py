@@ -1,6 +1,7 @@
 """Multiple choice: is the chosen option, or its text, the right one (spec section 6.3).
 
-Lenient as the reference is (quirk Q25): the right letter counts wherever a known phrase names it, even if another option is named later.
+Lenient as the reference is (quirk Q25): the right letter counts wherever a known phrase names it, even if another
+option is named later.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ _LETTER_PHRASES = (
 def grade_multiple_choice(response_text: str, right_letter: str, letters: str, prompt_text: str) -> Verdict:
     """Right if the response names the right letter, or gives the text that the prompt lists for it.
 
-    letters: all possible options, e.g. "ABCD". The extracted answer is a letter, a text, "" for an empty response or NOT_MATCHED.
+    letters: all possible options, e.g. "ABCD". The extracted answer is a letter, a text, "" for an empty response or
+    NOT_MATCHED.
     """
     response, right_letter = first_turn(response_text), right_letter.strip()
     direct = _direct_hit(response, right_letter, prompt_text)
@@ -56,13 +58,19 @@ def chosen_letter(response: str, letters: str) -> str:
 def option_text(prompt_text: str, letter: str, *, letter_may_repeat: bool = True) -> str | None:
     """The text the prompt lists for an option, behind "Options:" or "Choices:" if it has that; None when it lists none.
 
-    letter_may_repeat: "B. (B) text" is read as "text". The reference then takes the first letter of "B. banana" for a repetition too.
+    letter_may_repeat: "B. (B) text" is read as "text". The reference then takes the first letter of "B. banana" for a
+    repetition too.
     """
     for heading in ("Options:\n", "Choices:\n"):
         if heading in prompt_text:
             prompt_text = prompt_text.split(heading)[1]
     repetition = rf"(?:\(?{letter}\)?[.)\s]*)?" if letter_may_repeat else ""
-    starts = (rf"^{letter}[.)\s]*{repetition}\s*", rf"^\s*{letter}\s*[.)]\s*", rf"^\s*\({letter}\)\s*", rf"^\s*{letter}\s+")
+    starts = (
+        rf"^{letter}[.)\s]*{repetition}\s*",
+        rf"^\s*{letter}\s*[.)]\s*",
+        rf"^\s*\({letter}\)\s*",
+        rf"^\s*{letter}\s+",
+    )
     for start in starts:
         if line := re.search(start + "(.*)$", prompt_text, re.IGNORECASE | re.MULTILINE):
             return line.group(1).replace("<|im_end|>", "").strip()
@@ -70,9 +78,14 @@ def option_text(prompt_text: str, letter: str, *, letter_may_repeat: bool = True
 
 
 def _direct_hit(response: str, right_letter: str, prompt_text: str) -> Verdict:
-    """Does the response hold the right letter or its option's text where an answer stands; the last boxed text counts by value too."""
+    """Does the response hold the right letter or its option's text where an answer stands; the last boxed text counts
+    by value too."""
     letter = re.escape(right_letter)
-    texts = [text for text in dict.fromkeys(option_text(prompt_text, letter, letter_may_repeat=may) for may in (True, False)) if text]
+    texts = [
+        text
+        for text in dict.fromkeys(option_text(prompt_text, letter, letter_may_repeat=may) for may in (True, False))
+        if text
+    ]
     for pattern, answer in _direct_patterns(right_letter, texts):
         if re.search(pattern, response):
             return Verdict(True, answer)

@@ -1,6 +1,8 @@
-"""Phrases that name the chosen option of a multiple-choice question, in the order in which they are tried (spec appendix A).
+"""Phrases that name the chosen option of a multiple-choice question, in the order in which they are tried (spec
+appendix A).
 
-In a pattern, X stands for one letter of the options. The last place where a pattern fits counts; a pattern without a group counts whole.
+In a pattern, X stands for one letter of the options. The last place where a pattern fits counts; a pattern without a
+group counts whole.
 """
 
 from __future__ import annotations
@@ -90,7 +92,8 @@ _AT_THE_START = (
 
 @lru_cache(maxsize=8)
 def option_patterns(letters: str) -> tuple[re.Pattern[str], ...]:
-    """The patterns for the option letters, e.g. "ABCD". X_ ignores case, so that "answer: b" fits (and names no option)."""
+    """The patterns for the option letters, e.g. "ABCD". X_ ignores case, so that "answer: b" fits (and names no
+    option)."""
     one = f"[{letters}]"
     phrases = _BOXED + _TAGGED + _CHINESE + _AT_THE_END + _ENGLISH + _AT_THE_START
     return tuple(re.compile(phrase.replace("X_", f"(?i:{one})").replace("X", one), re.DOTALL) for phrase in phrases)

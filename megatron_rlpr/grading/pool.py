@@ -1,11 +1,12 @@
 """Grade many responses under a time limit each, in worker processes that can be killed.
 
-An answer such as 9**9**9**9 can keep a mathematics library busy for ever inside one C call, which no exception interrupts: only ending
-the process does. Pebble owns the processes: it kills a worker that is past the limit and starts another.
+An answer such as 9**9**9**9 can keep a mathematics library busy for ever inside one C call, which no exception
+interrupts: only ending the process does. Pebble owns the processes: it kills a worker that is past the limit and starts
+another.
 
-Workers come from a fork server that has imported the graders once, so that neither the threads nor the memory of the training process
-are copied, and a replaced worker starts in milliseconds. Python imports the main module of the program into every worker; keep heavy
-imports of an entry point inside its `main()`.
+Workers come from a fork server that has imported the graders once, so that neither the threads nor the memory of the
+training process are copied, and a replaced worker starts in milliseconds. Python imports the main module of the program
+into every worker; keep heavy imports of an entry point inside its `main()`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ _STOP_SECONDS = 5.0
 
 
 class GraderPool:
-    """Worker processes that grade; started at the first answer that needs one, so a rank that never grades pays nothing.
+    """Worker processes that grade; started at the first answer that needs one, so a rank that never grades pays
+    nothing.
 
     failures counts the reasons for which answers got no verdict since the pool was made; such an answer is wrong.
     """
@@ -34,7 +36,9 @@ class GraderPool:
     def __init__(self, workers: int = 2, timeout_s: float = 10.0) -> None:
         """At most `workers` processes; an answer that takes longer than `timeout_s` seconds is wrong."""
         if workers < 1 or timeout_s <= 0:
-            raise ValueError(f"a grader pool needs at least one worker and a positive limit, not {workers} workers and {timeout_s} s")
+            raise ValueError(
+                f"a grader pool needs at least one worker and a positive limit, not {workers} workers and {timeout_s} s"
+            )
         self.workers = workers
         self.timeout_s = timeout_s
         self.failures: Counter[str] = Counter()
@@ -71,7 +75,9 @@ class GraderPool:
     def __enter__(self) -> GraderPool:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         self.close()
 
     def _started(self) -> ProcessPool:
@@ -98,7 +104,8 @@ def _limit_memory() -> None:
 
 
 def _grade_safely(task: GradeTask) -> GradeResult:
-    """Grade; what no grader foresaw in a response makes that answer wrong, with the error as the reason, and not the run fail."""
+    """Grade; what no grader foresaw in a response makes that answer wrong, with the error as the reason, and not the
+    run fail."""
     try:
         return grade_task(task)
     except Exception as error:

@@ -1,7 +1,7 @@
 """Mathematics with a free-form answer: the validation grader and the stricter one of training (spec section 6.4).
 
-In validation the answer may stand anywhere in the response; in training the reasoning is left out, and when there is an answer section
-only the last one counts.
+In validation the answer may stand anywhere in the response; in training the reasoning is left out, and when there is an
+answer section only the last one counts.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ def grade_in_validation(response_text: str, reference_answer: str) -> Verdict:
 
 
 def grade_in_training(response_text: str, reference_answer: str) -> Verdict:
-    """Right if the answer found in the last answer section, else in the response without its reasoning, equals the reference."""
+    """Right if the answer found in the last answer section, else in the response without its reasoning, equals the
+    reference."""
     response = without_sections(response_text, "<think>", "</think>")
     return _grade_found_answers(last_section(response, "<answer>", "</answer>") or response, reference_answer)
 
@@ -38,7 +39,8 @@ def _grade_found_answers(response: str, reference_answer: str) -> Verdict:
 
 
 def _stands_as_answer(reference_answer: str, response: str) -> bool:
-    """True if the reference, to the letter, is boxed, tagged as the answer, or follows "ANSWER:" or "... the correct answer is"."""
+    """True if the reference, to the letter, is boxed, tagged as the answer, or follows "ANSWER:" or "... the correct
+    answer is"."""
     if not reference_answer.strip():
         return False
     answer = re.escape(reference_answer)

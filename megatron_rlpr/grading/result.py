@@ -34,8 +34,10 @@ class GradeTask:
 class GradeResult:
     """The verdict on one response.
 
-    accuracy and format are 0.0 or 1.0; extracted is the answer the grader read; reason says why the rules reached no verdict, "" normally.
-    judged_right: a judge turned wrong into right; judge_reply: what the judge wrote, "" when it was not asked or did not answer.
+    accuracy and format are 0.0 or 1.0; extracted is the answer the grader read; reason says why the rules reached no
+    verdict, "" normally.
+    judged_right: a judge turned wrong into right; judge_reply: what the judge wrote, "" when it was not asked or did
+    not answer.
     """
 
     accuracy: float

@@ -1,8 +1,9 @@
 """Read an arithmetic or algebraic expression into sympy without executing any of it.
 
-sympy's own `parse_expr` builds Python source and evaluates it, so a response could run code. Here the text is cut into tokens of a fixed
-alphabet (numbers, names, operators, brackets) and a recursive-descent parser builds the expression from functions in the table below.
-Anything else, numbers that would become huge and brackets nested too deep are refused with NotAnExpression.
+sympy's own `parse_expr` builds Python source and evaluates it, so a response could run code. Here the text is cut into
+tokens of a fixed alphabet (numbers, names, operators, brackets) and a recursive-descent parser builds the expression
+from functions in the table below. Anything else, numbers that would become huge and brackets nested too deep are
+refused with NotAnExpression.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from collections.abc import Callable
 import sympy
 
 _TOKEN = re.compile(
-    r"\s*(?:(?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)|(?P<name>[^\W\d_]\w*)|(?P<operator>\*\*|[-+*/^()!,]))", re.ASCII
+    r"\s*(?:(?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)|(?P<name>[^\W\d_]\w*)|(?P<operator>\*\*|[-+*/^()!,]))",
+    re.ASCII,
 )
 _MOST_CHARACTERS = 1000
 _DEEPEST = 40
@@ -27,13 +29,14 @@ CONSTANTS: dict[str, sympy.Expr] = {"pi": sympy.pi, "E": sympy.E, "I": sympy.I, 
 FUNCTIONS: dict[str, Callable[..., sympy.Expr]] = {
     name: getattr(sympy, name)
     for name in (
-        "sqrt", "cbrt", "exp", "log", "ln", "sin", "cos", "tan", "cot", "sec", "csc", "asin", "acos", "atan", "sinh", "cosh", "tanh",
-        "asinh", "acosh", "atanh", "Abs", "floor", "ceiling", "sign", "re", "im", "gcd", "lcm", "Max", "Min",
+        "sqrt", "cbrt", "exp", "log", "ln", "sin", "cos", "tan", "cot", "sec", "csc", "asin", "acos", "atan", "sinh",
+        "cosh", "tanh", "asinh", "acosh", "atanh", "Abs", "floor", "ceiling", "sign", "re", "im", "gcd", "lcm", "Max",
+        "Min",
     )
 } | {"abs": sympy.Abs, "max": sympy.Max, "min": sympy.Min}  # fmt: skip
 _GREEK = frozenset({
-    "alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "mu", "nu", "xi", "omicron", "rho", "sigma",
-    "tau", "upsilon", "phi", "chi", "psi", "omega",
+    "alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "mu", "nu", "xi", "omicron",
+    "rho", "sigma", "tau", "upsilon", "phi", "chi", "psi", "omega",
 })  # fmt: skip
 _WHOLE_NAMES = _GREEK | CONSTANTS.keys() | FUNCTIONS.keys()
 _ANY_LETTERS = frozenset("SNOQ")  # names of sympy that stand for no number: refused rather than read as a variable
@@ -46,9 +49,9 @@ class NotAnExpression(ValueError):
 def read_expression(text: str, *, implicit_multiplication: bool) -> sympy.Expr:
     """The expression a text stands for; ^ and ** are powers, ! is the factorial.
 
-    implicit_multiplication: things side by side are multiplied and unknown names fall into their letters, as in 2xy or 3 sqrt 2; without
-    it every unknown name is one variable. An integer literal to the power of an integer with ^ is refused there: the reference's parser
-    reads that sign as exclusive or. Raises NotAnExpression.
+    implicit_multiplication: things side by side are multiplied and unknown names fall into their letters, as in 2xy or
+    3 sqrt 2; without it every unknown name is one variable. An integer literal to the power of an integer with ^ is
+    refused there: the reference's parser reads that sign as exclusive or. Raises NotAnExpression.
     """
     if len(text) > _MOST_CHARACTERS:
         raise NotAnExpression(f"{len(text)} characters; at most {_MOST_CHARACTERS} are read")
@@ -215,7 +218,9 @@ class _Reader:
         return base**exponent
 
     def operand_follows(self) -> bool:
-        return self.place < len(self.tokens) and (self.tokens[self.place][0] in ("number", "name") or self.peek() == "(")
+        return self.place < len(self.tokens) and (
+            self.tokens[self.place][0] in ("number", "name") or self.peek() == "("
+        )
 
     def peek(self) -> str:
         return self.tokens[self.place][1] if self.place < len(self.tokens) else ""

@@ -37,7 +37,8 @@ class CostModel:
         num_experts: int = 0,
         experts_per_token: int = 1,
     ) -> CostModel:
-        """Forward FLOPs of a decoder with a gated MLP: two per weight and token, two per score and two per value element.
+        """Forward FLOPs of a decoder with a gated MLP: two per weight and token, two per score and two per value
+        element.
 
         With experts, ffn_hidden_size is that of one, and a token pays for the router and the experts it goes to.
         """
@@ -51,7 +52,11 @@ class CostModel:
 
     def flops(self, tokens: int, attention_pairs: int, head_rows: int) -> float:
         """Cost of a micro-batch."""
-        return self.linear_flops_per_token * tokens + self.attention_flops_per_pair * attention_pairs + self.head_flops_per_row * head_rows
+        return (
+            self.linear_flops_per_token * tokens
+            + self.attention_flops_per_pair * attention_pairs
+            + self.head_flops_per_row * head_rows
+        )
 
     def prefix_flops(self, length: IntArray) -> FloatArray:
         """Cost of the first `length` tokens of a sequence in linear layers and attention: float64, shape of length."""

@@ -42,7 +42,8 @@ def cut_into_pieces(until: FloatArray, again: FloatArray, num_pieces: int, piece
 
 
 def assign_pieces(cost: FloatArray, num_ranks: int) -> IntArray:
-    """The rank of every piece: int64 [len(cost)]; costliest first, each to the least loaded rank (Graham's LPT rule)."""
+    """The rank of every piece: int64 [len(cost)]; costliest first, each to the least loaded rank (Graham's LPT
+    rule)."""
     rank_of = np.zeros(len(cost), dtype=np.int64)
     heap = [(0.0, rank) for rank in range(num_ranks)]
     for piece in np.argsort(-cost, kind="stable").tolist():
@@ -52,7 +53,9 @@ def assign_pieces(cost: FloatArray, num_ranks: int) -> IntArray:
     return rank_of
 
 
-def distribute(sequences: SortedSequences, model: CostModel, num_ranks: int, max_tokens: int, run_flops: float) -> list[SortedSequences]:
+def distribute(
+    sequences: SortedSequences, model: CostModel, num_ranks: int, max_tokens: int, run_flops: float
+) -> list[SortedSequences]:
     """The share of every rank, in sorted order; a rank's share may be empty.
 
     max_tokens: budget of a micro-batch; run_flops: what one more micro-batch costs beside its tokens.

@@ -87,7 +87,9 @@ def plan(
     (sequence parallelism). Raises UserError when one sequence alone exceeds the budget.
     """
     if data_parallel_size < 1 or sequence_multiple < 1:
-        raise ValueError(f"data_parallel_size={data_parallel_size} and sequence_multiple={sequence_multiple} must be positive")
+        raise ValueError(
+            f"data_parallel_size={data_parallel_size} and sequence_multiple={sequence_multiple} must be positive"
+        )
     budget = max_tokens - max_tokens % sequence_multiple
     sequences = sort_sequences(requests, share_prefixes)
     _check_budget(sequences, max_tokens, sequence_multiple)
@@ -107,8 +109,8 @@ def plan(
 def _check_budget(sequences: SortedSequences, max_tokens: int, sequence_multiple: int) -> None:
     if max_tokens < sequence_multiple:
         raise UserError(
-            f"actor.max_tokens_per_micro_batch={max_tokens} is less than the {sequence_multiple} tokens a sequence-parallel micro-batch "
-            f"is padded to: set it to at least {sequence_multiple}"
+            f"actor.max_tokens_per_micro_batch={max_tokens} is less than the {sequence_multiple} tokens a "
+            f"sequence-parallel micro-batch is padded to: set it to at least {sequence_multiple}"
         )
     if not len(sequences):
         return
@@ -116,6 +118,7 @@ def _check_budget(sequences: SortedSequences, max_tokens: int, sequence_multiple
     needed = -(-int(sequences.length[longest]) // sequence_multiple) * sequence_multiple
     if needed > max_tokens:
         raise UserError(
-            f"sequence {int(sequences.request[longest])} has {int(sequences.length[longest])} tokens to compute and does not fit in a "
-            f"micro-batch of actor.max_tokens_per_micro_batch={max_tokens} tokens: set it to at least {needed}, or allow shorter sequences"
+            f"sequence {int(sequences.request[longest])} has {int(sequences.length[longest])} tokens to compute and "
+            f"does not fit in a micro-batch of actor.max_tokens_per_micro_batch={max_tokens} tokens: set it to at "
+            f"least {needed}, or allow shorter sequences"
         )

@@ -1,6 +1,7 @@
 """The sequences to pack, in an order that makes every shared prefix contiguous.
 
-Sorted like words in a dictionary, all sequences that share a prefix are neighbours, and the lengths that neighbours have in
+Sorted like words in a dictionary, all sequences that share a prefix are neighbours, and the lengths that neighbours
+have in
 common describe the whole prefix tree: any ordered subset shares, between two sequences, the smallest of the lengths
 in between, and its tree has sum(length) - sum(shared) tokens.
 
@@ -74,7 +75,9 @@ def sort_sequences(requests: Sequence[ScoreRequest], share_prefixes: bool) -> So
     for i, request in enumerate(requests):
         if not 0 < request.start <= request.stop <= len(request.token_ids):
             span = f"span [{request.start}, {request.stop})"
-            raise ValueError(f"request {i}: {span} must lie in 0 < start <= stop <= {len(request.token_ids)}, its token count")
+            raise ValueError(
+                f"request {i}: {span} must lie in 0 < start <= stop <= {len(request.token_ids)}, its token count"
+            )
         if request.stop > request.start:
             wanted.append(i)
     tokens = [np.frombuffer(array("i", requests[i].token_ids), dtype=np.int32)[: requests[i].stop] for i in wanted]

@@ -76,7 +76,9 @@ def build_tree(sequences: SortedSequences, sequence_multiple: int = 1) -> TreeMi
     token_ids = np.full(num_tokens + padding, PADDING_TOKEN_ID, dtype=np.int64)
     positions = np.empty(num_tokens + padding, dtype=np.int64)
     positions[num_tokens:] = np.arange(padding)
-    for tokens, shared, length, first in zip(sequences.tokens, sequences.shared, sequences.length, first_token, strict=True):
+    for tokens, shared, length, first in zip(
+        sequences.tokens, sequences.shared, sequences.length, first_token, strict=True
+    ):
         token_ids[first : first + length - shared] = tokens[shared:length]
         positions[first : first + length - shared] = np.arange(shared, length)
 
@@ -149,7 +151,9 @@ def _rows(sequences: SortedSequences, first_token: IntArray) -> tuple[IntArray, 
     sources, targets, rows, offsets = [], [], [], []
     num_rows = 0
     columns = (sequences.start, sequences.stop, sequences.shared, sequences.shared_with_targets, first_token)
-    for tokens, start, stop, shared, shared_with_targets, first in zip(sequences.tokens, *(c.tolist() for c in columns), strict=True):
+    for tokens, start, stop, shared, shared_with_targets, first in zip(
+        sequences.tokens, *(c.tolist() for c in columns), strict=True
+    ):
         token_at[shared : stop - 1] = np.arange(first, first + stop - 1 - shared)
         row_at[shared_with_targets:] = -1
         new = start + np.flatnonzero(row_at[start:stop] < 0)

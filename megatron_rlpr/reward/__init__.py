@@ -1,1 +1,2 @@
-"""Responses -> rewards: splice the reference answer, aggregate its probability, combine with format, repetition and grade."""
+"""Responses -> rewards: splice the reference answer, aggregate its probability, combine with format, repetition and
+grade."""

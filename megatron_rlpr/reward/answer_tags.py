@@ -1,8 +1,8 @@
 """Where the answer sits in a response, read from its text.
 
-A response may be spliced when its tags are in order (spec section 2.2, step 2): R1 wants exactly one <think>, </think> and
-<answer>, R1_nothink exactly one <answer>. The closing </answer> is not needed. An answer tag with nothing at all behind it
-is refused (quirk Q3: the reference means to, but tests after it appended the end-of-sequence text).
+A response may be spliced when its tags are in order (spec section 2.2, step 2): R1 wants exactly one <think>, </think>
+and <answer>, R1_nothink exactly one <answer>. The closing </answer> is not needed. An answer tag with nothing at all
+behind it is refused (quirk Q3: the reference means to, but tests after it appended the end-of-sequence text).
 """
 
 from __future__ import annotations

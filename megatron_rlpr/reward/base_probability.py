@@ -16,14 +16,19 @@ from megatron_rlpr.types import Prompt, ScoreRequest, UserError
 def base_requests(tokenizer: Any, prompts: Sequence[Prompt], max_response_length: int) -> list[ScoreRequest]:
     """One request per prompt: the prompt, a space, the reference answer; no tags. The answer's tokens are scored.
 
-    The text is tokenised as a whole, so the answer's first token may hold the space before it. At most max_response_length
-    tokens after the prompt are looked at, as in the response window of the reference.
+    The text is tokenised as a whole, so the answer's first token may hold the space before it. At most
+    max_response_length tokens after the prompt are looked at, as in the response window of the reference.
     """
     prompt_texts = [str(tokenizer.decode(list(prompt.token_ids), skip_special_tokens=False)) for prompt in prompts]
-    texts = [f"{text} {prompt.reference_answer} {tokenizer.eos_token}" for text, prompt in zip(prompt_texts, prompts, strict=True)]
+    texts = [
+        f"{text} {prompt.reference_answer} {tokenizer.eos_token}"
+        for text, prompt in zip(prompt_texts, prompts, strict=True)
+    ]
     if not texts:
         return []
-    encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False)
+    encoded = tokenizer(
+        texts, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
+    )
     requests = []
     for prompt, text, encoding in zip(prompts, prompt_texts, encoded.encodings, strict=True):
         answer_start = len(text) + 1
@@ -32,7 +37,8 @@ def base_requests(tokenizer: Any, prompts: Sequence[Prompt], max_response_length
         stop = min(stop, prompt_stop + max_response_length)
         if not 0 < start < stop:
             raise UserError(
-                f"prompt {prompt.index}: the reference answer {prompt.reference_answer!r:.80} has no tokens of its own; remove the row"
+                f"prompt {prompt.index}: the reference answer {prompt.reference_answer!r:.80} has no tokens of its "
+                "own; remove the row"
             )
         requests.append(ScoreRequest(tuple(encoding.ids[:stop]), start, stop))
     return requests
@@ -41,8 +47,8 @@ def base_requests(tokenizer: Any, prompts: Sequence[Prompt], max_response_length
 class BaseProbabilityTable:
     """Base probabilities by prompt, made once by the initial policy and stored with the run.
 
-    Every entry carries a fingerprint of its prompt's tokens and reference answer, and the table the settings it was made
-    with (model, temperature, aggregation, ...): a table of other data or settings is refused, not silently used.
+    Every entry carries a fingerprint of its prompt's tokens and reference answer, and the table the settings it was
+    made with (model, temperature, aggregation, ...): a table of other data or settings is refused, not silently used.
     """
 
     def __init__(self, settings: dict[str, Any]) -> None:
@@ -74,7 +80,10 @@ class BaseProbabilityTable:
 
     def save(self, path: str | Path) -> None:
         """Write the table as JSON; a kill in the middle leaves the previous file as it was."""
-        content = {"settings": self._settings, "entries": {str(index): entry for index, entry in sorted(self._entries.items())}}
+        content = {
+            "settings": self._settings,
+            "entries": {str(index): entry for index, entry in sorted(self._entries.items())},
+        }
         write_text(Path(path), json.dumps(content))
 
     @classmethod
@@ -84,11 +93,18 @@ class BaseProbabilityTable:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
             stored, entries = content["settings"], content["entries"]
             table = cls(settings)
-            table._entries = {int(index): (str(fingerprint), float(value)) for index, (fingerprint, value) in entries.items()}
+            table._entries = {
+                int(index): (str(fingerprint), float(value)) for index, (fingerprint, value) in entries.items()
+            }
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path}: no readable table of base probabilities ({error}); remove it to have it computed again") from error
+            raise UserError(
+                f"{path}: no readable table of base probabilities ({error}); remove it to have it computed again"
+            ) from error
         if stored != json.loads(json.dumps(settings)):
-            raise UserError(f"{path}: made with {stored}, this run has {settings}; remove it to have it computed again, or start a new run")
+            raise UserError(
+                f"{path}: made with {stored}, this run has {settings}; remove it to have it computed again, or start a "
+                "new run"
+            )
         return table
 
 

@@ -12,7 +12,8 @@ BINS = 10
 def final_reward_distribution(rewards: Iterable[float]) -> dict[str, float]:
     """Share of rewards below 0, exactly 0, in each tenth of (0, 1), exactly 1 and above 1; empty without rewards.
 
-    A tenth holds its lower edge but not its upper one. Comparisons are in float32, the precision rewards are recorded in.
+    A tenth holds its lower edge but not its upper one. Comparisons are in float32, the precision rewards are recorded
+    in.
     """
     values = np.array(list(rewards), dtype=np.float32)
     if not len(values):

@@ -12,13 +12,15 @@ from megatron_rlpr.reward.format import format_score
 def think_answer_lengths(tokenizer: Any, response_texts: Sequence[str], format_mode: str) -> list[tuple[int, int]]:
     """(reasoning, answer) tokens of every response, both 0 for one whose format is wrong.
 
-    Reasoning is what the think tags hold, or with R1_nothink what comes before the answer tag; white space at the ends of
-    both parts is not counted.
+    Reasoning is what the think tags hold, or with R1_nothink what comes before the answer tag; white space at the ends
+    of both parts is not counted.
     """
     parts = [text for response in response_texts for text in _parts(response, format_mode)]
     if not parts:
         return []
-    encoded = tokenizer(parts, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False)
+    encoded = tokenizer(
+        parts, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
+    )
     counts = [len(ids) for ids in encoded["input_ids"]]
     return list(zip(counts[::2], counts[1::2], strict=True))
 

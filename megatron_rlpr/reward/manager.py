@@ -53,11 +53,19 @@ class RewardManager:
     """
 
     def __init__(
-        self, config: RewardConfig, tokenizer: Any, max_prompt_length: int, max_response_length: int, grade: Grade | None = None
+        self,
+        config: RewardConfig,
+        tokenizer: Any,
+        max_prompt_length: int,
+        max_response_length: int,
+        grade: Grade | None = None,
     ) -> None:
         needs_grade = config.reward_manager != "prob" or config.reward_type == "pr+vr"
         if needs_grade and grade is None and not config.format_only:
-            raise UserError(f"reward.reward_manager={config.reward_manager} with reward_type={config.reward_type} needs graded answers")
+            raise UserError(
+                f"reward.reward_manager={config.reward_manager} with reward_type={config.reward_type} needs graded "
+                "answers"
+            )
         self._config = config
         self._tokenizer = tokenizer
         self._limits = SpliceLimits(max_prompt_length, max_response_length)
@@ -109,7 +117,9 @@ class RewardManager:
             for response, scores in zip(group.responses, reference_scores, strict=True)
         )
 
-    def _reward(self, prompt: Prompt, response: Response, scores: TokenScores | None, base_probability: float) -> ResponseReward:
+    def _reward(
+        self, prompt: Prompt, response: Response, scores: TokenScores | None, base_probability: float
+    ) -> ResponseReward:
         config = self._config
         accuracy = self._accuracy(prompt, response)
         graded = self._is_graded(prompt)
@@ -134,7 +144,9 @@ class RewardManager:
                 reward = graded_part
             case "mix":
                 reward = config.vr_weight * graded_part + config.pr_weight * probability
-        return replace(parts, reward=reward + parts.repetition, probability_reward=probability, graded_reward=graded_part)
+        return replace(
+            parts, reward=reward + parts.repetition, probability_reward=probability, graded_reward=graded_part
+        )
 
     def _probability_reward(self, parts: ResponseReward, response: Response) -> float:
         shaped = self._discretise(self._shape(parts.reference_probability - parts.base_probability, response.seed))
@@ -152,7 +164,9 @@ class RewardManager:
             return 0.0
         config = self._config
         cap_last = config.gt_tokens_one_more and config.gt_tokens_one_more_adjusted
-        return aggregate(scores.log_probs, config.compute_score_name, cap_last=cap_last, bf16_rounding=config.score_bf16_rounding)
+        return aggregate(
+            scores.log_probs, config.compute_score_name, cap_last=cap_last, bf16_rounding=config.score_bf16_rounding
+        )
 
     def _accuracy(self, prompt: Prompt, response: Response) -> float:
         wanted = self._config.reward_manager != "prob" or self._is_graded(prompt)

@@ -12,8 +12,8 @@ from megatron_rlpr.types import FloatArray, UserError
 
 _ADDED_TOKEN_CAP = math.log(0.5)
 
-# Over the log-probabilities of the scored tokens. The first is RLPR's reference probability (arXiv 2506.18254), the third
-# the likelihood of the answer, the fourth its geometric mean per token.
+# Over the log-probabilities of the scored tokens. The first is RLPR's reference probability (arXiv 2506.18254), the
+# third the likelihood of the answer, the fourth its geometric mean per token.
 AGGREGATIONS: dict[str, Callable[[npt.NDArray[np.float64]], float]] = {
     "mean_exp_log_softmax": lambda x: float(np.exp(x).mean()),
     "mean_log_softmax": lambda x: float(x.mean()),
@@ -25,8 +25,8 @@ AGGREGATIONS: dict[str, Callable[[npt.NDArray[np.float64]], float]] = {
 def aggregate(log_probs: FloatArray, name: str, *, cap_last: bool = False, bf16_rounding: bool = False) -> float:
     """The score of one answer from its tokens' log-probs [T]; 0 when there are none.
 
-    cap_last limits the last token's probability to 0.5 (gt_tokens_one_more_adjusted). bf16_rounding gives the reference's
-    three significant digits. Raises UserError for an unknown name.
+    cap_last limits the last token's probability to 0.5 (gt_tokens_one_more_adjusted). bf16_rounding gives the
+    reference's three significant digits. Raises UserError for an unknown name.
     """
     if name not in AGGREGATIONS:
         raise UserError(f"reward.compute_score_name={name!r} is unknown; choose one of {', '.join(AGGREGATIONS)}")

@@ -1,8 +1,10 @@
 """The part of a prompt whose tokens do not depend on what follows it.
 
-A spliced text has to be tokenised as a whole, but a special token is a wall: the tokenizer cuts the text there before it does anything
-else. So a prompt is tokenised up to its last special token once for all its responses, and only what follows is tokenised
-for each. Nothing is assumed: the wall and the prompt's own tokens are checked, and a prompt that fails is tokenised whole.
+A spliced text has to be tokenised as a whole, but a special token is a wall: the tokenizer cuts the text there before
+it does anything else. So a prompt is tokenised up to its last special token once for all its responses, and only what
+follows is tokenised
+for each. Nothing is assumed: the wall and the prompt's own tokens are checked, and a prompt that fails is tokenised
+whole.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ _PROBES = ("a", " a", "\na", "<answer> 1")
 
 @dataclass(frozen=True)
 class SplitPrompt:
-    """head_ids: tokens that stay whatever follows; tail_text: the rest of the prompt, to be tokenised with what follows."""
+    """head_ids: tokens that stay whatever follows; tail_text: the rest of the prompt, to be tokenised with what
+    follows."""
 
     head_ids: tuple[int, ...]
     tail_text: str
@@ -37,7 +40,8 @@ class PromptHeads:
         self._is_wall: dict[int, bool] = {}
 
     def split(self, prompts: Sequence[Prompt]) -> list[SplitPrompt]:
-        """Every prompt's head and tail; the head is empty where there is no wall or the tokens are not the tokenizer's own."""
+        """Every prompt's head and tail; the head is empty where there is no wall or the tokens are not the tokenizer's
+        own."""
         cuts = [self._cut(prompt.token_ids) for prompt in prompts]
         heads = [self._decode(prompt.token_ids[:cut]) for prompt, cut in zip(prompts, cuts, strict=True)]
         encoded = self._encode(heads)
@@ -65,7 +69,11 @@ class PromptHeads:
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         encoded = self._tokenizer(
-            list(texts), add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
+            list(texts),
+            add_special_tokens=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
         )
         return list(encoded["input_ids"])
 

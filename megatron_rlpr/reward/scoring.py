@@ -35,7 +35,10 @@ class GroupScorer:
         self._clock = clock
 
     def score(
-        self, groups: Sequence[RolloutGroup], table: BaseProbabilityTable | None = None, progress: Progress | None = None
+        self,
+        groups: Sequence[RolloutGroup],
+        table: BaseProbabilityTable | None = None,
+        progress: Progress | None = None,
     ) -> list[ScoredGroup]:
         """Scored groups in the given order. Responses whose splice is invalid cost no reference forward.
 
@@ -55,7 +58,11 @@ class GroupScorer:
             scored = []
             for group, requests in zip(groups, spliced, strict=True):
                 references = [None if request is None else next(reference_scores) for request in requests]
-                base = self._rewards.base_probability(next(base_scores)) if base_requests else self._stored_base(group.prompt, table)
+                base = (
+                    self._rewards.base_probability(next(base_scores))
+                    if base_requests
+                    else self._stored_base(group.prompt, table)
+                )
                 token_scores = tuple(next(own_scores) for _ in group.responses)
                 scored.append(ScoredGroup(group, token_scores, self._rewards.rewards(group, references, base)))
         return scored

@@ -39,8 +39,9 @@ def shaping_function(name: str) -> ShapingFunction:
     plain = _plain_function(name)
     if plain is None:
         raise UserError(
-            f"reward.shaping_function_name={name!r} is unknown; expected identity, one_minus, random, threshold_T, sigmoid_K, leaky_T or "
-            "comp_threshold_T_{sigmoid|sigmoidv2|sigmoidv2fixed|sigmoidv3|tanh}_K with numbers for T and K"
+            f"reward.shaping_function_name={name!r} is unknown; expected identity, one_minus, random, threshold_T, "
+            f"sigmoid_K, leaky_T or comp_threshold_T_{{sigmoid|sigmoidv2|sigmoidv2fixed|sigmoidv3|tanh}}_K with "
+            "numbers for T and K"
         )
     return lambda x, seed: plain(x)
 

@@ -1,8 +1,8 @@
 """Text-mode splice: put the reference answer in place of the generated one in decoded text and tokenise again.
 
-This is the reference's semantics (spec section 2.2). Where it is wrong we differ: a row is judged by its own length (Q2),
-an answer tag with nothing behind it is invalid (Q3), and spans are those of the tag and the answer that we insert, so a
-reference answer that itself contains tags is found (Q24).
+This is the reference's semantics (spec section 2.2). Where it is wrong we differ: a row is judged by its own length
+(Q2), an answer tag with nothing behind it is invalid (Q3), and spans are those of the tag and the answer that we
+insert, so a reference answer that itself contains tags is found (Q24).
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ class SpliceLimits:
     max_response_length: int
 
     def checked(self, splice: Splice) -> Splice:
-        """The splice with its scored span cut to the response window; INVALID when it is too long or nothing is left to score."""
+        """The splice with its scored span cut to the response window; INVALID when it is too long or nothing is left to
+        score."""
         stop = min(splice.stop, splice.answer_tag + self.max_response_length)
         if len(splice.token_ids) > self.max_prompt_length + self.max_response_length or not 0 < splice.start < stop:
             return INVALID
@@ -61,14 +62,17 @@ class SpliceLimits:
 
 
 def whitespace_around(slot: AnswerSlot, config: RewardConfig) -> tuple[str, str]:
-    """The white space put before and after the reference answer: the response's own before it (one space if it has none,
-    unless empty is allowed), one space after it (the response's own when the token after the answer is scored too)."""
+    """The white space put before and after the reference answer: the response's own before it (one space if it has
+    none, unless empty is allowed), one space after it (the response's own when the token after the answer is scored
+    too)."""
     leading = slot.leading if slot.leading or config.allow_empty_leading_whitespaces else " "
     trailing = slot.trailing if config.gt_tokens_one_more and slot.trailing is not None else " "
     return leading, trailing
 
 
-def splice_texts(tokenizer: Any, pairs: Sequence[tuple[Prompt, Response]], config: RewardConfig, limits: SpliceLimits) -> list[Splice]:
+def splice_texts(
+    tokenizer: Any, pairs: Sequence[tuple[Prompt, Response]], config: RewardConfig, limits: SpliceLimits
+) -> list[Splice]:
     """One splice per (prompt, response), with one batched tokenisation for all of them."""
     eos, pad = tokenizer.eos_token, tokenizer.pad_token or ""
     slots = [find_answer_slot(response.text, config.format_mode, eos, pad) for _, response in pairs]
@@ -86,7 +90,9 @@ def splice_texts(tokenizer: Any, pairs: Sequence[tuple[Prompt, Response]], confi
         texts.append(before + answer + trailing + CLOSE_ANSWER + eos)
         spans.append((len(before), len(before) + len(answer)))
 
-    encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False)
+    encoded = tokenizer(
+        texts, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
+    )
     for number, ((row, _), (head, text_to_tag)) in enumerate(zip(usable, starts, strict=True)):
         encoding = encoded.encodings[number]
         tag, _ = overlapping_tokens(encoding, len(text_to_tag) - len(OPEN_ANSWER), len(text_to_tag))
@@ -102,14 +108,16 @@ def splice_texts(tokenizer: Any, pairs: Sequence[tuple[Prompt, Response]], confi
 def _sequence_starts(tokenizer: Any, pairs: Sequence[tuple[Prompt, Response]]) -> list[tuple[tuple[int, ...], str]]:
     """(tokens that are known already, text after them up to and including the response's answer tag) of every pair.
 
-    The text is that of prompt and response decoded together. Decoding them apart gives the same unless a character or a space
-    is lost between them, which the tokens next to the boundary tell.
+    The text is that of prompt and response decoded together. Decoding them apart gives the same unless a character or a
+    space is lost between them, which the tokens next to the boundary tell.
     """
     prompts = {id(prompt): prompt for prompt, _ in pairs}
     split = dict(zip(prompts, PromptHeads(tokenizer).split(list(prompts.values())), strict=True))
     prompt_ends = {key: tokenizer.decode(list(prompt.token_ids[-_BOUNDARY:])) for key, prompt in prompts.items()}
     response_starts = tokenizer.batch_decode([list(response.token_ids[:_BOUNDARY]) for _, response in pairs])
-    boundaries = tokenizer.batch_decode([[*prompt.token_ids[-_BOUNDARY:], *response.token_ids[:_BOUNDARY]] for prompt, response in pairs])
+    boundaries = tokenizer.batch_decode(
+        [[*prompt.token_ids[-_BOUNDARY:], *response.token_ids[:_BOUNDARY]] for prompt, response in pairs]
+    )
 
     starts = []
     for (prompt, response), response_start, boundary in zip(pairs, response_starts, boundaries, strict=True):

@@ -1,8 +1,8 @@
 """Token-mode splice: keep the sampled tokens up to the answer tag as they are and append the reference answer's tokens.
 
-Nothing but the few tokens around the tag is decoded and only the short tail is tokenised, so the spliced sequence shares the
-longest possible prefix with its response. The tokens may differ from a text-mode splice where the sampled ones are not those
-the tokenizer would choose.
+Nothing but the few tokens around the tag is decoded and only the short tail is tokenised, so the spliced sequence
+shares the longest possible prefix with its response. The tokens may differ from a text-mode splice where the sampled
+ones are not those the tokenizer would choose.
 """
 
 from __future__ import annotations
@@ -56,7 +56,9 @@ def find_tag_tokens(tokenizer: Any, ids: Sequence[int]) -> TagTokens | None:
     return TagTokens(start, stop, piece[:end], piece[end:])
 
 
-def splice_tokens(tokenizer: Any, pairs: Sequence[tuple[Prompt, Response]], config: RewardConfig, limits: SpliceLimits) -> list[Splice]:
+def splice_tokens(
+    tokenizer: Any, pairs: Sequence[tuple[Prompt, Response]], config: RewardConfig, limits: SpliceLimits
+) -> list[Splice]:
     """One splice per (prompt, response); all tails are tokenised in one call."""
     eos, pad = tokenizer.eos_token, tokenizer.pad_token or ""
     splices = [INVALID] * len(pairs)
@@ -83,11 +85,17 @@ def splice_tokens(tokenizer: Any, pairs: Sequence[tuple[Prompt, Response]], conf
     if not rows:
         return splices
 
-    encoded = tokenizer(tails, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False)
-    for row, encoding, (prefix, tag_token), (answer_start, answer_stop) in zip(rows, encoded.encodings, kept, spans, strict=True):
+    encoded = tokenizer(
+        tails, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
+    )
+    for row, encoding, (prefix, tag_token), (answer_start, answer_stop) in zip(
+        rows, encoded.encodings, kept, spans, strict=True
+    ):
         start, stop = overlapping_tokens(encoding, answer_start, answer_stop)
         if config.gt_tokens_one_more and start < stop:
             stop = min(stop + 1, len(encoding))
         if start < stop:
-            splices[row] = limits.checked(Splice(prefix + tuple(encoding.ids), tag_token, len(prefix) + start, len(prefix) + stop))
+            splices[row] = limits.checked(
+                Splice(prefix + tuple(encoding.ids), tag_token, len(prefix) + start, len(prefix) + stop)
+            )
     return splices

@@ -9,8 +9,8 @@ from typing import Any
 def overlapping_tokens(encoding: Any, start: int, stop: int) -> tuple[int, int]:
     """[first, last) of the tokens that share at least one character with text[start:stop]; first == last: none.
 
-    encoding is one tokenizers.Encoding. A token that merges characters on both sides of an edge counts wholly. Token offsets
-    never decrease, so both edges are found by bisection without turning the whole encoding into Python objects.
+    encoding is one tokenizers.Encoding. A token that merges characters on both sides of an edge counts wholly. Token
+    offsets never decrease, so both edges are found by bisection without turning the whole encoding into Python objects.
     """
 
     def offsets(token: int) -> tuple[int, int]:

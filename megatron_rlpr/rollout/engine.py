@@ -37,7 +37,8 @@ class GenerationRequest:
 class SamplingSettings:
     """How every request of one call is sampled.
 
-    temperature: 0 is greedy. top_p: nucleus threshold. top_k: -1 for all tokens. max_tokens: most new tokens of a response.
+    temperature: 0 is greedy. top_p: nucleus threshold. top_k: -1 for all tokens. max_tokens: most new tokens of a
+    response.
     """
 
     temperature: float = 1.0
@@ -64,7 +65,10 @@ class RolloutEngine(Protocol):
         """The hand-over that gave the engine its weights; 0 = the initial weights."""
 
     def generate(
-        self, requests: Sequence[GenerationRequest], sampling: SamplingSettings, on_progress: ProgressCallback | None = None
+        self,
+        requests: Sequence[GenerationRequest],
+        sampling: SamplingSettings,
+        on_progress: ProgressCallback | None = None,
     ) -> list[Response]:
         """One response per request, in request order."""
 
@@ -81,7 +85,8 @@ class RolloutEngine(Protocol):
         """
 
     def rebuild(self) -> None:
-        """Start anew from the model folder, at version 0; what was in flight is given up. Collective, as the first start."""
+        """Start anew from the model folder, at version 0; what was in flight is given up. Collective, as the first
+        start."""
 
 
 class Rollouts(Protocol):
@@ -93,7 +98,8 @@ class Rollouts(Protocol):
 
     @property
     def engines_replaced(self) -> int:
-        """Engines that died, hung or failed and were made anew so far, as far as this rank knows; the first rank knows of all."""
+        """Engines that died, hung or failed and were made anew so far, as far as this rank knows; the first rank knows
+        of all."""
 
     def generate(
         self,

@@ -22,7 +22,10 @@ class ReplayRollouts:
         self.engines_replaced = 0
         """There are none."""
         if not stored_steps(folder):
-            raise UserError(f"rollout.replay={folder}: holds no step_*.parquet; give a run's rollouts folder, e.g. runs/<name>/rollouts")
+            raise UserError(
+                f"rollout.replay={folder}: holds no step_*.parquet; give a run's rollouts folder, e.g. "
+                "runs/<name>/rollouts"
+            )
 
     @property
     def weight_version(self) -> int:
@@ -48,7 +51,9 @@ class ReplayRollouts:
             on_progress(sum(len(response.token_ids) for response in responses), len(responses), len(responses))
         return groups
 
-    def update_weights(self, manifest: Mapping[str, tuple[int, ...]], tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
+    def update_weights(
+        self, manifest: Mapping[str, tuple[int, ...]], tensors: Iterable[tuple[str, torch.Tensor]], version: int
+    ) -> None:
         """There is no engine: the stream is left alone, on every rank alike."""
         self._version = version
 

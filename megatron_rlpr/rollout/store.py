@@ -66,7 +66,8 @@ def write_rollouts(
     kept: Sequence[bool],
     decode: Callable[[Sequence[int]], str],
 ) -> Path:
-    """Write <folder>/step_<step>.parquet in one piece (an interrupted write leaves no or the old file); returns its path.
+    """Write <folder>/step_<step>.parquet in one piece (an interrupted write leaves no or the old file); returns its
+    path.
 
     advantages: per group the advantage of each response, None for a group that was not trained on.
     kept: per group, whether the filter kept it. decode: prompt token ids -> text, special tokens kept.
@@ -74,7 +75,9 @@ def write_rollouts(
     rows = [
         row
         for number, (scored, group_advantages, group_kept) in enumerate(zip(groups, advantages, kept, strict=True))
-        for row in _rows(step, number, scored, group_advantages, bool(group_kept), decode(scored.group.prompt.token_ids))
+        for row in _rows(
+            step, number, scored, group_advantages, bool(group_kept), decode(scored.group.prompt.token_ids)
+        )
     ]
     path = Path(folder) / f"step_{step:06d}.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -90,7 +93,9 @@ def write_rollouts(
 def stored_steps(folder: str | Path) -> list[int]:
     """The steps that have a file in folder, ascending."""
     if not Path(folder).is_dir():
-        raise UserError(f"{folder}: no such folder of stored rollouts; give a run's rollouts folder, e.g. runs/<name>/rollouts")
+        raise UserError(
+            f"{folder}: no such folder of stored rollouts; give a run's rollouts folder, e.g. runs/<name>/rollouts"
+        )
     return sorted(int(match.group(1)) for file in Path(folder).iterdir() if (match := _FILE_NAME.fullmatch(file.name)))
 
 
@@ -116,8 +121,8 @@ def read_table(folder: str | Path, step: int) -> pa.Table:
         stored = {field.name: field.type for field in table.schema}
         differing = [field.name for field in SCHEMA if stored.get(field.name) != field.type]
         raise UserError(
-            f"{path}: was not written by this version's rollout store (missing or different columns: {', '.join(differing) or 'none'}); "
-            "replay rollouts that this version stored"
+            f"{path}: was not written by this version's rollout store (missing or different columns: "
+            f"{', '.join(differing) or 'none'}); replay rollouts that this version stored"
         )
     return table
 

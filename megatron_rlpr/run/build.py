@@ -72,13 +72,21 @@ def build_parts(config: Config) -> RunParts:
     graders = GraderPool()
 
     described = f"{shape.architecture}, {shape.num_layers} layers"
-    console.message(f"model {config.model.path}: {described}; {layout.world_size} ranks with {threads} CPU threads each")
+    console.message(
+        f"model {config.model.path}: {described}; {layout.world_size} ranks with {threads} CPU threads each"
+    )
     policy = MegatronPolicy(shape, config.actor, layout, config.rollout.temperature)
     _load_initial_weights(policy, shape, config)
     rewards = RewardManager(
-        config.reward, tokenizer, longest_prompt(config), config.data.max_response_length, _grade(config, tokenizer, graders)
+        config.reward,
+        tokenizer,
+        longest_prompt(config),
+        config.data.max_response_length,
+        _grade(config, tokenizer, graders),
     )
-    scorer = GroupScorer(policy, rewards, "none" if config.reward.format_only else config.reward.base_probability, clock)
+    scorer = GroupScorer(
+        policy, rewards, "none" if config.reward.format_only else config.reward.base_probability, clock
+    )
     total_steps = _total_steps(config, prompts)
     lock = run_lock.hold(folder) if layout.rank == 0 else None
     if layout.rank == 0:
@@ -87,7 +95,13 @@ def build_parts(config: Config) -> RunParts:
             forget_after(folder / "rollouts", resume_step)
     tables = _BaseTables(config, folder, scorer, console, ["train", *map(_table_name, val_prompts)])
     tracker = Tracker(
-        config, folder, config_loading.resolved(config), resume_step, total_steps=total_steps, rank=layout.rank, console=console
+        config,
+        folder,
+        config_loading.resolved(config),
+        resume_step,
+        total_steps=total_steps,
+        rank=layout.rank,
+        console=console,
     )
     source = PromptSource(
         prompts,
@@ -101,7 +115,9 @@ def build_parts(config: Config) -> RunParts:
         for name, found in val_prompts.items()
     ]
     rollouts = _rollouts(config, threads, console)
-    evaluation = HeldOutEvaluation(config, rollouts, scorer, graders, console, _special_tokens(tokenizer), _judge(layout.rank))
+    evaluation = HeldOutEvaluation(
+        config, rollouts, scorer, graders, console, _special_tokens(tokenizer), _judge(layout.rank)
+    )
     exporter = WeightExporter(policy.model, shape, config.weights.bucket_mb)
     return RunParts(
         config=config,
@@ -117,7 +133,13 @@ def build_parts(config: Config) -> RunParts:
         std_filter=StdFilter(config.filter),
         hand_over=HandOver(exporter, rollouts),
         validation=ValidationSchedule(
-            config.trainer, total_steps, evaluation, [] if config.rollout.replay else sets, tracker, folder, config.model.path
+            config.trainer,
+            total_steps,
+            evaluation,
+            [] if config.rollout.replay else sets,
+            tracker,
+            folder,
+            config.model.path,
         ),
         checkpoints=checkpoints,
         hf_export=_hf_export(config, folder, exporter),
@@ -136,7 +158,9 @@ class _BaseTables:
     Those that are there already are read, and refused if they were made otherwise, before any work.
     """
 
-    def __init__(self, config: Config, folder: Path, scorer: GroupScorer, console: Console, names: Sequence[str]) -> None:
+    def __init__(
+        self, config: Config, folder: Path, scorer: GroupScorer, console: Console, names: Sequence[str]
+    ) -> None:
         self._wanted = config.reward.base_probability == "initial" and not config.reward.format_only
         self._settings = {
             "model": config.model.path,
@@ -173,12 +197,16 @@ def _table_name(validation_set: str) -> str:
 def _training_prompts(config: Config, tokenizer: Any, console: Console) -> PromptSet:
     if config.rollout.replay:
         steps = stored_steps(config.rollout.replay)
-        found = {group.prompt.index: group.prompt for step in steps for group in read_rollouts(config.rollout.replay, step)}
+        found = {
+            group.prompt.index: group.prompt for step in steps for group in read_rollouts(config.rollout.replay, step)
+        }
         return PromptSet(tuple(found.values()), 0)
     files = config.data.train_files or config.data.val_files
     rewrite = prompt_rewrite(config.data.prompt_rewrite, config.reward.format_mode)
     prompts = load_prompts(files, tokenizer, config.data.max_prompt_length, rewrite=rewrite)
-    console.message(f"{len(prompts)} training prompts, {prompts.dropped} longer than {config.data.max_prompt_length} tokens dropped")
+    console.message(
+        f"{len(prompts)} training prompts, {prompts.dropped} longer than {config.data.max_prompt_length} tokens dropped"
+    )
     return prompts
 
 
@@ -186,7 +214,9 @@ def _validation_prompts(config: Config, tokenizer: Any) -> dict[str, PromptSet]:
     rewrite = prompt_rewrite(config.data.prompt_rewrite, config.reward.format_mode)
     limit = config.evaluation.max_prompts
     return {
-        Path(file).stem: load_prompts([file], tokenizer, config.data.val_max_prompt_length, overlong="refuse", rewrite=rewrite, limit=limit)
+        Path(file).stem: load_prompts(
+            [file], tokenizer, config.data.val_max_prompt_length, overlong="refuse", rewrite=rewrite, limit=limit
+        )
         for file in config.data.val_files
     }
 
@@ -264,7 +294,9 @@ def _grade(config: Config, tokenizer: Any, graders: GraderPool) -> Grade:
         for token in special:
             text = text.replace(token, "")
         prompted = prompt_text(prompt.messages)
-        task = GradeTask(prompt.data_source, text, prompt.reference_answer, prompted, "train", config.reward.format_mode)
+        task = GradeTask(
+            prompt.data_source, text, prompt.reference_answer, prompted, "train", config.reward.format_mode
+        )
         return graders.grade_many([task])[0].accuracy
 
     return grade
@@ -281,7 +313,8 @@ def _special_tokens(tokenizer: Any) -> Sequence[str]:
 
 
 def _batch_size(config: Config, prompts: PromptSet) -> int:
-    """Prompts a step draws. Where none is drawn (replay, validation only), any number that the set can serve will do."""
+    """Prompts a step draws. Where none is drawn (replay, validation only), any number that the set can serve will
+    do."""
     draws = not (config.rollout.replay or config.trainer.val_only)
     return config.data.train_batch_size if draws else min(config.data.train_batch_size, len(prompts))
 
@@ -289,7 +322,10 @@ def _batch_size(config: Config, prompts: PromptSet) -> int:
 def _total_steps(config: Config, prompts: PromptSet) -> int:
     if config.rollout.replay:
         return _replayed_steps(config)
-    return config.trainer.total_training_steps or config.trainer.total_epochs * len(prompts) // config.data.train_batch_size
+    return (
+        config.trainer.total_training_steps
+        or config.trainer.total_epochs * len(prompts) // config.data.train_batch_size
+    )
 
 
 def _replayed_steps(config: Config) -> int:
@@ -299,8 +335,8 @@ def _replayed_steps(config: Config) -> int:
     for step in range(1, last + 1):
         if step not in stored:
             raise UserError(
-                f"rollout.replay={config.rollout.replay} holds no rollouts of step {step}, only of {', '.join(map(str, stored))}: "
-                "set trainer.total_training_steps to a step up to which all are stored"
+                f"rollout.replay={config.rollout.replay} holds no rollouts of step {step}, only of "
+                f"{', '.join(map(str, stored))}: set trainer.total_training_steps to a step up to which all are stored"
             )
     return last
 
@@ -316,8 +352,8 @@ def _resume_step(config: Config, checkpoints: CheckpointStore) -> int:
         return 0
     if config.trainer.resume == "never":
         raise UserError(
-            f"trainer.resume=never, but {checkpoints.path(steps[-1])} is a checkpoint of an earlier run: choose another trainer.name, "
-            "or set trainer.resume=auto to go on from it"
+            f"trainer.resume=never, but {checkpoints.path(steps[-1])} is a checkpoint of an earlier run: choose "
+            "another trainer.name, or set trainer.resume=auto to go on from it"
         )
     checkpoints.check(steps[-1])
     return steps[-1]

@@ -40,7 +40,10 @@ def ray_rollouts(config: Config, console: Console) -> RayRollouts:
             EngineResources(rollout.cpus_per_engine, rollout.tensor_parallel_size if torch.cuda.is_available() else 0),
             timeout_s=rollout.engine_timeout_s,
             transports=Transports(
-                config.weights.transport, ray_cluster.node_address(), config.weights.bucket_mb * 2**20, rollout.engine_timeout_s
+                config.weights.transport,
+                ray_cluster.node_address(),
+                config.weights.bucket_mb * 2**20,
+                rollout.engine_timeout_s,
             ),
             on_event=console.message,
         )

@@ -29,7 +29,8 @@ def hold(folder: Path) -> IO[str]:
         holder = file.read().strip() or "unknown"
         file.close()
         raise UserError(
-            f"{folder} is in use by another run (process {holder}): wait until it ends, stop it, or choose another trainer.name"
+            f"{folder} is in use by another run (process {holder}): wait until it ends, stop it, or choose another "
+            "trainer.name"
         ) from error
     file.truncate(0)
     file.write(f"{os.getpid()}\n")

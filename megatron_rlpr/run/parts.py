@@ -70,7 +70,8 @@ class RunParts:
         return 1 if self.config.rollout.replay else self.config.filter.max_rounds
 
     def learning_rate(self, step: int) -> float:
-        """The learning rate of a step, counted from 1: a function of the step alone, so a resumed run goes on exactly."""
+        """The learning rate of a step, counted from 1: a function of the step alone, so a resumed run goes on
+        exactly."""
         actor = self.config.actor
         return actor.lr * learning_rate.multiplier(
             step - 1,
@@ -86,7 +87,8 @@ class RunParts:
             self.pipeline.begin(step)
 
     def next_groups(self, step: int) -> list[RolloutGroup]:
-        """The step's next round of rollouts: the one that was begun, if any, else generated now for the next prompts."""
+        """The step's next round of rollouts: the one that was begun, if any, else generated now for the next
+        prompts."""
         if self.pipeline is None or not self.pipeline.begun:
             return self.generate(self.prompts.next_batch(), step)
         with self.console.phase("rollout") as progress:

@@ -1,4 +1,5 @@
-"""An error on one rank becomes an error on all ranks, so that nobody waits in a collective for a rank that has failed."""
+"""An error on one rank becomes an error on all ranks, so that nobody waits in a collective for a rank that has
+failed."""
 
 from __future__ import annotations
 

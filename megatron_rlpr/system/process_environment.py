@@ -31,8 +31,8 @@ ON_CPU = {
     "MALLOC_ARENA_MAX": "1",
     # Huge pages where the system leaves that to programs (measured: scoring 1.04 times faster).
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
-    # Idle OpenMP threads of one rank must not spin on the cores of another, but waking one up costs more than most operations:
-    # they wait awake for a fraction of a millisecond (measured: scoring with two threads 1.3 times faster).
+    # Idle OpenMP threads of one rank must not spin on the cores of another, but waking one up costs more than most
+    # operations: they wait awake for a fraction of a millisecond (measured: scoring with two threads 1.3 times faster).
     "OMP_WAIT_POLICY": "PASSIVE",
     "GOMP_SPINCOUNT": "100000",
 }
@@ -54,8 +54,8 @@ def ensure() -> None:
 def _end_with_launcher() -> None:
     """Have the kernel kill this rank when its torchrun is gone (Linux).
 
-    torchrun starts every rank in a session of its own. When it is killed outright its ranks would go on training, in the
-    same folder as the run that is started in its place.
+    torchrun starts every rank in a session of its own. When it is killed outright its ranks would go on training, in
+    the same folder as the run that is started in its place.
     """
     if sys.platform == "linux" and "TORCHELASTIC_RUN_ID" in os.environ:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,7 +1,8 @@
 """Output folders that are either complete or not there.
 
-A tool builds its files in a hidden sibling folder, seals them with a list of their SHA-256 sums (`sealed.json`, beside what they were
-made from) and renames the folder into place. A later run trusts the output only after every sum has been computed again.
+A tool builds its files in a hidden sibling folder, seals them with a list of their SHA-256 sums (`sealed.json`, beside
+what they were made from) and renames the folder into place. A later run trusts the output only after every sum has been
+computed again.
 """
 
 from __future__ import annotations
@@ -25,15 +26,17 @@ SEAL = "sealed.json"
 def make_once(folder: Path, made_from: Mapping[str, Any], build: Callable[[Path], None]) -> bool:
     """Fill `folder` by calling build(staging folder), unless it already holds a complete output of the same origin.
 
-    made_from: JSON object that names everything the content depends on. Returns True when build was called. Raises UserError when
-    something else, or something incomplete, is in the way: a tool never deletes what it did not just make.
+    made_from: JSON object that names everything the content depends on. Returns True when build was called. Raises
+    UserError when something else, or something incomplete, is in the way: a tool never deletes what it did not just
+    make.
     """
     origin = json.loads(json.dumps(made_from))
     with _only_one(folder):
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             _refuse_unless_sealed(folder, origin)
             return False
-        # The name says what is being built, so that a build may go on with what an interrupted one of the same origin left.
+        # The name says what is being built, so that a build may go on with what an interrupted one of the same origin
+        # left.
         tag = hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()[:8]
         staging = folder.with_name(f".{folder.name}.{tag}.unfinished")
         staging.mkdir(parents=True, exist_ok=True)
@@ -83,7 +86,9 @@ def _drop_if_empty(folder: Path) -> None:
 
 
 def _seal(staging: Path, origin: Mapping[str, Any]) -> None:
-    names = sorted(path.relative_to(staging).as_posix() for path in staging.rglob("*") if path.is_file() and path.name != SEAL)
+    names = sorted(
+        path.relative_to(staging).as_posix() for path in staging.rglob("*") if path.is_file() and path.name != SEAL
+    )
     seal = {"made_from": origin, "files": {name: sha256(staging / name) for name in names}}
     write_text(staging / SEAL, json.dumps(seal, indent=2) + "\n")
 
@@ -93,7 +98,10 @@ def _refuse_unless_sealed(folder: Path, origin: Mapping[str, Any]) -> None:
         raise UserError(f"{folder}: is a file, expected a folder or nothing; give another --out")
     found = problems(folder)
     if found:
-        raise UserError(f"{folder}: not a complete output of this tool ({found[0]}); remove the folder and run the same command again")
+        raise UserError(
+            f"{folder}: not a complete output of this tool ({found[0]}); remove the folder and run the same command "
+            "again"
+        )
     before = json.loads((folder / SEAL).read_text(encoding="utf-8"))["made_from"]
     differing = sorted(key for key in {*before, *origin} if before.get(key) != origin.get(key))
     if differing:

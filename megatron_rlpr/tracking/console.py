@@ -1,7 +1,7 @@
 """What a person sees: one line a step, and how far each phase is.
 
-On a terminal a phase is a rich progress bar that goes away when it ends. Elsewhere (a log file, CI) a phase prints a plain
-line every ten seconds or so, also when it reports nothing itself, and nothing at all when it is shorter.
+On a terminal a phase is a rich progress bar that goes away when it ends. Elsewhere (a log file, CI) a phase prints a
+plain line every ten seconds or so, also when it reports nothing itself, and nothing at all when it is shorter.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ STEP_LINE: dict[str, tuple[str, str]] = {
 class PhaseProgress:
     """How far a phase is. done and tokens only grow; both count since the phase began."""
 
-    def __init__(self, name: str, total: float | None, changed: Callable[[PhaseProgress], None], clock: Callable[[], float]) -> None:
+    def __init__(
+        self, name: str, total: float | None, changed: Callable[[PhaseProgress], None], clock: Callable[[], float]
+    ) -> None:
         self.name = name
         self.total = total
         self.done = 0.0
@@ -75,7 +77,8 @@ class PhaseProgress:
         return self.elapsed_s * max(self.total - self.done, 0.0) / self.done
 
     def describe(self) -> str:
-        """'12/64  412 tok/s  ETA 0:00:37' without what is unknown; the time so far where there is no time left to tell."""
+        """'12/64  412 tok/s  ETA 0:00:37' without what is unknown; the time so far where there is no time left to
+        tell."""
         parts = [f"{self.done:g}/{self.total:g}"] if self.total else [f"{self.done:g} done"] if self.done else []
         if self.tokens:
             parts.append(f"{self.tokens_per_s:.0f} tok/s")
@@ -136,7 +139,11 @@ class Console:
 
     def evaluation(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Print the line of a validation: its metrics without their common beginning `val/`."""
-        numbers = [f"{name.removeprefix('val/')} {value:.3f}" for name, value in metrics.items() if isinstance(value, int | float)]
+        numbers = [
+            f"{name.removeprefix('val/')} {value:.3f}"
+            for name, value in metrics.items()
+            if isinstance(value, int | float)
+        ]
         self.message("  ".join([f"validation at step {step}", *numbers]))
 
     @contextmanager

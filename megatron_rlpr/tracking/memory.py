@@ -31,5 +31,6 @@ def peak_device_gb() -> float:
 
 
 def total_gb(per_rank: Sequence[float]) -> float:
-    """Sum over the ranks' peaks: an upper bound of what the run needed at once, because shared pages count for each rank."""
+    """Sum over the ranks' peaks: an upper bound of what the run needed at once, because shared pages count for each
+    rank."""
     return float(sum(per_rank))

@@ -15,9 +15,9 @@ from megatron_rlpr.types import UserError
 class MetricsLog:
     """Appends records to <folder>/<name>.
 
-    resume_step: the run goes on after this step (0: a new run); records of later steps are removed first, atomically, so
-    that the file of a resumed run equals that of one which never stopped. A last line that a kill cut short is removed
-    too; any other line that is not a record is an error.
+    resume_step: the run goes on after this step (0: a new run); records of later steps are removed first, atomically,
+    so that the file of a resumed run equals that of one which never stopped. A last line that a kill cut short is
+    removed too; any other line that is not a record is an error.
     """
 
     def __init__(self, folder: str | Path, resume_step: int = 0, name: str = "metrics.jsonl") -> None:
@@ -62,7 +62,10 @@ class MetricsLog:
             return step <= resume_step
         if number == last:
             return False
-        raise UserError(f"{self.path}, line {number}: expected a JSON object with a whole number 'step'; remove the line or the file")
+        raise UserError(
+            f"{self.path}, line {number}: expected a JSON object with a whole number 'step'; remove the line or the "
+            "file"
+        )
 
 
 def plain_number(value: Any) -> Any:

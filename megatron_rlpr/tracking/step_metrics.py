@@ -30,7 +30,9 @@ def reward_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
 
     return {
         "reward/mean": mean("reward"),
-        "reward/std_per_group": float(np.mean([np.std(g.final_rewards, ddof=1) if len(g.rewards) > 1 else 0.0 for g in groups])),
+        "reward/std_per_group": float(
+            np.mean([np.std(g.final_rewards, ddof=1) if len(g.rewards) > 1 else 0.0 for g in groups])
+        ),
         "reward/reference_probability": mean("reference_probability"),
         "reward/base_probability": mean("base_probability"),
         "reward/format": mean("format"),
@@ -61,7 +63,9 @@ def log_prob_gap(groups: Sequence[ScoredGroup]) -> dict[str, float]:
     return {"rollout/log_prob_gap": float(flat.mean()), "rollout/log_prob_gap_max": float(flat.max())}
 
 
-def filter_metrics(std_filter: StdFilter, fill: BatchFill, batch: TrainingBatch, cached: int) -> dict[str, float | None]:
+def filter_metrics(
+    std_filter: StdFilter, fill: BatchFill, batch: TrainingBatch, cached: int
+) -> dict[str, float | None]:
     """What the filter did in this step."""
     return {
         "filter/threshold": std_filter.threshold,
@@ -95,11 +99,14 @@ def update_metrics(updates: Sequence[UpdateResult], lr: float) -> dict[str, floa
         "actor/lr": lr,
         "actor/optimizer_steps": len(updates),
         "actor/skipped_steps": int((~np.isfinite(norms)).sum()),
-        "actor/shared_token_fraction": 1.0 - sum(u.computed_tokens for u in updates) / max(sum(u.sequence_tokens for u in updates), 1),
+        "actor/shared_token_fraction": 1.0
+        - sum(u.computed_tokens for u in updates) / max(sum(u.sequence_tokens for u in updates), 1),
     }
 
 
-def speed_metrics(seconds: Mapping[str, float], groups: Sequence[ScoredGroup], updates: Sequence[UpdateResult]) -> dict[str, float]:
+def speed_metrics(
+    seconds: Mapping[str, float], groups: Sequence[ScoredGroup], updates: Sequence[UpdateResult]
+) -> dict[str, float]:
     """Seconds per phase and tokens a second. groups: everything the step generated, filtered groups included."""
     response_tokens = sum(len(r.token_ids) for g in groups for r in g.group.responses)
     prompt_tokens = sum(len(g.group.prompt.token_ids) * len(g.group.responses) for g in groups)

@@ -26,16 +26,20 @@ def wanted(by_config: bool) -> bool:
 class WandbSink:
     """Sends metrics to Weights & Biases. WANDB_MODE=offline writes them below the run folder and needs no network.
 
-    The run's id is kept in <run_folder>/wandb_run_id and used again when fresh is False. wandb takes its API key from the
-    environment or its own login file; nothing here reads or writes it. Console output, code, the git remote and the
+    The run's id is kept in <run_folder>/wandb_run_id and used again when fresh is False. wandb takes its API key from
+    the environment or its own login file; nothing here reads or writes it. Console output, code, the git remote and the
     machine's description are not uploaded.
     """
 
-    def __init__(self, project: str, name: str, run_folder: Path, resolved_config: Mapping[str, Any], fresh: bool) -> None:
+    def __init__(
+        self, project: str, name: str, run_folder: Path, resolved_config: Mapping[str, Any], fresh: bool
+    ) -> None:
         try:
             import wandb
         except ImportError as error:
-            raise UserError("tracking.wandb=true needs the package wandb: pip install wandb, or set it to false") from error
+            raise UserError(
+                "tracking.wandb=true needs the package wandb: pip install wandb, or set it to false"
+            ) from error
         self._wandb = wandb
         run_folder.mkdir(parents=True, exist_ok=True)
         settings = wandb.Settings(
@@ -59,7 +63,9 @@ class WandbSink:
             )
         except (wandb.errors.Error, OSError) as error:
             reason = " ".join(str(error).split())
-            raise UserError(f"Weights & Biases cannot start ({reason}): log in with `wandb login`, or set WANDB_MODE=offline") from error
+            raise UserError(
+                f"Weights & Biases cannot start ({reason}): log in with `wandb login`, or set WANDB_MODE=offline"
+            ) from error
         # Steps are a metric of their own: wandb's internal counter refuses the steps a resumed run writes again.
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")

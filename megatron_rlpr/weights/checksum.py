@@ -1,8 +1,8 @@
 """A checksum of weights that is fast on any device and does not depend on the order of the tensors.
 
 A tensor's bytes are laid out as rows of 4096 64-bit words. Sums of rows and sums of columns, each weighted by its
-position, modulo 2**64, notice any single changed word and any two that changed places; integer sums are the same in every
-order, so CPU and GPU agree. Guards against lost, cut and mixed-up data, not against an attacker.
+position, modulo 2**64, notice any single changed word and any two that changed places; integer sums are the same in
+every order, so CPU and GPU agree. Guards against lost, cut and mixed-up data, not against an attacker.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""The files of a Hugging Face folder that belong to the model beside its weights: configuration, tokenizer, templates."""
+"""The files of a Hugging Face folder that belong to the model beside its weights: configuration, tokenizer,
+templates."""
 
 from __future__ import annotations
 

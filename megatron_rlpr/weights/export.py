@@ -1,9 +1,9 @@
 """The model's weights as a stream of full tensors with Hugging Face names, the same on every rank.
 
 Parameters travel in buckets of bounded size. Per bucket: the owning stage's tensor-parallel ranks gather their shards
-(of experts, those ranks of the stage that hold them, who send them to the stage's other expert-parallel ranks), the stage
-sends them to the other stages, and every rank puts the full tensors together. While one bucket is being used the next one
-is gathered, so two exist at once; with one rank the stream yields views of the model itself.
+(of experts, those ranks of the stage that hold them, who send them to the stage's other expert-parallel ranks), the
+stage sends them to the other stages, and every rank puts the full tensors together. While one bucket is being used the
+next one is gathered, so two exist at once; with one rank the stream yields views of the model itself.
 """
 
 from __future__ import annotations
@@ -119,7 +119,10 @@ class WeightExporter:
         if self._pp_size > 1:
             dist.broadcast(gathered, dist.get_global_rank(self._pp_group, stage), group=self._pp_group)
         by_parameter = zip(bucket.indices, gathered.split(counts, dim=1), strict=True)
-        return {index: [flat.view(self._table[index].shard_shape(self._tp_size)) for flat in part] for index, part in by_parameter}
+        return {
+            index: [flat.view(self._table[index].shard_shape(self._tp_size)) for flat in part]
+            for index, part in by_parameter
+        }
 
     def _fill_buckets(self, limit_bytes: int) -> tuple[_Bucket, ...]:
         buckets: list[_Bucket] = []
@@ -138,7 +141,9 @@ class WeightExporter:
         """Table index -> who holds it, in table order. Raises ValueError for a parameter that is nowhere."""
         in_stage = _gather_from(self._ep_group, self._ep_size, set(self._tensors))
         in_all = set.intersection(*in_stage)
-        expert_rank_of = {index: None if index in in_all else rank for rank, indices in enumerate(in_stage) for index in indices}
+        expert_rank_of = {
+            index: None if index in in_all else rank for rank, indices in enumerate(in_stage) for index in indices
+        }
         stages = _gather_from(self._pp_group, self._pp_size, expert_rank_of)
         owner_of = {index: _Owner(stage, rank) for stage, held in enumerate(stages) for index, rank in held.items()}
         wanted = [index for index, mapping in enumerate(self._table) if not mapping.is_copy]

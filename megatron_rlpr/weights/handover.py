@@ -1,8 +1,9 @@
 """Give the engines the policy's current weights: announced first, checksummed as they flow, confirmed by who took them.
 
-Whatever takes weights is a `WeightReceiver`, wherever its engines are: in this process (`rollout.colocated`, views of the live
-weights), or in others (`rollout.ray_rollouts`, through one of `weights.transports`). A hand-over that any rank could not finish,
-or whose engines hold other bytes than were sent, is never used: the engines are made anew and get the weights once more.
+Whatever takes weights is a `WeightReceiver`, wherever its engines are: in this process (`rollout.colocated`, views of
+the live weights), or in others (`rollout.ray_rollouts`, through one of `weights.transports`). A hand-over that any rank
+could not finish, or whose engines hold other bytes than were sent, is never used: the engines are made anew and get the
+weights once more.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ class HandOver:
     def send(self, version: int) -> HandOverReport:
         """Replace the engines' weights; afterwards their responses carry `version`.
 
-        Raises on every rank when the second attempt fails on any: this rank's own error, or WeightHandoverError. A user's
-        mistake is raised at once.
+        Raises on every rank when the second attempt fails on any: this rank's own error, or WeightHandoverError. A
+        user's mistake is raised at once.
         """
         for may_repeat in (True, False):
             report, failure = self._attempt(version)
@@ -69,7 +70,9 @@ class HandOver:
             stream.finish()
         report = HandOverReport(version, stream.nbytes, stream.checksum)
         if failure is None and confirmation not in (None, Confirmation(version, stream.checksum)):
-            failure = WeightHandoverError(f"hand-over {version} sent weights with checksum {stream.checksum}, engines hold {confirmation}")
+            failure = WeightHandoverError(
+                f"hand-over {version} sent weights with checksum {stream.checksum}, engines hold {confirmation}"
+            )
         return report, failure
 
 

@@ -1,6 +1,7 @@
 """The policy as Hugging Face folders, one beside each checkpoint of a run, complete or absent.
 
-<folder>/step_000040/   config, tokenizer, generation config and chat template of the model the run began with; its own weights
+<folder>/step_000040/   config, tokenizer, generation config and chat template of the model the run began with; its own
+weights
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ class HfExport:
         self._keep_last = keep_last
 
     def save(self, step: int) -> Path:
-        """Write the folder of `step`, then remove those of later steps, which are made again, and those beyond keep_last."""
+        """Write the folder of `step`, then remove those of later steps, which are made again, and those beyond
+        keep_last."""
         target = self._folder / f"step_{step:06d}"
         stream = self._exporter.stream()
         try:

@@ -34,7 +34,8 @@ class HfTensors:
     """The tensors of a folder, one file or several with an index. Opening it reads the files' headers only."""
 
     def __init__(self, folder: str | Path) -> None:
-        """Raises UserError when there are no weights, a file is missing or broken, or the index names what is not there."""
+        """Raises UserError when there are no weights, a file is missing or broken, or the index names what is not
+        there."""
         self.folder = Path(folder)
         self.stored: dict[str, StoredTensor] = {}
         for file in self._files():
@@ -48,16 +49,25 @@ class HfTensors:
         """
         missing = [name for name in expected if name not in self.stored]
         if missing:
-            raise UserError(f"{self.folder}: {len(missing)} tensors are missing, e.g. {missing[0]} of shape {list(expected[missing[0]])}")
-        extra = [n for n in self.stored if n not in expected and n not in ignored and not n.endswith("rotary_emb.inv_freq")]
+            raise UserError(
+                f"{self.folder}: {len(missing)} tensors are missing, e.g. {missing[0]} of shape "
+                f"{list(expected[missing[0]])}"
+            )
+        extra = [
+            n for n in self.stored if n not in expected and n not in ignored and not n.endswith("rotary_emb.inv_freq")
+        ]
         if extra:
             found = self.stored[extra[0]]
             example = f"{extra[0]} of shape {list(found.shape)}"
-            raise UserError(f"{found.file}: {len(extra)} tensors have no place in the model of config.json, e.g. {example}")
+            raise UserError(
+                f"{found.file}: {len(extra)} tensors have no place in the model of config.json, e.g. {example}"
+            )
         for name, shape in expected.items():
             found = self.stored[name]
             if found.shape != shape:
-                raise UserError(f"{found.file}: {name} has shape {list(found.shape)}, the model of config.json needs {list(shape)}")
+                raise UserError(
+                    f"{found.file}: {name} has shape {list(found.shape)}, the model of config.json needs {list(shape)}"
+                )
 
     def read(self, name: str, dim: int | None = None, start: int = 0, stop: int = 0) -> torch.Tensor:
         """One tensor, or its part [start, stop) along dimension 0 or 1."""
@@ -85,7 +95,9 @@ class HfTensors:
         single = self.folder / "model.safetensors"
         files = [single] if single.is_file() else sorted(self.folder.glob("*.safetensors"))
         if not files:
-            raise UserError(f"{self.folder} holds no *.safetensors: name a folder with safetensors (pickled weights are not read)")
+            raise UserError(
+                f"{self.folder} holds no *.safetensors: name a folder with safetensors (pickled weights are not read)"
+            )
         return files
 
     def _index(self) -> dict[str, str]:
@@ -94,7 +106,9 @@ class HfTensors:
             names = json.loads(file.read_text(encoding="utf-8"))["weight_map"]
             outside = [n for n in names.values() if Path(n).name != n]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{file} is no safetensors index: expected a 'weight_map' of names; fetch the model again") from error
+            raise UserError(
+                f"{file} is no safetensors index: expected a 'weight_map' of names; fetch the model again"
+            ) from error
         if not names or outside:
             raise UserError(f"{file}: weight_map must name files of this folder, found {outside or 'none'}")
         return dict(names)
@@ -104,7 +118,9 @@ class HfTensors:
             return
         for name, file in self._index().items():
             if name not in self.stored or self.stored[name].file.name != file:
-                raise UserError(f"{self.folder / INDEX} says that {name} is in {file}, but it is not: fetch the model again")
+                raise UserError(
+                    f"{self.folder / INDEX} says that {name} is in {file}, but it is not: fetch the model again"
+                )
 
 
 def _header(file: Path) -> dict[str, StoredTensor]:
@@ -114,7 +130,9 @@ def _header(file: Path) -> dict[str, StoredTensor]:
             for name in tensors.keys():  # noqa: SIM118 - not a mapping
                 view = tensors.get_slice(name)
                 if view.get_dtype() not in DTYPES:
-                    raise UserError(f"{file}: {name} is stored as {view.get_dtype()}; supported are {', '.join(DTYPES)}")
+                    raise UserError(
+                        f"{file}: {name} is stored as {view.get_dtype()}; supported are {', '.join(DTYPES)}"
+                    )
                 found[name] = StoredTensor(file, tuple(view.get_shape()), DTYPES[view.get_dtype()])
     except (OSError, SafetensorError) as error:
         raise UserError(f"{file} is no complete safetensors file ({error}): fetch the model again") from error

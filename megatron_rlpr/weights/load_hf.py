@@ -33,7 +33,9 @@ def open_hf_weights(shape: ModelShape, folder: str | Path) -> HfTensors:
     return source
 
 
-def load_hf_weights(model: torch.nn.Module, shape: ModelShape, folder: str | Path, on_loaded: BytesLoaded | None = None) -> None:
+def load_hf_weights(
+    model: torch.nn.Module, shape: ModelShape, folder: str | Path, on_loaded: BytesLoaded | None = None
+) -> None:
     """Fill this rank's part of the model from a Hugging Face folder, converted to the model's dtype.
 
     Only this rank's slices are read; vocabulary padding becomes zero. Raises UserError when a tensor is missing, has no

@@ -30,7 +30,9 @@ SHAPE = "model_shape.json"
 
 # Megatron-Core 0.19 reads the file common.pt where there is one and writes none: what it held lies among the weights.
 _COMMON_IS_A_FILE = not hasattr(serialization, "_legacy_common_state_exists")
-_MEGATRON_FILES = tuple(f"{WEIGHTS}/{name}" for name in ("metadata.json", ".metadata", *(["common.pt"] if _COMMON_IS_A_FILE else [])))
+_MEGATRON_FILES = tuple(
+    f"{WEIGHTS}/{name}" for name in ("metadata.json", ".metadata", *(["common.pt"] if _COMMON_IS_A_FILE else []))
+)
 
 # Transformer Engine's FP8 state: absent from checkpoints written on a CPU, and rebuilt by the first steps.
 _EXTRA_STATE = "_extra_state"
@@ -39,24 +41,36 @@ _EXTRA_STATE = "_extra_state"
 def check_megatron_checkpoint(shape: ModelShape, path: str | Path) -> None:
     """Raise UserError unless the folder is a complete Megatron checkpoint of a model of this shape."""
     stored, wanted = asdict(read_checkpoint_shape(path)), asdict(shape)
-    different = [f"{field}={stored[field]!r}, expected {value!r}" for field, value in wanted.items() if stored[field] != value]
+    different = [
+        f"{field}={stored[field]!r}, expected {value!r}" for field, value in wanted.items() if stored[field] != value
+    ]
     if different:
-        raise UserError(f"{path} is a checkpoint of another model: {'; '.join(different)}; convert the model at hand, or name that one")
+        raise UserError(
+            f"{path} is a checkpoint of another model: {'; '.join(different)}; convert the model at hand, or name that "
+            "one"
+        )
 
 
 def read_checkpoint_shape(path: str | Path) -> ModelShape:
-    """What the weights of a checkpoint folder belong to. Raises UserError when the folder is foreign or half-written."""
+    """What the weights of a checkpoint folder belong to. Raises UserError when the folder is foreign or
+    half-written."""
     folder = Path(path)
     if not folder.is_dir():
-        raise UserError(f"there is no Megatron checkpoint {folder}: make it with python -m checkpoint_conversion.hf_to_megatron")
+        raise UserError(
+            f"there is no Megatron checkpoint {folder}: make it with python -m checkpoint_conversion.hf_to_megatron"
+        )
     for needed in (SHAPE, *_MEGATRON_FILES):
         if not (folder / needed).is_file():
-            raise UserError(f"{folder} is no complete Megatron checkpoint, it holds no {needed}: convert or save it again")
+            raise UserError(
+                f"{folder} is no complete Megatron checkpoint, it holds no {needed}: convert or save it again"
+            )
     try:
         fields: dict[str, Any] = json.loads((folder / SHAPE).read_text(encoding="utf-8"))
         return shape_of_fields(fields)
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder / SHAPE} is not the description of a model ({error}): convert or save the checkpoint again") from error
+        raise UserError(
+            f"{folder / SHAPE} is not the description of a model ({error}): convert or save the checkpoint again"
+        ) from error
 
 
 def load_megatron_checkpoint(model: torch.nn.Module, shape: ModelShape, path: str | Path) -> None:
@@ -79,7 +93,8 @@ def load_megatron_checkpoint(model: torch.nn.Module, shape: ModelShape, path: st
 
 @contextlib.contextmanager
 def damage_named(path: Path, fix: str) -> Iterator[None]:
-    """Around the loading of a checkpoint: what goes wrong there becomes a UserError that names the folder and the fix."""
+    """Around the loading of a checkpoint: what goes wrong there becomes a UserError that names the folder and the
+    fix."""
     try:
         yield
     except (OSError, ValueError, RuntimeError, UnpicklingError, CheckpointingException, CheckpointException) as error:

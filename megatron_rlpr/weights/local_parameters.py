@@ -32,7 +32,9 @@ def local_parameters(model: torch.nn.Module, shape: ModelShape) -> list[LocalPar
     model: a bare GPTModel, local or Transformer Engine spec. Raises ValueError for a parameter the table does not know
     or whose shape is not the one the table and the tensor-parallel size give.
     """
-    place = {name: (index, mapping) for index, mapping in enumerate(parameter_table(shape)) for name in mapping.megatron}
+    place = {
+        name: (index, mapping) for index, mapping in enumerate(parameter_table(shape)) for name in mapping.megatron
+    }
     tp_size = parallel_state.get_tensor_model_parallel_world_size()
     found = []
     for local_name, tensor in model.named_parameters():
@@ -42,7 +44,10 @@ def local_parameters(model: torch.nn.Module, shape: ModelShape) -> list[LocalPar
         index, mapping = place[name]
         expected = mapping.shard_shape(tp_size)
         if tuple(tensor.shape) != expected:
-            raise ValueError(f"{name} has shape {list(tensor.shape)}, the table gives {list(expected)} at tensor-parallel size {tp_size}")
+            raise ValueError(
+                f"{name} has shape {list(tensor.shape)}, the table gives {list(expected)} at tensor-parallel size "
+                f"{tp_size}"
+            )
         found.append(LocalParameter(index, mapping, tensor))
     return sorted(found, key=lambda p: p.index)
 

@@ -41,7 +41,10 @@ class TensorLayout:
             return shape
         size = self.padded_size(shape[self.cut_dim], tp_size)
         if size % tp_size:
-            raise ValueError(f"{tp_size} tensor-parallel ranks do not divide dimension {self.cut_dim} of a tensor of shape {list(shape)}")
+            raise ValueError(
+                f"{tp_size} tensor-parallel ranks do not divide dimension {self.cut_dim} of a tensor of shape "
+                f"{list(shape)}"
+            )
         return (*shape[: self.cut_dim], size // tp_size, *shape[self.cut_dim + 1 :])
 
     def fuse(self, pieces: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -105,7 +108,9 @@ class Qkv(Column):
 
     def piece_shape(self, shape: Shape, tp_size: int) -> Shape:
         if shape[0] % (self.head_dim * tp_size):
-            raise ValueError(f"{tp_size} tensor-parallel ranks do not divide the {shape[0] // self.head_dim} heads of {list(shape)}")
+            raise ValueError(
+                f"{tp_size} tensor-parallel ranks do not divide the {shape[0] // self.head_dim} heads of {list(shape)}"
+            )
         return super().piece_shape(shape, tp_size)
 
     def fuse(self, pieces: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -133,7 +138,8 @@ class ParamMapping:
 
     megatron: its name with the local layer spec, then, where it differs, with the Transformer Engine spec. Layers are
     numbered over the whole model, not within a pipeline stage.
-    hf: in the order the layout fuses them. is_copy: holds a second copy of what another entry owns (a tied output layer).
+    hf: in the order the layout fuses them. is_copy: holds a second copy of what another entry owns (a tied output
+    layer).
     """
 
     megatron: tuple[str, ...]
@@ -142,7 +148,8 @@ class ParamMapping:
     is_copy: bool = False
 
     def piece_shapes(self, tp_size: int) -> tuple[Shape, ...]:
-        """Shapes of one rank's pieces of the Hugging Face tensors. Raises ValueError when tp_size does not divide them."""
+        """Shapes of one rank's pieces of the Hugging Face tensors. Raises ValueError when tp_size does not divide
+        them."""
         return tuple(self.layout.piece_shape(t.shape, tp_size) for t in self.hf)
 
     def shard_shape(self, tp_size: int) -> Shape:
@@ -172,7 +179,8 @@ class ParamMapping:
         return self.merge(self.join(shards))
 
     def join(self, shards: Sequence[torch.Tensor]) -> Tensors:
-        """All ranks' parts in rank order -> full, contiguous Hugging Face tensors; views of the shards where possible."""
+        """All ranks' parts in rank order -> full, contiguous Hugging Face tensors; views of the shards where
+        possible."""
         dim = self.layout.cut_dim
         if dim is None:
             return (shards[0],)

@@ -13,7 +13,8 @@ _END = object()
 def one_ahead(items: Iterable[Item]) -> Iterator[Item]:
     """The same items in the same order; each next one is made by a thread of its own while the consumer has the last.
 
-    At most two exist: the consumer's and the one that is being made or waits. An error of `items` is raised in its place.
+    At most two exist: the consumer's and the one that is being made or waits. An error of `items` is raised in its
+    place.
     """
     source = iter(items)
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="one_ahead") as thread:

@@ -15,7 +15,8 @@ class WeightHandoverError(RuntimeError):
 
 @dataclass(frozen=True)
 class Confirmation:
-    """What the engines of one rank say they hold now. checksum: of the tensors that reached them (`weights.checksum`)."""
+    """What the engines of one rank say they hold now. checksum: of the tensors that reached them
+    (`weights.checksum`)."""
 
     version: int
     checksum: str
@@ -29,8 +30,9 @@ class WeightReceiver(Protocol):
     ) -> Confirmation | None:
         """Replace all weights by the announced stream; a tensor's storage stays as it is until the stream ends.
 
-        Every iteration of `tensors` is collective over all ranks, and begins the stream anew: a receiver may keep them, and
-        iterate again until the weights change, for an engine that has lost them. None, on every rank alike, when there is
+        Every iteration of `tensors` is collective over all ranks, and begins the stream anew: a receiver may keep them,
+        and iterate again until the weights change, for an engine that has lost them. None, on every rank alike, when
+        there is
         no engine: the stream was left alone.
         """
 

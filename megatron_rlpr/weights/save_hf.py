@@ -1,8 +1,8 @@
 """Write the model as Hugging Face safetensors, one file or several with an index, one tensor in memory at a time.
 
-The format (https://huggingface.co/docs/safetensors): the length of a JSON header as 8 little-endian bytes, the header, which
-gives dtype, shape and place of every tensor, then their bytes without gaps. Names and shapes are known beforehand, so the
-header is written first and the tensors follow as they come.
+The format (https://huggingface.co/docs/safetensors): the length of a JSON header as 8 little-endian bytes, the header,
+which gives dtype, shape and place of every tensor, then their bytes without gaps. Names and shapes are known
+beforehand, so the header is written first and the tensors follow as they come.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def save_hf_weights(
 ) -> None:
     """Write the stream of an exporter (its tensors in the manifest's order) into an existing folder.
 
-    on_written: called with the bytes of every tensor that was written. Where several ranks export, one rank calls this and
-    the others run through their streams. Raises ValueError when the stream is not what the manifest announces.
+    on_written: called with the bytes of every tensor that was written. Where several ranks export, one rank calls this
+    and the others run through their streams. Raises ValueError when the stream is not what the manifest announces.
     """
     file_of = plan_files(manifest, dtype, max_file_bytes)
     source = iter(tensors)
@@ -84,11 +84,16 @@ def _header(names: Sequence[str], manifest: Mapping[str, tuple[int, ...]], dtype
     return len(text).to_bytes(8, "little") + text
 
 
-def _raw_bytes(name: str, found: tuple[str, torch.Tensor] | None, shape: tuple[int, ...], dtype: torch.dtype) -> memoryview:
+def _raw_bytes(
+    name: str, found: tuple[str, torch.Tensor] | None, shape: tuple[int, ...], dtype: torch.dtype
+) -> memoryview:
     """The tensor's bytes in row-major order, after checking that it is the one that was announced."""
     if found is None:
         raise ValueError(f"the stream ends before {name}")
     tensor = found[1]
     if found[0] != name or tuple(tensor.shape) != shape or tensor.dtype != dtype:
-        raise ValueError(f"expected {name} {list(shape)} in {dtype}, the stream brings {found[0]} {list(tensor.shape)} in {tensor.dtype}")
+        raise ValueError(
+            f"expected {name} {list(shape)} in {dtype}, the stream brings {found[0]} {list(tensor.shape)} in "
+            f"{tensor.dtype}"
+        )
     return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data

@@ -23,7 +23,8 @@ class RopeScaling:
 
 @dataclass(frozen=True)
 class ExpertShape:
-    """A mixture of experts in place of the feed-forward: count experts of ffn_hidden_size, top_k of them for every token.
+    """A mixture of experts in place of the feed-forward: count experts of ffn_hidden_size, top_k of them for every
+    token.
 
     normalised: the chosen experts' probabilities are divided by their sum.
     """
@@ -91,7 +92,10 @@ def read_hf_config(path: str | Path) -> dict[str, Any]:
     """config.json of a Hugging Face folder. Raises UserError when folder or file is missing or no JSON object."""
     folder = Path(path)
     if not folder.is_dir():
-        raise UserError(f"there is no model folder {folder}: name a Hugging Face folder with config.json, the tokenizer and *.safetensors")
+        raise UserError(
+            f"there is no model folder {folder}: name a Hugging Face folder with config.json, the tokenizer and "
+            "*.safetensors"
+        )
     file = folder / "config.json"
     if not file.is_file():
         raise UserError(f"{folder} holds no config.json: it is no Hugging Face model folder")

@@ -1,4 +1,5 @@
-"""The layout changes nothing: scores, losses and gradients of the actor, its sharded head, and what a checkpoint goes on with."""
+"""The layout changes nothing: scores, losses and gradients of the actor, its sharded head, and what a checkpoint goes
+on with."""
 
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ MODELS = ("llama tied", "qwen2 untied with biases", "gemma2 with windows and sof
 
 
 def save_models(folder: Path) -> Path:
-    """Four families; the vocabulary of 131 needs padding under TP2. Heads of 32 use vLLM's attention kernel, heads of 16 plain blocks."""
+    """Four families; the vocabulary of 131 needs padding under TP2. Heads of 32 use vLLM's attention kernel, heads of
+    16 plain blocks."""
     sizes: dict[str, Any] = {
         "vocab_size": 131,
         "hidden_size": 64,
@@ -53,7 +55,12 @@ def save_models(folder: Path) -> Path:
         MODELS[1]: Qwen2ForCausalLM(Qwen2Config(**sizes, tie_word_embeddings=False)),
         MODELS[2]: Gemma2ForCausalLM(
             Gemma2Config(
-                **sizes, head_dim=32, query_pre_attn_scalar=16, sliding_window=12, attn_logit_softcapping=4.0, final_logit_softcapping=6.0
+                **sizes,
+                head_dim=32,
+                query_pre_attn_scalar=16,
+                sliding_window=12,
+                attn_logit_softcapping=4.0,
+                final_logit_softcapping=6.0,
             )
         ),
         MODELS[3]: Qwen3ForCausalLM(Qwen3Config(**sizes, head_dim=32)),
@@ -77,7 +84,9 @@ def report(models: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
     with (work / "output").open("w") as output:
         command = [sys.executable, str(PROGRAMS / "actor_layouts.py"), str(models), str(work)]
-        code = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, timeout=240, env=environment, check=False).returncode
+        code = subprocess.run(
+            command, stdout=output, stderr=subprocess.STDOUT, timeout=240, env=environment, check=False
+        ).returncode
     text = (work / "output").read_text()
     assert code == 0, text[-4000:]
     return json.loads(text.rpartition("RESULT ")[2])
@@ -100,7 +109,9 @@ def test_scores_are_those_of_transformers_in_double_precision(policy: dict[str, 
         with torch.no_grad():
             logits = reference(torch.tensor([request.token_ids])).logits[0]
         rows = (logits[request.start - 1 : request.stop - 1] / TEMPERATURE).log_softmax(-1)
-        log_probs += rows.gather(1, torch.tensor(request.token_ids[request.start : request.stop])[:, None])[:, 0].tolist()
+        log_probs += rows.gather(1, torch.tensor(request.token_ids[request.start : request.stop])[:, None])[
+            :, 0
+        ].tolist()
         entropies += (-(rows.exp() * rows).sum(-1)).tolist()
     np.testing.assert_allclose(flat(policy["1 process"][model]["log_probs"]), log_probs, atol=1e-5, rtol=0)
     np.testing.assert_allclose(flat(policy["1 process"][model]["entropies"]), entropies, atol=1e-5, rtol=0)
@@ -160,7 +171,9 @@ def test_a_checkpoint_goes_on_in_another_layout(policy: dict[str, Any], layout: 
 def test_a_checkpoint_goes_on_exactly_in_the_same_layout(policy: dict[str, Any], layout: str, model: str) -> None:
     assert CASES[layout].goes_on_from == layout
     found = policy[layout][model]
-    assert found["resumed"] == {part: values[SAVED_AFTER:] for part, values in found.items() if part in found["resumed"]}
+    assert found["resumed"] == {
+        part: values[SAVED_AFTER:] for part, values in found.items() if part in found["resumed"]
+    }
 
 
 def test_saving_leaves_no_process_behind(policy: dict[str, Any]) -> None:

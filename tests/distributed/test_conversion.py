@@ -24,12 +24,20 @@ from tools.bench import convert_case
 pytestmark = pytest.mark.distributed
 
 ROOT = Path(__file__).parents[2]
-SIZES = {"vocab_size": 64, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+SIZES = {
+    "vocab_size": 64,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
 
 
 def run(program: str, *arguments: str | Path, ranks: int = 0) -> subprocess.CompletedProcess[str]:
     """A conversion program as a user starts it; with ranks, under torchrun."""
-    start = ["-m"] if not ranks else ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m"]
+    start = (
+        ["-m"] if not ranks else ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m"]
+    )
     command = [sys.executable, *start, f"checkpoint_conversion.{program}", *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment, cwd=ROOT)
@@ -82,7 +90,9 @@ def test_a_mistake_ends_with_one_line_and_status_2(hf: Path, tmp_path: Path) -> 
 
 def test_foreign_half_written_and_unfit_folders_are_refused_by_name(hf: Path, megatron: Path, tmp_path: Path) -> None:
     other = model_shape(LlamaConfig(**SIZES, hidden_size=16, head_dim=4, architectures=["LlamaForCausalLM"]).to_dict())
-    with pytest.raises(UserError, match="is a checkpoint of another model: hidden_size=32, expected 16; head_dim=8, expected 4"):
+    with pytest.raises(
+        UserError, match="is a checkpoint of another model: hidden_size=32, expected 16; head_dim=8, expected 4"
+    ):
         check_megatron_checkpoint(other, megatron)
     with pytest.raises(UserError, match="there is no Megatron checkpoint"):
         megatron_to_hf.convert(tmp_path / "nowhere", tmp_path / "out")
@@ -99,7 +109,11 @@ def test_foreign_half_written_and_unfit_folders_are_refused_by_name(hf: Path, me
 
 @pytest.mark.parametrize(
     ("tp", "pp", "world", "named"),
-    [(2, 2, 2, "2 processes, but TP 2 x PP 2 are 4"), (3, 1, 3, "=3: 3 tensor-parallel"), (1, 3, 3, "=3 does not divide the 2 layers")],
+    [
+        (2, 2, 2, "2 processes, but TP 2 x PP 2 are 4"),
+        (3, 1, 3, "=3: 3 tensor-parallel"),
+        (1, 3, 3, "=3 does not divide the 2 layers"),
+    ],
 )
 def test_a_layout_that_cannot_be_is_refused(tp: int, pp: int, world: int, named: str) -> None:
     shape = model_shape(LlamaConfig(**SIZES, hidden_size=32, architectures=["LlamaForCausalLM"]).to_dict())
@@ -161,7 +175,9 @@ def test_memory_follows_a_layer_and_not_the_model(tmp_path: Path) -> None:
     costs = convert_case.costs(hf, tmp_path)
     unit = max(*convert_case.layer_bytes(hf), BUCKET_BYTES)
     model = sum(file.stat().st_size for file in hf.glob("*.safetensors"))
-    bound = 3 * unit + 64 * 2**20  # two copies of what is in hand, one as it is written or read; Megatron's and torch's plans
+    bound = (
+        3 * unit + 64 * 2**20
+    )  # two copies of what is in hand, one as it is written or read; Megatron's and torch's plans
     assert bound < 0.6 * model
     assert {direction: cost.peak_bytes for direction, cost in costs.items() if cost.peak_bytes > bound} == {}
     before, after = HfTensors(hf), HfTensors(tmp_path / "back")

@@ -32,7 +32,9 @@ SIZES: dict[str, Any] = {
 # Few tokens and many experts: some experts get no token of a micro-batch.
 MODELS: dict[str, PreTrainedConfig] = {
     "mixtral": MixtralConfig(**SIZES, intermediate_size=48, num_local_experts=4, num_experts_per_tok=2),
-    "qwen3_moe": Qwen3MoeConfig(**SIZES, moe_intermediate_size=24, num_experts=32, num_experts_per_tok=3, norm_topk_prob=False),
+    "qwen3_moe": Qwen3MoeConfig(
+        **SIZES, moe_intermediate_size=24, num_experts=32, num_experts_per_tok=3, norm_topk_prob=False
+    ),
 }
 
 
@@ -67,13 +69,17 @@ def flat(rows: list[list[float]]) -> np.ndarray:
 @pytest.mark.parametrize("model", MODELS)
 def test_scores_are_those_of_transformers_in_double_precision(policy: dict[str, Any], models: Path, model: str) -> None:
     # The grouped matrix product of experts takes no double precision.
-    reference = AutoModelForCausalLM.from_pretrained(models / model, dtype=torch.float64, experts_implementation="eager")
+    reference = AutoModelForCausalLM.from_pretrained(
+        models / model, dtype=torch.float64, experts_implementation="eager"
+    )
     log_probs: list[float] = []
     for request in requests(reference.config.vocab_size):
         with torch.no_grad():
             logits = reference(torch.tensor([request.token_ids])).logits[0]
         rows = (logits[request.start - 1 : request.stop - 1] / TEMPERATURE).log_softmax(-1)
-        log_probs += rows.gather(1, torch.tensor(request.token_ids[request.start : request.stop])[:, None])[:, 0].tolist()
+        log_probs += rows.gather(1, torch.tensor(request.token_ids[request.start : request.stop])[:, None])[
+            :, 0
+        ].tolist()
     np.testing.assert_allclose(flat(policy["1 process"][model]["log_probs"]), log_probs, atol=1e-5, rtol=0)
 
 
@@ -88,7 +94,9 @@ def test_scores_do_not_depend_on_where_the_experts_are(policy: dict[str, Any], l
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("layout", EXPERT_CASES)
-def test_losses_and_gradients_do_not_depend_on_where_the_experts_are(policy: dict[str, Any], layout: str, model: str) -> None:
+def test_losses_and_gradients_do_not_depend_on_where_the_experts_are(
+    policy: dict[str, Any], layout: str, model: str
+) -> None:
     found, alone = policy[layout][model], policy["1 process"][model]
     assert len(found["loss"]) == UPDATES
     for part in ("loss", "grad_norm", "entropy", "clip_fraction", "kl_to_old"):
@@ -97,7 +105,9 @@ def test_losses_and_gradients_do_not_depend_on_where_the_experts_are(policy: dic
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("layout", EXPERT_CASES)
-def test_a_rank_without_sequences_serves_its_experts_to_the_others(policy: dict[str, Any], layout: str, model: str) -> None:
+def test_a_rank_without_sequences_serves_its_experts_to_the_others(
+    policy: dict[str, Any], layout: str, model: str
+) -> None:
     found, alone = policy[layout][model]["one_sequence"], policy["1 process"][model]["one_sequence"]
     for part in ("loss", "grad_norm"):
         np.testing.assert_allclose(found[part], alone[part], rtol=1e-3, err_msg=part)

@@ -46,7 +46,12 @@ def log_probs(groups: list[list[Any]]) -> list[float]:
 
 @pytest.mark.parametrize(
     ("alone", "pool"),
-    [("alone", "pool"), ("alone_updated", "pool_updated"), ("alone_updated", "disturbed"), ("alone_updated", "after_replacements")],
+    [
+        ("alone", "pool"),
+        ("alone_updated", "pool_updated"),
+        ("alone_updated", "disturbed"),
+        ("alone_updated", "after_replacements"),
+    ],
 )
 def test_the_pool_samples_what_one_engine_samples(seen: dict[str, Any], alone: str, pool: str) -> None:
     assert tokens(seen[pool]) == tokens(seen[alone])
@@ -80,8 +85,11 @@ def test_requests_in_flight_survive_an_update_and_go_on_with_the_new_weights(see
     assert {tuple(versions) for versions, _, _ in answers} == {(3,), (3, 4), (4,)}
 
 
-def test_a_response_of_two_versions_is_the_old_models_up_to_one_token_and_the_new_ones_from_there(seen: dict[str, Any]) -> None:
-    """By transformers' log-probs of the same tokens: keys and values of the old weights are not used after the update."""
+def test_a_response_of_two_versions_is_the_old_models_up_to_one_token_and_the_new_ones_from_there(
+    seen: dict[str, Any],
+) -> None:
+    """By transformers' log-probs of the same tokens: keys and values of the old weights are not used after the
+    update."""
     mixed = seen["mixed"]
     old = [abs(mine - theirs) < 1e-3 for mine, theirs in zip(mixed["engine"], mixed["b"], strict=True)]
     new = [abs(mine - theirs) < 1e-3 for mine, theirs in zip(mixed["engine"], mixed["a"], strict=True)]

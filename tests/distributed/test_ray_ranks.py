@@ -1,4 +1,5 @@
-"""Two trainer ranks export their weights again for engines that lost them, whenever these die, and sample as if nothing had happened."""
+"""Two trainer ranks export their weights again for engines that lost them, whenever these die, and sample as if nothing
+had happened."""
 
 from __future__ import annotations
 
@@ -83,7 +84,9 @@ def test_rollouts_that_were_begun_survive_the_end_of_all_engines(seen: list[dict
     assert seen[0]["collected"] == seen[0]["after_both"]
 
 
-def test_a_hand_over_between_begin_and_collect_reaches_the_engines_that_replace_the_dead(seen: list[dict[str, Any]]) -> None:
+def test_a_hand_over_between_begin_and_collect_reaches_the_engines_that_replace_the_dead(
+    seen: list[dict[str, Any]],
+) -> None:
     version, right, *_ = seen[0]["hand_over_to_the_new"]
     assert (version, right) == (3, True)
     responses = [response for _, group in seen[0]["collected_after_it"] for response in group]

@@ -44,15 +44,23 @@ def observe(models: Path, tensor_parallel_size: int) -> dict[str, Any]:
     )
     rollouts = ColocatedRollouts(engine, tensor_parallel_size)
     token_ids = [tuple(range(200 + 10 * i, 240 + 10 * i)) for i in range(5)]
-    prompts = [Prompt(index=20 + i, token_ids=ids, messages=(), reference_answer="", data_source="sums") for i, ids in enumerate(token_ids)]
+    prompts = [
+        Prompt(index=20 + i, token_ids=ids, messages=(), reference_answer="", data_source="sums")
+        for i, ids in enumerate(token_ids)
+    ]
     unknown_token = Prompt(index=99, token_ids=(1, 5000), messages=(), reference_answer="", data_source="sums")
     tensors = load_file(models / "b" / "model.safetensors")
     manifest = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     taken: list[str] = []
 
     def groups(of: list[Prompt], step: int = 1) -> list[list[Any]]:
-        made = rollouts.generate(of, n=3, step=step, run_seed=7, sampling=SamplingSettings(temperature=0.7, max_tokens=24))
-        return [[g.prompt.index, [[r.seed, r.token_ids, r.engine_log_probs, r.weight_versions] for r in g.responses]] for g in made]
+        made = rollouts.generate(
+            of, n=3, step=step, run_seed=7, sampling=SamplingSettings(temperature=0.7, max_tokens=24)
+        )
+        return [
+            [g.prompt.index, [[r.seed, r.token_ids, r.engine_log_probs, r.weight_versions] for r in g.responses]]
+            for g in made
+        ]
 
     def stream(breaks: bool) -> Iterator[tuple[str, torch.Tensor]]:
         for number, (name, tensor) in enumerate(tensors.items()):
@@ -76,11 +84,17 @@ def observe(models: Path, tensor_parallel_size: int) -> dict[str, Any]:
         "prompt_twice": groups([prompts[0], prompts[0]]),
         "unknown_token_on_one_rank": error_of(lambda: groups([prompts[0], unknown_token])),
         "wrong_manifest_on_one_rank": error_of(
-            lambda: rollouts.update_weights({**manifest, **({"surplus": (1,)} if rank == last else {})}, stream(breaks=False), 1)
+            lambda: rollouts.update_weights(
+                {**manifest, **({"surplus": (1,)} if rank == last else {})}, stream(breaks=False), 1
+            )
         ),
         "tensors_taken_before_agreement": len(taken),
-        "broken_stream_on_one_rank": error_of(lambda: rollouts.update_weights(manifest, stream(breaks=rank == last), 1)),
-        "generation_after_a_broken_hand_over": error_of(lambda: groups(prompts)) if tensor_parallel_size == 1 else "not tried",
+        "broken_stream_on_one_rank": error_of(
+            lambda: rollouts.update_weights(manifest, stream(breaks=rank == last), 1)
+        ),
+        "generation_after_a_broken_hand_over": error_of(lambda: groups(prompts))
+        if tensor_parallel_size == 1
+        else "not tried",
         "rebuild": error_of(rollouts.rebuild_engines),
         "update": error_of(lambda: rollouts.update_weights(manifest, stream(breaks=False), 2)),
         "groups_after_update": groups(prompts),
@@ -113,7 +127,11 @@ def observed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, An
     results = {}
     for layout, (world_size, tensor_parallel_size) in LAYOUTS.items():
         result = models / f"{layout}.json"
-        torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", str(world_size), "--standalone"] if world_size > 1 else []
+        torchrun = (
+            ["-m", "torch.distributed.run", "--nproc-per-node", str(world_size), "--standalone"]
+            if world_size > 1
+            else []
+        )
         run = subprocess.run(
             [sys.executable, *torchrun, __file__, str(models), str(tensor_parallel_size), str(result)],
             env=environment,
@@ -167,7 +185,8 @@ def test_other_steps_and_repeated_prompts_get_other_seeds(observed: dict[str, An
 def test_a_users_mistake_on_one_rank_is_raised_on_all(observed: dict[str, Any]) -> None:
     for seen in observed.values():
         assert seen["unknown_token_on_one_rank"] == (
-            "UserError: prompt 99 (sums): token ids reach beyond the model's vocabulary of 1603; use the model's own tokenizer"
+            "UserError: prompt 99 (sums): token ids reach beyond the model's vocabulary of 1603; use the model's own "
+            "tokenizer"
         )
 
 
@@ -175,11 +194,15 @@ def test_a_failure_on_one_rank_is_raised_on_all_and_named(observed: dict[str, An
     for layout in ("2 engines", "1 engine over 2 ranks"):
         seen = observed[layout]
         prefix = "RolloutError: the weight hand-over failed on 1 of 2 ranks: rank 1: WeightHandoverError: "
-        assert seen["wrong_manifest_on_one_rank"] == prefix + "weights do not fit the engine's model; unexpected: surplus"
+        assert (
+            seen["wrong_manifest_on_one_rank"] == prefix + "weights do not fit the engine's model; unexpected: surplus"
+        )
         assert seen["broken_stream_on_one_rank"] == prefix + "hand-over 1 failed: the exporter went away"
         assert seen["tensors_taken_before_agreement"] == 0
     refused = observed["2 engines"]["generation_after_a_broken_hand_over"]
-    assert refused.startswith("RolloutError: generation failed on 1 of 2 ranks: rank 1: RolloutError: the engine holds no usable weights")
+    assert refused.startswith(
+        "RolloutError: generation failed on 1 of 2 ranks: rank 1: RolloutError: the engine holds no usable weights"
+    )
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

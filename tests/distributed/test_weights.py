@@ -29,16 +29,36 @@ pytestmark = pytest.mark.distributed
 ROOT = Path(__file__).parents[2]
 PROGRAM = Path(__file__).parent / "programs" / "weight_layouts.py"
 
-SIZES = {"hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 4, "num_attention_heads": 6, "num_key_value_heads": 2}
-LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
+SIZES = {
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
 # Vocabularies that two ranks do not divide; heads that are not hidden size / number; one query group per rank at TP2.
 MODELS: dict[str, PreTrainedConfig] = {
     "llama_tied": LlamaConfig(**SIZES, vocab_size=131, max_position_embeddings=256, tie_word_embeddings=True),
     "llama_untied": LlamaConfig(
-        **SIZES, vocab_size=97, max_position_embeddings=256, head_dim=10, rope_theta=5e5, rope_scaling=LLAMA3, rms_norm_eps=1e-5
+        **SIZES,
+        vocab_size=97,
+        max_position_embeddings=256,
+        head_dim=10,
+        rope_theta=5e5,
+        rope_scaling=LLAMA3,
+        rms_norm_eps=1e-5,
     ),
     "qwen2": Qwen2Config(**SIZES, vocab_size=128, max_position_embeddings=256),
-    "mixtral": MixtralConfig(**SIZES, vocab_size=131, max_position_embeddings=256, num_local_experts=4, num_experts_per_tok=2),
+    "mixtral": MixtralConfig(
+        **SIZES, vocab_size=131, max_position_embeddings=256, num_local_experts=4, num_experts_per_tok=2
+    ),
     "qwen3_moe": Qwen3MoeConfig(
         **SIZES,
         vocab_size=128,
@@ -108,7 +128,9 @@ def ranks(report: dict[str, Any], layout: str, model: str) -> list[dict[str, Any
 
 @in_every_layout
 def test_logits_equal_those_of_transformers(report: dict[str, Any], layout: str, model: str) -> None:
-    differences = [facts["logit_difference"] for facts in ranks(report, layout, model) if facts["logit_difference"] is not None]
+    differences = [
+        facts["logit_difference"] for facts in ranks(report, layout, model) if facts["logit_difference"] is not None
+    ]
     assert differences
     assert max(differences) < 2e-4
 
@@ -126,7 +148,9 @@ def test_every_rank_exports_the_very_tensors_that_were_loaded(report: dict[str, 
 def test_buckets_are_bounded(report: dict[str, Any], layout: str, model: str) -> None:
     for facts in ranks(report, layout, model):
         assert facts["buckets"] > 5
-        assert facts["largest_bucket_of_several"] <= 0.02 * 2**20 + 4 * 8 * 48  # vocabulary padding travels with the embedding
+        assert (
+            facts["largest_bucket_of_several"] <= 0.02 * 2**20 + 4 * 8 * 48
+        )  # vocabulary padding travels with the embedding
 
 
 @in_every_layout
@@ -146,7 +170,9 @@ def test_hand_overs_have_one_checksum_on_all_ranks_of_all_layouts(report: dict[s
 
 
 @in_every_layout
-def test_a_hand_over_that_failed_on_one_rank_is_repeated_on_all_with_new_engines(report: dict[str, Any], layout: str, model: str) -> None:
+def test_a_hand_over_that_failed_on_one_rank_is_repeated_on_all_with_new_engines(
+    report: dict[str, Any], layout: str, model: str
+) -> None:
     """Whether an engine went away or held other weights than were sent."""
     for facts in ranks(report, layout, model):
         checksum = facts["hand_over"]["checksums"][0]
@@ -154,7 +180,9 @@ def test_a_hand_over_that_failed_on_one_rank_is_repeated_on_all_with_new_engines
 
 
 @in_every_layout
-def test_a_hand_over_that_fails_twice_on_one_rank_raises_on_all(report: dict[str, Any], layout: str, model: str) -> None:
+def test_a_hand_over_that_fails_twice_on_one_rank_raises_on_all(
+    report: dict[str, Any], layout: str, model: str
+) -> None:
     """And the next one is whole again (see the checksums): no rank is left behind in a gather."""
     first, *others = [facts["hand_over"]["errors"] for facts in ranks(report, layout, model)]
     assert first[0] == "the engine went away"
@@ -164,7 +192,9 @@ def test_a_hand_over_that_fails_twice_on_one_rank_raises_on_all(report: dict[str
 
 @in_every_layout
 def test_a_receiver_that_wants_no_weights_costs_none(report: dict[str, Any], layout: str, model: str) -> None:
-    assert [facts["hand_over"]["ignored_bytes"] for facts in ranks(report, layout, model)] == [0] * len(report["layouts"][layout])
+    assert [facts["hand_over"]["ignored_bytes"] for facts in ranks(report, layout, model)] == [0] * len(
+        report["layouts"][layout]
+    )
 
 
 @in_every_layout
@@ -175,7 +205,12 @@ def test_a_run_writes_hugging_face_folders_from_any_layout(report: dict[str, Any
     assert others == [{"error": ""}] * len(others)
     assert first["after_failure"] == ["step_000020"]
     assert first["left"] == ["step_000010"]
-    assert (first["missing"], first["identical"], first["dtypes"], first["config_dtype"]) == ([], True, ["torch.float32"], "float32")
+    assert (first["missing"], first["identical"], first["dtypes"], first["config_dtype"]) == (
+        [],
+        True,
+        ["torch.float32"],
+        "float32",
+    )
     assert first["template"] == "{{ messages }}"
 
 
@@ -198,7 +233,9 @@ def test_a_conversion_that_is_already_there_is_left_alone(report: dict[str, Any]
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_a_training_checkpoint_of_four_ranks_becomes_the_same_hugging_face_folder(report: dict[str, Any], model: str) -> None:
+def test_a_training_checkpoint_of_four_ranks_becomes_the_same_hugging_face_folder(
+    report: dict[str, Any], model: str
+) -> None:
     facts = report["exports_of_runs"][model]
     assert facts["missing"] == []
     assert facts["identical"]

@@ -12,7 +12,11 @@ pytestmark = pytest.mark.e2e
 SHORT = ["trainer.total_training_steps=2", "trainer.save_freq=1", "data.val_files=[]"]
 VARIANTS = {
     "kl_in_the_loss": ["algorithm.kl_loss_coef=0.5"],
-    "kl_in_the_reward": ["algorithm.kl_loss_coef=0.5", "algorithm.use_kl_loss=false", "algorithm.kl_ctrl_type=adaptive"],
+    "kl_in_the_reward": [
+        "algorithm.kl_loss_coef=0.5",
+        "algorithm.use_kl_loss=false",
+        "algorithm.kl_ctrl_type=adaptive",
+    ],
     "remax": ["algorithm.adv_estimator=remax"],
     "mixed_reward": ["reward.reward_manager=mix", "algorithm.adv_estimator=prstd_vrstd"],
 }
@@ -20,11 +24,14 @@ VARIANTS = {
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_variant_answers_alike_and_learns_otherwise(workplace: Workplace, undisturbed: str, variant: str) -> None:
-    """The first step samples from the same policy with the same seeds; what it learns from the answers is the variant's."""
+    """The first step samples from the same policy with the same seeds; what it learns from the answers is the
+    variant's."""
     workplace.train(variant, 1, *SHORT, *VARIANTS[variant])
     first, second = workplace.metrics(variant)
     expected_first, expected_second = workplace.metrics(undisturbed)[:2]
     assert first["response_length/mean"] == expected_first["response_length/mean"]
-    assert first["reward/reference_probability"] == pytest.approx(expected_first["reward/reference_probability"], rel=1e-5)
+    assert first["reward/reference_probability"] == pytest.approx(
+        expected_first["reward/reference_probability"], rel=1e-5
+    )
     assert second["actor/grad_norm"] != pytest.approx(expected_second["actor/grad_norm"], rel=1e-3)
     assert all(math.isfinite(step["actor/loss"]) for step in (first, second))

@@ -87,7 +87,13 @@ def shallow_model(folder: Path) -> Path:
 def test_refused_with_the_place_of_the_mistake(
     workplace: Workplace, undisturbed: str, mistake: Callable[[Workplace, Path], list[str]], named: str, tmp_path: Path
 ) -> None:
-    command = [sys.executable, "pretrain_rlpr.py", *workplace.arguments, "trainer.name=bad", *mistake(workplace, tmp_path)]
+    command = [
+        sys.executable,
+        "pretrain_rlpr.py",
+        *workplace.arguments,
+        "trainer.name=bad",
+        *mistake(workplace, tmp_path),
+    ]
     status, output = run(command, tmp_path / "log")
     assert status == 2, output[-3000:]
     errors = [line for line in output.splitlines() if line.startswith("error: ")]
@@ -100,7 +106,9 @@ def test_a_long_training_prompt_is_dropped_and_counted(workplace: Workplace, tmp
     rows = [row(number) for number in range(8)]
     rows[2]["prompt"] = [{"role": "user", "content": "1+1=? " * 60}]
     files = f"data.train_files=[{write_rows(tmp_path / 'long.parquet', rows)}]"
-    output = workplace.train("dropped", 0, files, "data.val_files=[]", "trainer.total_training_steps=1", "trainer.save_freq=-1")
+    output = workplace.train(
+        "dropped", 0, files, "data.val_files=[]", "trainer.total_training_steps=1", "trainer.save_freq=-1"
+    )
     assert "7 training prompts, 1 longer than" in output
     assert len(workplace.metrics("dropped")) == 1
 

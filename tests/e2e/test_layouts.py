@@ -22,7 +22,14 @@ STEPS = 5
 def assert_same_steps(workplace: Workplace, name: str, undisturbed: str) -> None:
     expected = workplace.metrics(undisturbed)[:STEPS]
     for step, other in zip(workplace.metrics(name), expected, strict=True):
-        for metric in ("actor/loss", "actor/grad_norm", "reward/mean", "filter/threshold", "filter/kept_fraction", "actor/lr"):
+        for metric in (
+            "actor/loss",
+            "actor/grad_norm",
+            "reward/mean",
+            "filter/threshold",
+            "filter/kept_fraction",
+            "actor/lr",
+        ):
             # A loss is a mean of numbers of order 1 that nearly cancel: 1e-6 is fp32's own rounding of them.
             assert step[metric] == pytest.approx(other[metric], rel=1e-4, abs=1e-6), (name, step["step"], metric)
         assert step["rollout/log_prob_gap_max"] < 1e-4, "the stored engine's log-probs are this actor's too"
@@ -36,7 +43,9 @@ def test_layouts_train_alike_on_the_same_rollouts(workplace: Workplace, undistur
     assert_same_steps(workplace, layout, undisturbed)
 
 
-def test_a_replay_in_one_process_repeats_the_run_it_was_stored_by(workplace: Workplace, undisturbed: str, replayed: str) -> None:
+def test_a_replay_in_one_process_repeats_the_run_it_was_stored_by(
+    workplace: Workplace, undisturbed: str, replayed: str
+) -> None:
     for step, other in zip(workplace.metrics(replayed), workplace.metrics(undisturbed), strict=True):
         for metric in ("actor/loss", "actor/grad_norm", "reward/mean"):
             assert step[metric] == pytest.approx(other[metric], rel=1e-5, abs=1e-6)

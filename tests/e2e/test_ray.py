@@ -1,4 +1,5 @@
-"""Trainings whose engines run in Ray: the same run as with engines in the training process, whatever dies on the way."""
+"""Trainings whose engines run in Ray: the same run as with engines in the training process, whatever dies on the
+way."""
 
 from __future__ import annotations
 
@@ -15,7 +16,13 @@ pytestmark = pytest.mark.e2e
 
 RAY = ["rollout.placement=ray", "rollout.engines=2"]
 TENSOR_PARALLEL = ["rollout.placement=ray", "rollout.tensor_parallel_size=2"]
-PIPELINE = [*TENSOR_PARALLEL, "rollout.pipeline=1", "algorithm.importance_cap=2", "data.val_files=[]", "trainer.save_freq=1"]
+PIPELINE = [
+    *TENSOR_PARALLEL,
+    "rollout.pipeline=1",
+    "algorithm.importance_cap=2",
+    "data.val_files=[]",
+    "trainer.save_freq=1",
+]
 
 
 def engines() -> list[psutil.Process]:
@@ -52,10 +59,15 @@ def in_ray(workplace: Workplace) -> str:
     return "in_ray"
 
 
-def test_engines_in_ray_sample_what_an_engine_in_the_training_process_samples(workplace: Workplace, undisturbed: str, in_ray: str) -> None:
+def test_engines_in_ray_sample_what_an_engine_in_the_training_process_samples(
+    workplace: Workplace, undisturbed: str, in_ray: str
+) -> None:
     for step in range(1, STEPS + 1):
         for column in ("prompt_index", "seed", "response_tokens", "weight_versions", "kept"):
-            assert rollouts(workplace, in_ray, step, column) == rollouts(workplace, undisturbed, step, column), (step, column)
+            assert rollouts(workplace, in_ray, step, column) == rollouts(workplace, undisturbed, step, column), (
+                step,
+                column,
+            )
 
 
 def test_the_metrics_count_the_engine_that_was_replaced(workplace: Workplace, in_ray: str) -> None:
@@ -71,7 +83,10 @@ def test_the_run_is_the_same_although_an_engine_died(workplace: Workplace, undis
             if metric == "rollout/engines_replaced":
                 continue
             # the gap of the log-probs is rounding, which differs with the shape of a batch
-            assert value == pytest.approx(other[metric], rel=1e-4, abs=1e-4 if "gap" in metric else 1e-6), (step["step"], metric)
+            assert value == pytest.approx(other[metric], rel=1e-4, abs=1e-4 if "gap" in metric else 1e-6), (
+                step["step"],
+                metric,
+            )
     for mine, others in zip(workplace.validations(in_ray), workplace.validations(undisturbed), strict=True):
         for metric, value in mine.items():
             assert metric.startswith("time") or value == pytest.approx(others[metric], rel=1e-4, abs=1e-6), metric
@@ -79,14 +94,19 @@ def test_the_run_is_the_same_although_an_engine_died(workplace: Workplace, undis
 
 @pytest.fixture(scope="module")
 def pipelined(workplace: Workplace) -> str:
-    """A pipelined run on one engine of two workers: killed after the third step, with all it had started, and gone on."""
-    workplace.start("pipelined", 0, *PIPELINE, stop_when=after_step(workplace, "pipelined", 3))  # fails if anything lives on
+    """A pipelined run on one engine of two workers: killed after the third step, with all it had started, and gone
+    on."""
+    workplace.start(
+        "pipelined", 0, *PIPELINE, stop_when=after_step(workplace, "pipelined", 3)
+    )  # fails if anything lives on
     assert 0 < len(workplace.metrics("pipelined")) < STEPS
     workplace.train("pipelined", 0, *PIPELINE)
     return "pipelined"
 
 
-def test_a_pipelined_step_samples_with_weights_that_are_one_hand_over_old_at_most(workplace: Workplace, pipelined: str) -> None:
+def test_a_pipelined_step_samples_with_weights_that_are_one_hand_over_old_at_most(
+    workplace: Workplace, pipelined: str
+) -> None:
     versions = {
         step: {version for written in rollouts(workplace, pipelined, step, "weight_versions") for version in written}
         for step in range(1, STEPS + 1)
@@ -105,5 +125,7 @@ def test_a_checkpoint_forgets_the_prompts_that_are_under_way_and_the_resumed_run
     for step in (STEPS - 1, STEPS):
         state = workplace.run_folder(pipelined) / "checkpoints" / f"step_{step:06d}" / "run_state.json"
         sampler = json.loads(state.read_text())["prompts"]["sampler"]
-        answered = {index for done in range(1, step + 1) for index in rollouts(workplace, pipelined, done, "prompt_index")}
+        answered = {
+            index for done in range(1, step + 1) for index in rollouts(workplace, pipelined, done, "prompt_index")
+        }
         assert (sampler["epoch"], sampler["position"], sampler["deferred"]) == (0, len(answered), [])

@@ -33,7 +33,9 @@ def killed(workplace: Workplace, name: str, ranks: int, happened: Callable[[Path
 def stored_tensors(checkpoint: Path) -> dict[str, torch.Tensor]:
     """Weights and optimizer of a checkpoint, by name."""
     state: dict[str, Any] = {}
-    _load_state_dict(state, FileSystemReader(checkpoint / "megatron"), planner=_EmptyStateDictLoadPlanner(), no_dist=True)
+    _load_state_dict(
+        state, FileSystemReader(checkpoint / "megatron"), planner=_EmptyStateDictLoadPlanner(), no_dist=True
+    )
     return dict(_flat("", state))
 
 
@@ -56,7 +58,9 @@ def assert_same_run(workplace: Workplace, name: str, other: str) -> None:
     assert workplace.timeless(name) == workplace.timeless(other)
     for step in range(1, STEPS + 1):
         file = f"rollouts/step_{step:06d}.parquet"
-        assert pq.read_table(workplace.run_folder(name) / file).equals(pq.read_table(workplace.run_folder(other) / file)), file
+        assert pq.read_table(workplace.run_folder(name) / file).equals(
+            pq.read_table(workplace.run_folder(other) / file)
+        ), file
     last, others_last = (workplace.run_folder(run) / "checkpoints" / f"step_{STEPS:06d}" for run in (name, other))
     assert run_state(last) == run_state(others_last)
     tensors, expected = stored_tensors(last), stored_tensors(others_last)
@@ -88,7 +92,9 @@ def test_a_replay_killed_while_it_writes_a_checkpoint_goes_on_from_the_one_befor
     output = workplace.train("killed_replay", 0, *replay)
     assert f"resumed {workplace.run_folder('killed_replay')}/checkpoints/step_000003" in output
     assert_same_run(workplace, "killed_replay", replayed)
-    assert workplace.checkpoints("killed_replay") == ["step_000006"], "keep_last=1 removes the older one, and nothing unfinished is left"
+    assert workplace.checkpoints("killed_replay") == ["step_000006"], (
+        "keep_last=1 removes the older one, and nothing unfinished is left"
+    )
 
 
 @pytest.fixture
@@ -99,10 +105,14 @@ def copied(workplace: Workplace, undisturbed: str) -> str:
     return "copied"
 
 
-def test_a_finished_run_is_validated_again_without_training(workplace: Workplace, undisturbed: str, copied: str) -> None:
+def test_a_finished_run_is_validated_again_without_training(
+    workplace: Workplace, undisturbed: str, copied: str
+) -> None:
     workplace.train(copied, 0, "+trainer.val_only=True")
     assert workplace.metrics(copied) == workplace.metrics(undisturbed)
-    assert workplace.validations(copied) == workplace.validations(undisturbed), "the same weights, seeds and one line a step"
+    assert workplace.validations(copied) == workplace.validations(undisturbed), (
+        "the same weights, seeds and one line a step"
+    )
     assert workplace.checkpoints(copied) == workplace.checkpoints(undisturbed)
 
 

@@ -34,7 +34,9 @@ def conversion(workplace: Workplace, checkpoint: Path, folder: Path) -> Path:
     """The Hugging Face folder that the command line makes of a run's checkpoint."""
     made = folder / "converted"
     options = [f"--megatron={checkpoint}", f"--out={made}", f"--hf={workplace.folder / 'model'}"]
-    status, output = run([sys.executable, "-m", "checkpoint_conversion.megatron_to_hf", *options], folder / "conversion.log")
+    status, output = run(
+        [sys.executable, "-m", "checkpoint_conversion.megatron_to_hf", *options], folder / "conversion.log"
+    )
     assert status == 0, output
     return made
 
@@ -77,7 +79,11 @@ def test_stored_rollouts_hold_what_the_metrics_are_made_of(workplace: Workplace,
         trained = rows[rows.advantage.notna()]
         assert trained.kept.all()
         assert rows.groupby("group").kept.first().mean() == pytest.approx(step["filter/kept_fraction"])
-        for column, metric in (("reward", "mean"), ("reference_probability", "reference_probability"), ("format", "format")):
+        for column, metric in (
+            ("reward", "mean"),
+            ("reference_probability", "reference_probability"),
+            ("format", "format"),
+        ):
             assert trained[column].mean() == pytest.approx(step[f"reward/{metric}"])
         assert (rows.response_tokens.str.len() == rows.engine_log_probs.str.len()).all()
         gaps = np.abs(np.concatenate(list(trained.engine_log_probs)) - np.concatenate(list(trained.old_log_probs)))
@@ -91,14 +97,21 @@ def test_rewards_and_advantages_are_what_their_parts_say(workplace: Workplace, u
     assert rows.splice_valid.mean() > 0.3
     assert (rows.reference_probability[~rows.splice_valid] == 0).all()
     groups = rows.groupby("group").reward
-    np.testing.assert_allclose(rows.advantage, (rows.reward - groups.transform("mean")) / (groups.transform("std") + 1e-6), atol=1e-5)
+    np.testing.assert_allclose(
+        rows.advantage, (rows.reward - groups.transform("mean")) / (groups.transform("std") + 1e-6), atol=1e-5
+    )
 
 
 def test_the_summary_compares_the_first_and_the_last_validation(workplace: Workplace, undisturbed: str) -> None:
     summary = json.loads((workplace.run_folder(undisturbed) / "summary.json").read_text())
     validations = workplace.validations(undisturbed)
     assert [record["step"] for record in validations] == [0, STEPS]
-    assert (summary["steps"], summary["prompts"], summary["validation_set"], summary["decoding"]) == (STEPS, 16, "val", "greedy")
+    assert (summary["steps"], summary["prompts"], summary["validation_set"], summary["decoding"]) == (
+        STEPS,
+        16,
+        "val",
+        "greedy",
+    )
     assert summary["wall_time_s"] > 0
     assert 0 < summary["peak_memory_gb"] < 8
     for side, record in zip(("before", "after"), validations, strict=True):
@@ -107,7 +120,9 @@ def test_the_summary_compares_the_first_and_the_last_validation(workplace: Workp
             assert interval["mean"] == pytest.approx(record[f"val/val/greedy/{measure}"])
             assert interval["low"] <= interval["mean"] <= interval["high"]
     for measure, difference in summary["difference"].items():
-        assert difference["mean"] == pytest.approx(summary["after"][measure]["mean"] - summary["before"][measure]["mean"])
+        assert difference["mean"] == pytest.approx(
+            summary["after"][measure]["mean"] - summary["before"][measure]["mean"]
+        )
         assert 0 < difference["p_value"] <= 1
 
 
@@ -127,11 +142,15 @@ def test_the_newest_checkpoints_are_kept(workplace: Workplace, undisturbed: str)
     assert workplace.checkpoints(undisturbed) == ["step_000003", "step_000006"]
 
 
-def test_transformers_loads_the_final_weights_from_beside_the_checkpoint(workplace: Workplace, undisturbed: str, tmp_path: Path) -> None:
+def test_transformers_loads_the_final_weights_from_beside_the_checkpoint(
+    workplace: Workplace, undisturbed: str, tmp_path: Path
+) -> None:
     exports = workplace.run_folder(undisturbed) / "hf"
     assert sorted(path.name for path in exports.iterdir()) == ["step_000003", "step_000006"]
     exported = AutoModelForCausalLM.from_pretrained(exports / "step_000006").state_dict()
-    final = HfTensors(conversion(workplace, workplace.run_folder(undisturbed) / "checkpoints" / "step_000006", tmp_path))
+    final = HfTensors(
+        conversion(workplace, workplace.run_folder(undisturbed) / "checkpoints" / "step_000006", tmp_path)
+    )
     assert [name for name in final.stored if not torch.equal(final.read(name), exported[name])] == []
     before = HfTensors(workplace.folder / "model")
     assert any(not torch.equal(before.read(name), exported[name]) for name in final.stored)
@@ -162,7 +181,8 @@ def test_a_step_whose_groups_are_all_dropped_changes_nothing(workplace: Workplac
 
 
 def test_everything_else_at_once(workplace: Workplace, tmp_path: Path) -> None:
-    """Two engines, bf16, an export, a KL to the reference policy in the reward, carried groups, sampling, W&B offline, validations."""
+    """Two engines, bf16, an export, a KL to the reference policy in the reward, carried groups, sampling, W&B offline,
+    validations."""
     overrides = [
         "actor.dtype=bfloat16",
         "algorithm.adv_estimator=reinforce_plus_plus",

@@ -14,7 +14,14 @@ from typing import Any
 
 import pandas as pd
 import torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM, PreTrainedModel
+from transformers import (
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    PreTrainedModel,
+)
 
 TOKENIZER = Path(__file__).parents[1] / "goldens" / "tokenizers" / "bpe_chat"
 FITTING_STEPS = 100
@@ -47,7 +54,9 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
-def save_model(folder: Path, *, seed: int = 0, fitted: bool = True, num_hidden_layers: int = 4, experts: int = 0) -> Path:
+def save_model(
+    folder: Path, *, seed: int = 0, fitted: bool = True, num_hidden_layers: int = 4, experts: int = 0
+) -> Path:
     """A Hugging Face folder with the model, its generation settings and its tokenizer. With experts it is a Mixtral."""
     torch.manual_seed(seed)
     tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
@@ -84,7 +93,10 @@ def _fit(model: PreTrainedModel, tokenizer: Any, dice: random.Random) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0)
     for _ in range(FITTING_STEPS):
         batch = tokenizer(
-            [_conversation(tokenizer, dice) for _ in range(BATCH)], padding=True, return_tensors="pt", add_special_tokens=False
+            [_conversation(tokenizer, dice) for _ in range(BATCH)],
+            padding=True,
+            return_tensors="pt",
+            add_special_tokens=False,
         )
         labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
         model(**batch, labels=labels).loss.backward()
@@ -95,7 +107,9 @@ def _fit(model: PreTrainedModel, tokenizer: Any, dice: random.Random) -> None:
 
 def _conversation(tokenizer: Any, dice: random.Random) -> str:
     text, answer = question(dice.randrange(400))
-    prompt = tokenizer.apply_chat_template([{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True)
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
+    )
     thought = " ".join(dice.choices(THOUGHTS, k=dice.randrange(1, 4)))
     close = "" if dice.random() < 0.1 else "</think>"
     return f"{prompt}<think> {thought} {answer} {close} <answer> {answer} </answer>{tokenizer.eos_token}"

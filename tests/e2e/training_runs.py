@@ -1,4 +1,5 @@
-"""Start trainings as a user does, in processes of their own, output to a file, a time limit always; read what they leave."""
+"""Start trainings as a user does, in processes of their own, output to a file, a time limit always; read what they
+leave."""
 
 from __future__ import annotations
 
@@ -54,7 +55,9 @@ class Workplace:
 
     def timeless(self, name: str) -> list[dict[str, Any]]:
         """A run's metrics without those that depend on the machine: what the same steps must give again."""
-        return [{key: value for key, value in step.items() if not key.startswith(MEASURED)} for step in self.metrics(name)]
+        return [
+            {key: value for key, value in step.items() if not key.startswith(MEASURED)} for step in self.metrics(name)
+        ]
 
     def checkpoints(self, name: str) -> list[str]:
         """What lies in a run's checkpoint folder, unfinished ones included."""
@@ -80,7 +83,9 @@ def records(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def run(command: list[str], log: Path, stop_when: Callable[[], bool] | None = None, **environment: str) -> tuple[int, str]:
+def run(
+    command: list[str], log: Path, stop_when: Callable[[], bool] | None = None, **environment: str
+) -> tuple[int, str]:
     """Exit status and output of a command; output goes to a file, which no helper process can hold open for us.
 
     When stop_when holds, the started process alone gets SIGKILL: a torchrun, if it is one. Fails when a process that it
@@ -88,7 +93,9 @@ def run(command: list[str], log: Path, stop_when: Callable[[], bool] | None = No
     """
     everything = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     with log.open("wb") as out:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=everything)
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=everything
+        )
     deadline = time.monotonic() + TIME_LIMIT_S
     while process.poll() is None and time.monotonic() < deadline and not (stop_when and stop_when()):
         time.sleep(0.005)

@@ -21,7 +21,9 @@ def recorded_responses() -> list[Response]:
     tokenizer = golden_tokenizer(INPUT["tokenizer"])
     responses = []
     for text, length in zip(INPUT["responses_text"], INPUT["valid_response_length"], strict=True):
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id] * bool(INPUT["eos_appended"])
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id] * bool(
+            INPUT["eos_appended"]
+        )
         assert len(ids) == length
         responses.append(Response(tuple(ids), tokenizer.decode(ids), (0.0,) * length, "stop", 0))
     return responses

@@ -1,8 +1,8 @@
 """Whole updates of the reference's actor on a toy language model.
 
-The reference scales every micro-batch's loss by a number that does not depend on its size (Q1). So two things are asserted: with that
-scale put in by hand as sequence weights, our loss gives its metrics, gradients and parameters; with our own weights the
-gradient is that of the mini-batch's token mean, however the mini-batch is cut.
+The reference scales every micro-batch's loss by a number that does not depend on its size (Q1). So two things are
+asserted: with that scale put in by hand as sequence weights, our loss gives its metrics, gradients and parameters; with
+our own weights the gradient is that of the mini-batch's token mean, however the mini-batch is cut.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ from megatron_rlpr.types import TrainSequence
 
 FILE = "actor_update.json"
 LEARNING_RATE = float(re.findall(r"SGD lr ([\d.]+)", load(FILE)["model"])[0])
-METRICS_OF_THE_REFERENCE = 4  # Q1: the number of entries of its metrics dictionary replaces the micro-batch's number of rows
+METRICS_OF_THE_REFERENCE = (
+    4  # Q1: the number of entries of its metrics dictionary replaces the micro-batch's number of rows
+)
 
 Split = list[list[int]]
 runs = pytest.mark.parametrize("run", [pytest.param(run, id=run["name"]) for run in load(FILE)["runs"]])
@@ -86,7 +88,9 @@ class Update:
             return METRICS_OF_THE_REFERENCE / self.mini_size
         return config["ppo_micro_batch_size_per_gpu"] / self.mini_size
 
-    def loss(self, rows: Sequence[int], weights: Sequence[float], terms: LossTerms | None = None) -> tuple[torch.Tensor, dict[str, float]]:
+    def loss(
+        self, rows: Sequence[int], weights: Sequence[float], terms: LossTerms | None = None
+    ) -> tuple[torch.Tensor, dict[str, float]]:
         """Loss of some sequences with the given weights, and its statistics."""
         values = RowValues.of([self._sequence(row) for row in rows], weights)
         outputs = torch.cat([self.model.response_rows()[row][self.mask[row]] for row in rows])
@@ -97,7 +101,8 @@ class Update:
         start, count = self.model.prompt, self.tokens[row]
         valid = self.mask[row].numpy()
         old, advantages, reference = (
-            np.array(self.run[name][row], dtype=np.float32)[valid] for name in ("old_log_probs", "advantages", "ref_log_prob")
+            np.array(self.run[name][row], dtype=np.float32)[valid]
+            for name in ("old_log_probs", "advantages", "ref_log_prob")
         )
         ids = tuple(self.run["input_ids"][row])
         return TrainSequence(ids, start, start + count, old, advantages, reference if self.terms.kl_coef else None)
@@ -107,14 +112,21 @@ class Update:
         count = sum(self.tokens[row] for row in micro_batch)
         only_policy = replace(self.terms, entropy_coeff=0.0, kl_coef=0.0)
         _, sums = self.loss(micro_batch, [1.0] * len(micro_batch), only_policy)
-        names = {"actor/entropy_loss": "entropy", "actor/pg_loss": "loss", "actor/pg_clipfrac": "clipped", "actor/ppo_kl": "kl_to_old"}
+        names = {
+            "actor/entropy_loss": "entropy",
+            "actor/pg_loss": "loss",
+            "actor/pg_clipfrac": "clipped",
+            "actor/ppo_kl": "kl_to_old",
+        }
         return {name: sums[ours] / count for name, ours in names.items()}
 
     def kl(self, micro_batch: Sequence[int]) -> float:
         """Mean token KL of one micro-batch."""
         count = sum(self.tokens[row] for row in micro_batch)
         ones = [1.0] * len(micro_batch)
-        with_kl, without = (self.loss(micro_batch, ones, replace(self.terms, kl_coef=weight))[0].item() for weight in (1.0, 0.0))
+        with_kl, without = (
+            self.loss(micro_batch, ones, replace(self.terms, kl_coef=weight))[0].item() for weight in (1.0, 0.0)
+        )
         return (with_kl - without) / count
 
     def split_of_the_reference(self, step: int) -> Split:
@@ -123,7 +135,9 @@ class Update:
         count = len(recorded) // len(self.mini_batches)
         wanted = recorded[step * count : (step + 1) * count]
         for split in splits(self.mini_batches[step], count):
-            if [self.metrics(micro_batch)["actor/entropy_loss"] for micro_batch in split] == pytest.approx(wanted, abs=1e-5):
+            if [self.metrics(micro_batch)["actor/entropy_loss"] for micro_batch in split] == pytest.approx(
+                wanted, abs=1e-5
+            ):
                 return split
         raise AssertionError(f"no split of rows {self.mini_batches[step]} has the recorded entropies {wanted}")
 
@@ -137,7 +151,9 @@ def splits(rows: Sequence[int], count: int) -> Iterator[Split]:
     """Every way to deal rows to `count` non-empty micro-batches."""
     for assignment in product(range(count), repeat=len(rows)):
         if set(assignment) == set(range(count)):
-            yield [[row for row, where in zip(rows, assignment, strict=True) if where == micro] for micro in range(count)]
+            yield [
+                [row for row, where in zip(rows, assignment, strict=True) if where == micro] for micro in range(count)
+            ]
 
 
 @runs
@@ -154,7 +170,9 @@ def test_with_the_reference_scale_the_update_is_the_reference_update(run: dict[s
     update = Update(run)
     for step, recorded in enumerate(run["optimizer_steps"]):
         split = update.split_of_the_reference(step)
-        for name, values in ((name, values) for name, values in run["metrics"].items() if name in update.metrics(split[0])):
+        for name, values in (
+            (name, values) for name, values in run["metrics"].items() if name in update.metrics(split[0])
+        ):
             wanted = values[step * len(split) : (step + 1) * len(split)]
             assert [update.metrics(micro_batch)[name] for micro_batch in split] == pytest.approx(wanted, abs=2e-5), name
         last_kl = update.kl(split[-1]) if update.terms.kl_coef else None
@@ -168,14 +186,20 @@ def test_with_the_reference_scale_the_update_is_the_reference_update(run: dict[s
         norm = torch.nn.utils.clip_grad_norm_(update.model.parameters, run["config"]["grad_clip"])
         assert norm.item() == pytest.approx(run["metrics"]["actor/grad_norm"][step], rel=1e-4)
         for parameter, name in zip(update.model.parameters, ("emb", "head"), strict=True):
-            torch.testing.assert_close(parameter.grad, torch.tensor(recorded["clipped_grads"][name]), rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(
+                parameter.grad, torch.tensor(recorded["clipped_grads"][name]), rtol=1e-4, atol=1e-5
+            )
             with torch.no_grad():
                 parameter -= LEARNING_RATE * parameter.grad
 
     if last_kl is not None:
         assert last_kl == pytest.approx(run["metrics"]["actor/kl_loss"], rel=1e-4)
-    torch.testing.assert_close(update.model.emb.detach(), torch.tensor(run["final_params"]["emb"]), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(update.model.head.detach(), torch.tensor(run["final_params"]["head"]), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        update.model.emb.detach(), torch.tensor(run["final_params"]["emb"]), rtol=1e-4, atol=1e-5
+    )
+    torch.testing.assert_close(
+        update.model.head.detach(), torch.tensor(run["final_params"]["head"]), rtol=1e-4, atol=1e-5
+    )
 
 
 @runs

@@ -19,7 +19,10 @@ def two_groups() -> list[GroupRewards]:
     """Two groups with a spread in every reward."""
     rewards = np.array([0.1, 0.9, 0.4])
     parts = {"probability_rewards": rewards, "graded_rewards": np.array([0.0, 1.0, 0.0]), "baselines": np.full(3, 0.3)}
-    return [GroupRewards.at_the_end(rewards, [3, 2, 4], **parts), GroupRewards.at_the_end(rewards[::-1], [1, 5, 2], **parts)]
+    return [
+        GroupRewards.at_the_end(rewards, [3, 2, 4], **parts),
+        GroupRewards.at_the_end(rewards[::-1], [1, 5, 2], **parts),
+    ]
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, id=case["adv_estimator"]) for case in load(FILE)["cases"]])

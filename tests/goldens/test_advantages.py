@@ -46,8 +46,13 @@ class Rows:
 
     def __init__(self, case: dict[str, Any], baselines: list[float] | None) -> None:
         self.mask = np.array(case["response_mask"])
-        self.members = {uid: [i for i, other in enumerate(case["uid"]) if other == uid] for uid in dict.fromkeys(case["uid"])}
-        rewards, graded = np.array(case["token_level_rewards"], dtype=float), np.array(case["token_level_vr"], dtype=float)
+        self.members = {
+            uid: [i for i, other in enumerate(case["uid"]) if other == uid] for uid in dict.fromkeys(case["uid"])
+        }
+        rewards, graded = (
+            np.array(case["token_level_rewards"], dtype=float),
+            np.array(case["token_level_vr"], dtype=float),
+        )
         self.groups = [
             GroupRewards(
                 tuple(rewards[i, self.mask[i] == 1] for i in rows),
@@ -75,8 +80,11 @@ class Rows:
 
 
 def whitening_rounding(rows: Rows, options: EstimatorOptions) -> float:
-    """What one float32 rounding of the mean becomes after division by the batch's std (the reference whitens in float32)."""
-    returns = np.concatenate([returns_to_go(row, options.gamma) for group in rows.groups for row in group.token_rewards])
+    """What one float32 rounding of the mean becomes after division by the batch's std (the reference whitens in
+    float32)."""
+    returns = np.concatenate(
+        [returns_to_go(row, options.gamma) for group in rows.groups for row in group.token_rewards]
+    )
     return float(np.spacing(np.abs(returns).max(), dtype=np.float32) / np.sqrt(returns.var(ddof=1) + WHITEN_EPSILON))
 
 

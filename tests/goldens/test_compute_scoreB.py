@@ -1,4 +1,5 @@
-"""The reference probability (the reference's scoreB) of recorded log-probs, rounded to bfloat16 as the reference does."""
+"""The reference probability (the reference's scoreB) of recorded log-probs, rounded to bfloat16 as the reference
+does."""
 
 from __future__ import annotations
 
@@ -13,7 +14,9 @@ from megatron_rlpr.types import UserError
 
 GOLDEN = load("compute_scoreB.json")
 CASES = [
-    pytest.param(case, variant, id=f"{number}-{variant}") for number, case in enumerate(GOLDEN["cases"]) for variant in case["expected"]
+    pytest.param(case, variant, id=f"{number}-{variant}")
+    for number, case in enumerate(GOLDEN["cases"])
+    for variant in case["expected"]
 ]
 
 
@@ -26,7 +29,8 @@ def test_score_of_recorded_log_probs(case: dict[str, Any], variant: str) -> None
     if case["dtype"] == "float32":
         assert score == to_float(case["expected"][variant])
     else:
-        # Log-probs are float32 here; a cap that was itself rounded to a shorter type may move the result by one step of bfloat16.
+        # Log-probs are float32 here; a cap that was itself rounded to a shorter type may move the result by one step of
+        # bfloat16.
         assert score == pytest.approx(to_float(case["expected"][variant]), rel=2**-7)
 
 

@@ -1,8 +1,9 @@
 """Whole trainings of the reference with its std filter, replayed group by group.
 
-The reference ends an epoch in the middle of a step: it throws the kept groups and the cached prompts away and the step number is
-lost (Q8). Here a step goes on into the next epoch. The replay follows the recorded prompts, so it does both of these things
-by hand; what remains of Q8 is that the reference uses the last mean twice when the lost step had judged nothing.
+The reference ends an epoch in the middle of a step: it throws the kept groups and the cached prompts away and the step
+number is lost (Q8). Here a step goes on into the next epoch. The replay follows the recorded prompts, so it does both
+of these things by hand; what remains of Q8 is that the reference uses the last mean twice when the lost step had judged
+nothing.
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ def indices(groups: list[ScoredGroup]) -> list[int]:
 
 
 class PromptSource:
-    """The sampler, unshuffled, with the reference's end of an epoch: a None, then everything from the start and no cached prompt."""
+    """The sampler, unshuffled, with the reference's end of an epoch: a None, then everything from the start and no
+    cached prompt."""
 
     def __init__(self, prompts_per_epoch: int, batch_size: int) -> None:
         self.prompts_per_epoch = prompts_per_epoch
@@ -108,7 +110,8 @@ class Replay:
         return self
 
     def steps(self) -> range:
-        """From the first recorded step up to the one before total_training_steps, which the reference does not train (Q4)."""
+        """From the first recorded step up to the one before total_training_steps, which the reference does not train
+        (Q4)."""
         events = self.run["generation_events"]
         first = events[0]["step"] if events else self.run["final_global_steps"]
         return range(first, self.config["total_training_steps"])
@@ -138,7 +141,8 @@ class Replay:
         return True
 
     def judge(self, step: int, groups: list[ScoredGroup]) -> list[bool]:
-        """Our decision; where ours is a corrected one the recorded decision keeps the replay on the recorded prompts."""
+        """Our decision; where ours is a corrected one the recorded decision keeps the replay on the recorded
+        prompts."""
         keep = self.filter.judge(groups)
         if not self.filter.active:
             return keep
@@ -162,7 +166,12 @@ def averages_by_hand(replayed: Replay, repeats_last_mean: bool) -> Iterator[tupl
     start, ratio = config["filter_start_step"], config["filter_ema_ratio"]
     means: dict[int, float] = {}
     for step in replayed.steps():
-        stds = [group_mean_and_std(rewards)[1] for event in recorded if event["step"] == step for rewards in event["rewards"]]
+        stds = [
+            group_mean_and_std(rewards)[1]
+            for event in recorded
+            if event["step"] == step
+            for rewards in event["rewards"]
+        ]
         if stds and step >= config["filter_ema_start_step"]:
             means[step] = float(np.mean(stds))
     average = config["resume_ema_mean"] or None
@@ -174,7 +183,11 @@ def averages_by_hand(replayed: Replay, repeats_last_mean: bool) -> Iterator[tupl
             average = float(np.mean(warm_up)) if warm_up else None
         elif step > max(start, replayed.steps().start):
             lost = step - 1 not in means and step - 1 not in replayed.trained
-            before = max((earlier for earlier in means if earlier < step), default=None) if lost and repeats_last_mean else step - 1
+            before = (
+                max((earlier for earlier in means if earlier < step), default=None)
+                if lost and repeats_last_mean
+                else step - 1
+            )
             if before in means:
                 average = ratio * average + (1 - ratio) * means[before]
         if average is not None:
@@ -225,7 +238,10 @@ def test_the_average_is_that_of_the_recorded_rewards(name: str) -> None:
 @runs
 def test_the_recorded_prompts_are_trained_in_the_recorded_steps(name: str) -> None:
     recorded = {step["step"]: (sorted(step["prompts"]), step["n_samples"]) for step in RUNS[name]["trained"]}
-    ours = {step: (sorted(set(indices(batch))), sum(len(g.rewards) for g in batch)) for step, batch in replay(name).trained.items()}
+    ours = {
+        step: (sorted(set(indices(batch))), sum(len(g.rewards) for g in batch))
+        for step, batch in replay(name).trained.items()
+    }
     assert ours == recorded
 
 
@@ -239,7 +255,9 @@ def test_logged_numbers_of_a_step_are_the_reference_ones(name: str) -> None:
         if not correction(FILE, case):
             assert threshold == pytest.approx(logged["filter/accuracy_lower_bound"], rel=1e-6)
         estimator = replayed.config["adv_estimator"]
-        groups = [GroupRewards.at_the_end(group.final_rewards, [1] * len(group.rewards)) for group in replayed.trained[step]]
+        groups = [
+            GroupRewards.at_the_end(group.final_rewards, [1] * len(group.rewards)) for group in replayed.trained[step]
+        ]
         advantages = estimate_advantages(estimator, groups, EstimatorOptions())
         assert flat_share(estimator, advantages) == pytest.approx(logged["critic/filter_rate"])
         assert np.mean([group.std for group in advantages]) == pytest.approx(logged["std_per_group_mean"], rel=1e-5)

@@ -40,4 +40,8 @@ def test_a_response_is_graded_as_by_the_reference(case: dict[str, Any], request:
     else:
         expected = case["expected"]
         result = graded()
-        assert (result.accuracy, result.format, result.extracted) == (expected["acc"], expected["format"], expected["extracted"])
+        assert (result.accuracy, result.format, result.extracted) == (
+            expected["acc"],
+            expected["format"],
+            expected["extracted"],
+        )

@@ -29,4 +29,6 @@ def test_the_question_is_recovered_from_the_prompt(case: dict[str, Any]) -> None
 
 @pytest.mark.parametrize("case", GOLDEN["option_text"], ids=lambda case: f"{case['gt']}-{case['prompt']!r}")
 def test_the_text_of_an_option_is_read_from_the_prompt(case: dict[str, Any]) -> None:
-    assert str(option_text(case["prompt"], case["gt"])) == case["expected"]  # the reference writes 'None' where there is none
+    assert (
+        str(option_text(case["prompt"], case["gt"])) == case["expected"]
+    )  # the reference writes 'None' where there is none

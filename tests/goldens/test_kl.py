@@ -28,7 +28,9 @@ def test_token_kl_agrees_with_the_reference(case: dict[str, Any], kind: str) -> 
     value.sum().backward()
 
     torch.testing.assert_close(value.detach(), torch.tensor(case["expected"][kind]["value"]), rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(log_probs.grad, torch.tensor(case["expected"][kind]["grad_logprob_of_sum"]), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        log_probs.grad, torch.tensor(case["expected"][kind]["grad_logprob_of_sum"]), rtol=1e-5, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("kind", load(FILE)["errors"])
@@ -38,7 +40,8 @@ def test_an_unknown_kind_is_refused_by_name(kind: str) -> None:
 
 
 def test_the_adaptive_controller_follows_the_reference() -> None:
-    """Steps of the recorded sequence may be missing from a file: the value then jumps by what one step can do at most."""
+    """Steps of the recorded sequence may be missing from a file: the value then jumps by what one step can do at
+    most."""
     adaptive = load(FILE)["adaptive"]
     controller = AdaptiveKL(adaptive["init"], adaptive["target"], adaptive["horizon"])
     largest_change = 0.2 * max(step["n_steps"] for step in adaptive["seq"]) / adaptive["horizon"]

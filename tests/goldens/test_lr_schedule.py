@@ -24,7 +24,12 @@ def setting(name: str, pattern: str) -> float:
 def test_step_k_runs_at_the_rate_of_the_reference_one_step_later(case: dict[str, Any]) -> None:
     name, golden = case["schedule"], case["lr_used_at_update_call_k"]
     warmup, total = int(setting(name, "w(?:armup)?")), int(setting(name, "t"))
-    options = {"warmup_steps": warmup, "total_steps": total, "style": name.split("_")[0], "min_ratio": setting(name, "min")}
+    options = {
+        "warmup_steps": warmup,
+        "total_steps": total,
+        "style": name.split("_")[0],
+        "min_ratio": setting(name, "min"),
+    }
     assert correction(FILE, name), "the reference starts every schedule at 0 (Q7)"
     assert golden[0] == 0.0
 

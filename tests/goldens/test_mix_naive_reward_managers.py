@@ -23,12 +23,18 @@ def recorded_grade(prompt: Prompt, response: Response) -> float:
 
 
 def scored(**settings: Any) -> list[ResponseReward]:
-    settings = {"shaping_function_name": "threshold_0", "score_bf16_rounding": True, "repetition_penalty": False, **settings}
+    settings = {
+        "shaping_function_name": "threshold_0",
+        "score_bf16_rounding": True,
+        "repetition_penalty": False,
+        **settings,
+    }
     return rewards(RewardConfig(**settings), grade=recorded_grade)
 
 
 def agree(values: list[float], rows: list[list[list[float]]]) -> None:
-    """One number per response. The reference writes some at the column of another row's last token (Q11); sums do not see it."""
+    """One number per response. The reference writes some at the column of another row's last token (Q11); sums do not
+    see it."""
     assert correction(FILE, "columns") is not None
     assert values == pytest.approx(row_sums(rows), rel=1e-6, abs=1e-7)
 
@@ -46,7 +52,9 @@ def misplaced(values: list[float], uids: list[str]) -> list[float]:
     return [values[by_uid.index(row)] for row in range(len(uids))]
 
 
-@pytest.mark.parametrize("case", GOLDEN["mix"], ids=lambda case: f"pr{case['pr_weight']}-vr{case['vr_weight']}-n{case['n_rollouts']}")
+@pytest.mark.parametrize(
+    "case", GOLDEN["mix"], ids=lambda case: f"pr{case['pr_weight']}-vr{case['vr_weight']}-n{case['n_rollouts']}"
+)
 def test_mixed_rewards(case: dict[str, Any]) -> None:
     out, uids = case["out"], case["uid"]
     mixed = scored(reward_manager="mix", pr_weight=case["pr_weight"], vr_weight=case["vr_weight"])

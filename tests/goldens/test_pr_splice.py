@@ -36,11 +36,14 @@ def spliced(run: dict[str, Any], ground_truth: str, response_ids: list[int]) -> 
     tokenizer = golden_tokenizer(run["tokenizer"])
     prompt = Prompt(0, tuple(run["prompt_ids"]), (), ground_truth, "golden")
     response = Response(tuple(response_ids), tokenizer.decode(response_ids), (0.0,) * len(response_ids), "stop", 0)
-    return splice_texts(tokenizer, [(prompt, response)], RewardConfig(format_mode=run["format_mode"], **run["options"]), LIMITS)[0]
+    return splice_texts(
+        tokenizer, [(prompt, response)], RewardConfig(format_mode=run["format_mode"], **run["options"]), LIMITS
+    )[0]
 
 
 def reference_layout(splice: Splice, tokenizer: Any) -> dict[str, Any]:
-    """What the reference stores for a spliced sequence: split at the answer tag, padded left and right, with masks and positions."""
+    """What the reference stores for a spliced sequence: split at the answer tag, padded left and right, with masks and
+    positions."""
     window = LIMITS.max_response_length
     left, right = list(splice.token_ids[: splice.answer_tag]), list(splice.token_ids[splice.answer_tag :])[:window]
     left_pad, right_pad, valid = WIDTH - len(left), window - len(right), len(left) + len(right)
@@ -66,7 +69,9 @@ def reference_layout(splice: Splice, tokenizer: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("run", "case"), CASES, ids=[f"{r['tokenizer']}-{r['format_mode']}-{'+'.join(r['options']) or 'default'}-{c['id']}" for r, c in CASES]
+    ("run", "case"),
+    CASES,
+    ids=[f"{r['tokenizer']}-{r['format_mode']}-{'+'.join(r['options']) or 'default'}-{c['id']}" for r, c in CASES],
 )
 def test_the_splice_is_the_references(run: dict[str, Any], case: dict[str, Any]) -> None:
     splice = spliced(run, case["ground_truth"], case["response_ids"])
@@ -123,7 +128,12 @@ def test_an_overlong_row_does_not_spoil_its_batch(case: dict[str, Any], alone: d
     for member in GOLDEN["overflow_batch"]["cases"]:
         ids = [*tokenizer(member["response_text"], add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
         prompt = Prompt(0, tuple(run["prompt_ids"]), (), member["ground_truth"], "golden")
-        pairs.append((case["id"] == member["id"], (prompt, Response(tuple(ids), tokenizer.decode(ids), (0.0,) * len(ids), "stop", 0))))
+        pairs.append(
+            (
+                case["id"] == member["id"],
+                (prompt, Response(tuple(ids), tokenizer.decode(ids), (0.0,) * len(ids), "stop", 0)),
+            )
+        )
     splices = splice_texts(tokenizer, [pair for _, pair in pairs], RewardConfig(format_mode=run["format_mode"]), LIMITS)
     splice = next(s for (mine, _), s in zip(pairs, splices, strict=True) if mine)
 
@@ -131,5 +141,11 @@ def test_an_overlong_row_does_not_spoil_its_batch(case: dict[str, Any], alone: d
     if splice.valid:
         layout = reference_layout(splice, tokenizer)
         assert len(splice.token_ids) == alone["valid_len"]
-        for name in ("prompt_valid_ids", "response_valid_ids", "left_pad", "right_pad", "valid_position_ids_first_last"):
+        for name in (
+            "prompt_valid_ids",
+            "response_valid_ids",
+            "left_pad",
+            "right_pad",
+            "valid_position_ids_first_last",
+        ):
             assert layout[name] == case["expected"][name], name

@@ -20,7 +20,9 @@ GOLDEN = load(FILE)
 def reward_config(kwargs: dict[str, Any]) -> RewardConfig:
     """The recorded constructor arguments; what is not given has the reference's defaults."""
     given = {name: value for name, value in kwargs.items() if value is not None}
-    return RewardConfig(**{"shaping_function_name": "identity", "score_bf16_rounding": True, "repetition_penalty": False, **given})
+    return RewardConfig(
+        **{"shaping_function_name": "identity", "score_bf16_rounding": True, "repetition_penalty": False, **given}
+    )
 
 
 def assert_rows_agree(values: list[float], golden: list[list[list[float]]]) -> None:
@@ -30,7 +32,9 @@ def assert_rows_agree(values: list[float], golden: list[list[list[float]]]) -> N
     assert row_sums(mine) == pytest.approx(row_sums(golden), rel=1e-6, abs=1e-7)
 
 
-@pytest.mark.parametrize("run", GOLDEN["runs"], ids=lambda run: "-".join(str(value) for value in run["kwargs"].values()))
+@pytest.mark.parametrize(
+    "run", GOLDEN["runs"], ids=lambda run: "-".join(str(value) for value in run["kwargs"].values())
+)
 def test_rewards_of_a_configuration(run: dict[str, Any]) -> None:
     scored = rewards(reward_config(run["kwargs"]))
     assert_rows_agree([r.reward for r in scored], run["reward_nonzero"])

@@ -14,7 +14,9 @@ from megatron_rlpr.reward.probability import aggregate
 from megatron_rlpr.types import Prompt, UserError
 
 RUNS = load("scoreA.json")["runs"]
-CASES = [pytest.param(run, case, id=f"{run['tokenizer']}-{case['ground_truth']!r}") for run in RUNS for case in run["cases"]]
+CASES = [
+    pytest.param(run, case, id=f"{run['tokenizer']}-{case['ground_truth']!r}") for run in RUNS for case in run["cases"]
+]
 
 
 def recorded_log_prob(token: int, column: int) -> np.float32:

@@ -16,7 +16,9 @@ GOLDEN = load("shaping_functions.json")
 @pytest.mark.parametrize("case", GOLDEN["cases"], ids=lambda case: case["shaping_function_name"])
 def test_shaped_values(case: dict[str, Any]) -> None:
     shape = shaping_function(case["shaping_function_name"])
-    assert [shape(x, 0) for x in case["x"]] == pytest.approx([to_float(y) for y in case["expected"]], rel=1e-6, abs=1e-12)
+    assert [shape(x, 0) for x in case["x"]] == pytest.approx(
+        [to_float(y) for y in case["expected"]], rel=1e-6, abs=1e-12
+    )
 
 
 @pytest.mark.parametrize("case", GOLDEN["constructor_errors"], ids=lambda case: case["shaping_function_name"])

@@ -1,4 +1,5 @@
-"""The reference's small numerical helpers, where this project computes the same thing; the table of corrections names the others."""
+"""The reference's small numerical helpers, where this project computes the same thing; the table of corrections names
+the others."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ GOLDEN: dict[str, Any] = load(FILE)["cases"]
 
 
 def head_of(logits: list[Any], labels: list[Any] | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probs and entropies by the selected-row head; an identity output layer turns the logits into hidden states."""
+    """Log-probs and entropies by the selected-row head; an identity output layer turns the logits into hidden
+    states."""
     rows = torch.tensor(logits)
     vocabulary = rows.shape[-1]
     targets = torch.zeros(rows.shape[:-1], dtype=torch.int64) if labels is None else torch.tensor(labels)
@@ -34,17 +36,22 @@ def check_entropy_from_logits(case: dict[str, Any]) -> None:
 
 
 def check_logprobs_from_logits(case: dict[str, Any]) -> None:
-    torch.testing.assert_close(head_of(case["logits"], case["labels"])[0], torch.tensor(case["expected"]), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        head_of(case["logits"], case["labels"])[0], torch.tensor(case["expected"]), rtol=1e-5, atol=1e-6
+    )
 
 
 def check_masked(case: dict[str, Any]) -> None:
     masks = np.array(case["mask"], dtype=bool)
     rows = [np.array(values)[mask] for values, mask in zip(case["values"], masks, strict=True)]
     lengths = [len(row) for row in rows]
-    token_mean = sum(weight * row.sum() for weight, row in zip(row_weights(lengths, "token-mean", 0), rows, strict=True))
+    token_mean = sum(
+        weight * row.sum() for weight, row in zip(row_weights(lengths, "token-mean", 0), rows, strict=True)
+    )
     assert token_mean == pytest.approx(to_float(case["mean"]), rel=1e-5)
     assert [row.mean() for row in rows] == pytest.approx(case["mean_axis1"], rel=1e-5)
-    # Whitened rows keep the overall mean out and have unit variance: undoing it with the recorded moments gives the values back.
+    # Whitened rows keep the overall mean out and have unit variance: undoing it with the recorded moments gives the
+    # values back.
     for row, mask, expected in zip(whiten(rows), masks, case["whiten"], strict=True):
         assert list(row) == pytest.approx(list(np.array(expected)[mask]), rel=1e-4, abs=1e-5)
     assert np.var(np.concatenate(rows), ddof=1) == pytest.approx(to_float(case["var"]), rel=1e-5)

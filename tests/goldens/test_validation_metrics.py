@@ -45,12 +45,17 @@ def test_accuracies_are_means_over_all_responses(run: dict[str, Any]) -> None:
         accuracies.setdefault(strategy, {})[name] = [float((7 * row + number) % 3 == 0) for row in range(rows)]
     if len(run["data_source_suffixes"]) == 1:
         suffix = run["data_source_suffixes"][0]
-        named = {strategy: {name + suffix: values for name, values in sets.items()} for strategy, sets in accuracies.items()}
+        named = {
+            strategy: {name + suffix: values for name, values in sets.items()} for strategy, sets in accuracies.items()
+        }
         assert reference_metrics(named) == pytest.approx(run["metrics"])
         return
-    # which row belongs to which of the file's data sources is not stored: their means must lie around the mean of all rows
+    # which row belongs to which of the file's data sources is not stored: their means must lie around the mean of all
+    # rows
     for key, value in reference_metrics(accuracies).items():
-        parts = [run["metrics"][key + suffix] for suffix in run["data_source_suffixes"] if key + suffix in run["metrics"]]
+        parts = [
+            run["metrics"][key + suffix] for suffix in run["data_source_suffixes"] if key + suffix in run["metrics"]
+        ]
         assert min(parts) - 1e-9 <= value <= max(parts) + 1e-9
 
 

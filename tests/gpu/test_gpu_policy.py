@@ -13,7 +13,9 @@ import torch
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA and Transformer Engine: this machine has no GPU"),
+    pytest.mark.skipif(
+        not torch.cuda.is_available(), reason="needs CUDA and Transformer Engine: this machine has no GPU"
+    ),
 ]
 
 VOCAB = 512
@@ -108,18 +110,24 @@ def test_an_update_lowers_the_loss_of_rewarded_tokens(folder: Path, fp8: str) ->
     result = policy.update(sequences, [weight] * len(sequences), terms, lr=1e-3)
     after = policy.score(requests)
     assert np.isfinite(result.grad_norm)
-    assert np.mean(np.concatenate([s.log_probs for s in after])) > np.mean(np.concatenate([s.log_probs for s in before]))
+    assert np.mean(np.concatenate([s.log_probs for s in after])) > np.mean(
+        np.concatenate([s.log_probs for s in before])
+    )
 
 
 @pytest.mark.parametrize("window", [0, 1, 70])
 def test_flash_attention_equals_the_plain_blocks(window: int) -> None:
-    """Forward and backward in bf16, a prompt with three branches, grouped queries; the blocks are tested on every machine."""
+    """Forward and backward in bf16, a prompt with three branches, grouped queries; the blocks are tested on every
+    machine."""
     from megatron_rlpr.actor.attention.block_attention import BlockAttention
     from megatron_rlpr.actor.attention.block_layout import attention_runs
     from megatron_rlpr.actor.attention.flash_attention import flash_tree_attention
     from megatron_rlpr.actor.attention.flash_layout import path_segments
 
-    nodes = [np.array(values, dtype=np.int64) for values in ([0, 300, 500, 620], [300, 500, 620, 700], [-1, 0, 0, 2], [700, 500, 700, 700])]
+    nodes = [
+        np.array(values, dtype=np.int64)
+        for values in ([0, 300, 500, 620], [300, 500, 620, 700], [-1, 0, 0, 2], [700, 500, 700, 700])
+    ]
     where = torch.device("cuda")
     generator = torch.Generator(device=where).manual_seed(0)
 

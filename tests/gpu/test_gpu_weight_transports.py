@@ -1,7 +1,7 @@
 """Weights from a GPU to processes of their own: NCCL broadcasts to other GPUs, and shared memory through the host.
 
-Run on a machine with GPUs: python -m pytest tests/gpu. Elsewhere every test is skipped with that reason. The same code over gloo, with
-readers that die, stop and leave, is tested everywhere (tests/unit/weights/test_transport_*.py).
+Run on a machine with GPUs: python -m pytest tests/gpu. Elsewhere every test is skipped with that reason. The same code
+over gloo, with readers that die, stop and leave, is tested everywhere (tests/unit/weights/test_transport_*.py).
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA: this machine has no GPU"),
 ]
-needs_two = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs: NCCL joins no two processes on one")
+needs_two = pytest.mark.skipif(
+    torch.cuda.device_count() < 2, reason="needs two GPUs: NCCL joins no two processes on one"
+)
 
 BUCKET = 40_000
 TIMEOUT_S = 20.0
@@ -66,7 +68,9 @@ def test_nccl_brings_every_bit_and_keeps_its_group(started: Readers) -> None:
 
 @needs_two
 @pytest.mark.parametrize("misdeed", ["dies", "leaves", "stops"])
-def test_a_lost_nccl_member_is_an_error_within_the_timeout_and_a_new_group_works(started: Readers, misdeed: str) -> None:
+def test_a_lost_nccl_member_is_an_error_within_the_timeout_and_a_new_group_works(
+    started: Readers, misdeed: str
+) -> None:
     transport = CollectiveTransport("127.0.0.1", BUCKET, TIMEOUT_S)
     with transport.sender(["a"]) as sender:
         process = started.start([sender.source(0)], 0, misdeed, at=3, CUDA_VISIBLE_DEVICES="1")

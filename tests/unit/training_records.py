@@ -11,13 +11,17 @@ from megatron_rlpr.types import Prompt, Response, ResponseReward, RolloutGroup, 
 
 def prompt(index: int, length: int = 3, source: str = "unit") -> Prompt:
     ids = tuple(range(10 * index, 10 * index + length))
-    return Prompt(index, ids, ({"role": "user", "content": f"question {index}"},), f"answer {index}", source, {"ability": "maths"})
+    return Prompt(
+        index, ids, ({"role": "user", "content": f"question {index}"},), f"answer {index}", source, {"ability": "maths"}
+    )
 
 
 def response(length: int, *, seed: int = 0, gap: float = 0.0, finish_reason: str = "stop") -> Response:
     """Engine log-probs are `gap` above those that `scores` gives the same tokens."""
     log_probs = tuple(float(value) for value in scores(length).log_probs + gap)
-    return Response(tuple(range(500, 500 + length)), f"text {seed}", log_probs, finish_reason, seed, weight_versions=(1, 2))
+    return Response(
+        tuple(range(500, 500 + length)), f"text {seed}", log_probs, finish_reason, seed, weight_versions=(1, 2)
+    )
 
 
 def scores(length: int) -> TokenScores:
@@ -26,10 +30,18 @@ def scores(length: int) -> TokenScores:
 
 
 def scored(
-    index: int, rewards: Sequence[float], lengths: Sequence[int], *, gap: float = 0.0, finish_reason: str = "stop", source: str = "unit"
+    index: int,
+    rewards: Sequence[float],
+    lengths: Sequence[int],
+    *,
+    gap: float = 0.0,
+    finish_reason: str = "stop",
+    source: str = "unit",
 ) -> ScoredGroup:
     """A group of len(rewards) responses; all reward parts follow from the final reward."""
-    responses = tuple(response(length, seed=i, gap=gap, finish_reason=finish_reason) for i, length in enumerate(lengths))
+    responses = tuple(
+        response(length, seed=i, gap=gap, finish_reason=finish_reason) for i, length in enumerate(lengths)
+    )
     parts = tuple(
         ResponseReward(
             reward=reward,
@@ -45,4 +57,6 @@ def scored(
         )
         for reward in rewards
     )
-    return ScoredGroup(RolloutGroup(prompt(index, source=source), responses), tuple(scores(length) for length in lengths), parts)
+    return ScoredGroup(
+        RolloutGroup(prompt(index, source=source), responses), tuple(scores(length) for length in lengths), parts
+    )

@@ -12,13 +12,15 @@ update   gradients of the policy loss, against forward and backward with full lo
 head     the output head on selected rows: time and peak memory (no baseline: its logits would not fit)
 packing  planning a batch of 6,144 sequences for 8, 16 and 32 data-parallel ranks
 reward   splicing references and combining rewards, everything but the forward, on one core
-convert  both conversions: peak memory beyond the start of their process, time; the model, and Llamas of --layers made on the fly
-handover new weights for an engine in this process and for one in another, against a plain copy of the same bytes
+convert  both conversions: peak memory beyond the start of their process, time; the model, and Llamas of --layers made
+on the fly handover new weights for an engine in this process and for one in another, against a plain copy of the same
+bytes
 table    tokens of both sides over response lengths 128 to 4,096 and 1 to 32 responses, our time where that is quick
 
-Both sides take turns; the first repetition is dropped and gives peak memory, medians are reported. `speedup`: baseline time
-over ours. `max_abs_diff`: of log-probs (update: of the loss). `floor_fraction`: FLOPs of the distinct tokens and selected
-rows, at the matrix-product rate measured in the same run, over our time. Memory is in bytes beyond what was there before.
+Both sides take turns; the first repetition is dropped and gives peak memory, medians are reported. `speedup`: baseline
+time over ours. `max_abs_diff`: of log-probs (update: of the loss). `floor_fraction`: FLOPs of the distinct tokens and
+selected rows, at the matrix-product rate measured in the same run, over our time. Memory is in bytes beyond what was
+there before.
 """
 
 from __future__ import annotations
@@ -56,9 +58,12 @@ def _parser() -> ArgumentParser:
         "--repetitions",
         type=int,
         default=0,
-        help="repetitions that count; score: each scores all prompts; update: each takes one; 0: 3, for update one for each prompt",
+        help="repetitions that count; score: each scores all prompts; update: each takes one; "
+        "0: 3, for update one for each prompt",
     )
-    parser.add_argument("--max-tokens", type=int, default=8192, help="actor.max_tokens_per_micro_batch; packing: 16384 at least")
+    parser.add_argument(
+        "--max-tokens", type=int, default=8192, help="actor.max_tokens_per_micro_batch; packing: 16384 at least"
+    )
     parser.add_argument("--chunk-rows", type=int, default=256, help="actor.head_chunk_rows")
     parser.add_argument("--no-sharing", action="store_true", help="actor.share_prefixes=false")
     parser.add_argument("--rows", type=int, default=24000, help="head: rows")
@@ -66,7 +71,13 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--hidden", type=int, default=896, help="head: hidden size")
     parser.add_argument("--sequences", type=int, default=6144, help="packing: sequences")
     parser.add_argument("--bucket-mb", type=int, default=32, help="handover: weights.bucket_mb")
-    parser.add_argument("--layers", type=int, nargs="*", default=(16, 64), help="convert: layers of the models that are made, 24 MiB each")
+    parser.add_argument(
+        "--layers",
+        type=int,
+        nargs="*",
+        default=(16, 64),
+        help="convert: layers of the models that are made, 24 MiB each",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of lengths and tokens")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: all cores of this machine")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -78,7 +89,17 @@ def _measure(options: Namespace) -> dict[str, Any]:
     import torch
 
     from megatron_rlpr.config.schema import ActorConfig, RewardConfig
-    from tools.bench import convert_case, handover_case, head_case, packing_case, reward_case, score_case, table_case, update_case, workload
+    from tools.bench import (
+        convert_case,
+        handover_case,
+        head_case,
+        packing_case,
+        reward_case,
+        score_case,
+        table_case,
+        update_case,
+        workload,
+    )
     from tools.bench.policy import dtype_of
 
     threads = options.threads or process_environment.default_threads()
@@ -95,14 +116,23 @@ def _measure(options: Namespace) -> dict[str, Any]:
         case "packing":
             return about | packing_case.run(options.sequences, max(options.max_tokens, 16384))
         case "head":
-            return about | head_case.run(options.rows, options.vocab, options.hidden, dtype_of(actor), options.chunk_rows)
+            return about | head_case.run(
+                options.rows, options.vocab, options.hidden, dtype_of(actor), options.chunk_rows
+            )
         case "handover":
             repetitions = options.repetitions or 5
-            return about | handover_case.run(options.model, actor, options.bucket_mb, repetitions, threads) | {"model": str(options.model)}
+            return (
+                about
+                | handover_case.run(options.model, actor, options.bucket_mb, repetitions, threads)
+                | {"model": str(options.model)}
+            )
         case "convert":
             return {"case": options.case} | convert_case.run(options.model, tuple(options.layers))
     options.groups = options.groups or (125 if options.case == "reward" else 8)
-    draw, sizes = _drawn(options), workload.Sizes(options.groups, options.n, options.prompt, options.response, options.reference)
+    draw, sizes = (
+        _drawn(options),
+        workload.Sizes(options.groups, options.n, options.prompt, options.response, options.reference),
+    )
     groups = workload.make_groups(sizes, draw, options.seed)
     about |= {key: getattr(options, key) for key in ("groups", "n", "prompt", "response", "reference")}
     about |= {"model": str(options.model), "tokens": "text" if options.data else "random"}
@@ -137,7 +167,9 @@ def _text(report: dict[str, Any], as_json: bool) -> str:
     points = report.pop("points", [])
     width = max(map(len, report))
     lines = [f"{key:<{width}}  {_number(value)}" for key, value in report.items()]
-    return "\n".join([*lines, *(", ".join(f"{key} {_number(value)}" for key, value in point.items()) for point in points)])
+    return "\n".join(
+        [*lines, *(", ".join(f"{key} {_number(value)}" for key, value in point.items()) for point in points)]
+    )
 
 
 def _number(value: Any) -> str:

@@ -21,7 +21,8 @@ from tools.bench.workload import BenchGroup
 
 @dataclass(frozen=True)
 class Rows:
-    """Log-probs of the wanted tokens of every sequence and, where computed, their entropies: fp32 [wanted tokens] each."""
+    """Log-probs of the wanted tokens of every sequence and, where computed, their entropies: fp32 [wanted tokens]
+    each."""
 
     log_probs: list[torch.Tensor]
     entropies: list[torch.Tensor] | None
@@ -57,12 +58,15 @@ def forward_backward(
     """Add the gradients of the unclipped policy loss -sum(A p/p_old) / tokens of a group's responses; returns the loss.
 
     old: log-probs of every response when it was sampled, fp32 [tokens]; advantages: of every response.
-    through_logsumexp: log-probs as logits - logsumexp. On a CPU with AMX, PyTorch's fp32 log_softmax, which the published code uses, makes
-    every log-prob 4e-6 too large (measured against float64), which the gradients amplify; its logsumexp is right.
+    through_logsumexp: log-probs as logits - logsumexp. On a CPU with AMX, PyTorch's fp32 log_softmax, which the
+    published code uses, makes every log-prob 4e-6 too large (measured against float64), which the gradients amplify;
+    its logsumexp is right.
     """
     model.train()
     requests = group.responses
-    log_probs, _ = _log_probs(model, requests, len(group.prompt), with_entropy=False, through_logsumexp=through_logsumexp)
+    log_probs, _ = _log_probs(
+        model, requests, len(group.prompt), with_entropy=False, through_logsumexp=through_logsumexp
+    )
     first = len(group.prompt)
     where = log_probs.device
     terms = [
@@ -89,7 +93,11 @@ def _pass(model: torch.nn.Module, requests: Sequence[ScoreRequest], first: int, 
 
 
 def _log_probs(
-    model: torch.nn.Module, requests: Sequence[ScoreRequest], first: int, with_entropy: bool, through_logsumexp: bool = False
+    model: torch.nn.Module,
+    requests: Sequence[ScoreRequest],
+    first: int,
+    with_entropy: bool,
+    through_logsumexp: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Log-probs and entropies of the tokens from `first` on: [n, longest - first] in the model's dtype."""
     where = next(model.parameters()).device

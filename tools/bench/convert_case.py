@@ -1,7 +1,8 @@
 """Memory and time of both conversions, for a model and for deep ones made here, against the bytes of the model.
 
-Every conversion runs in a process of its own, whose peak resident memory the kernel counts (VmHWM): what the process allocates
-and the pages of files it has mapped, not the page cache. The peak is taken beyond what is resident when everything is imported.
+Every conversion runs in a process of its own, whose peak resident memory the kernel counts (VmHWM): what the process
+allocates and the pages of files it has mapped, not the page cache. The peak is taken beyond what is resident when
+everything is imported.
 """
 
 from __future__ import annotations
@@ -59,7 +60,8 @@ def run(model: Path, depths: tuple[int, ...]) -> dict[str, Any]:
 
 
 def costs(hf: Path, work: Path) -> dict[str, Cost]:
-    """What converting a folder there and back costs. The folders `megatron` and `back` below `work` hold the results."""
+    """What converting a folder there and back costs. The folders `megatron` and `back` below `work` hold the
+    results."""
     megatron, back = work / "megatron", work / "back"
     return {
         "hf_to_megatron": _in_a_process("hf_to_megatron", hf, megatron),
@@ -111,9 +113,16 @@ def layer_bytes(hf: Path) -> tuple[int, int]:
 def _point(name: str, hf: Path, work: Path) -> dict[str, Any]:
     shape = model_shape(read_hf_config(hf))
     stored = HfTensors(hf).stored
-    total = sum(stored[name].dtype.itemsize * int(torch.Size(size).numel()) for name, size in hf_manifest(shape).items())
+    total = sum(
+        stored[name].dtype.itemsize * int(torch.Size(size).numel()) for name, size in hf_manifest(shape).items()
+    )
     layer, tensor = layer_bytes(hf)
-    point: dict[str, Any] = {"of": name, "model_mib": total / _MIB, "layer_mib": layer / _MIB, "largest_tensor_mib": tensor / _MIB}
+    point: dict[str, Any] = {
+        "of": name,
+        "model_mib": total / _MIB,
+        "layer_mib": layer / _MIB,
+        "largest_tensor_mib": tensor / _MIB,
+    }
     for direction, cost in costs(hf, work).items():
         point |= {f"{direction}_peak_mib": cost.peak_bytes / _MIB, f"{direction}_s": cost.seconds}
     for made in ("megatron", "back"):
@@ -123,9 +132,14 @@ def _point(name: str, hf: Path, work: Path) -> dict[str, Any]:
 
 def _in_a_process(direction: str, source: Path, out: Path) -> Cost:
     command = [sys.executable, "-m", "tools.bench.convert_case", direction, str(source), str(out)]
-    # Started as a user starts it: without the settings of the allocator that training, and so this benchmark, runs with.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "MEGATRON_RLPR_"))}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], env=environment, check=False)
+    # Started as a user starts it: without the settings of the allocator that training, and so this benchmark, runs
+    # with.
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "MEGATRON_RLPR_"))
+    }
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=Path(__file__).parents[2], env=environment, check=False
+    )
     if done.returncode != 0:
         raise RuntimeError(f"{direction} of {source} failed: {done.stderr[-2000:]}")
     return Cost(**json.loads(done.stdout.splitlines()[-1]))

@@ -1,4 +1,5 @@
-"""`bench handover`: new weights for an engine in this process and for ones in others, against a plain copy of the same bytes."""
+"""`bench handover`: new weights for an engine in this process and for ones in others, against a plain copy of the same
+bytes."""
 
 from __future__ import annotations
 
@@ -42,10 +43,11 @@ def run(folder: Path, actor: ActorConfig, bucket_mb: int, repetitions: int, thre
     """Times are medians over repetitions in which everything takes its turn; the first one is dropped.
 
     copy: every parameter into memory that is there already. export: the stream of Hugging Face tensors, used by nobody.
-    checksum: what it adds on one side. shared_memory, collective: the stream to a process that drops it, which is a transport by
-    itself. in_process: a whole hand-over to a vLLM engine here, both sides' checksums included; other_process: the same to one
-    in a Ray actor through shared memory (with CUDA a group), other_process_collective: through a group always. Memory: this
-    process's peak beyond the start of each; reader_memory: that of the process at the other end.
+    checksum: what it adds on one side. shared_memory, collective: the stream to a process that drops it, which is a
+    transport by
+    itself. in_process: a whole hand-over to a vLLM engine here, both sides' checksums included; other_process: the same
+    to one in a Ray actor through shared memory (with CUDA a group), other_process_collective: through a group always.
+    Memory: this process's peak beyond the start of each; reader_memory: that of the process at the other end.
     """
     built = policy.load(folder, actor, trainable=False)
     exporter = WeightExporter(built.policy.model, built.shape, bucket_mb)
@@ -53,7 +55,10 @@ def run(folder: Path, actor: ActorConfig, bucket_mb: int, repetitions: int, thre
     copies = [torch.empty_like(p) for p in parameters]
     here = HandOver(exporter, ColocatedRollouts(_engine(folder, actor)))
     ray_cluster.connect("", cpus=2 * threads)
-    there = {name: HandOver(exporter, RayRollouts(partial(_pool, folder, actor, bucket_mb, threads, name))) for name in _OTHER_PROCESS}
+    there = {
+        name: HandOver(exporter, RayRollouts(partial(_pool, folder, actor, bucket_mb, threads, name)))
+        for name in _OTHER_PROCESS
+    }
     nbytes = bucket_mb * 2**20
     transports: dict[str, WeightTransport] = {
         "shared_memory": SharedMemoryTransport(nbytes, _TIMEOUT_S),
@@ -75,7 +80,8 @@ def run(folder: Path, actor: ActorConfig, bucket_mb: int, repetitions: int, thre
         "other_process_collective": lambda: there["collective"].send(1),
     }
     measured: dict[str, Callable[[], Any]] = {
-        name: partial(_send, transport, exporter, readers[name], measured=True) for name, transport in transports.items()
+        name: partial(_send, transport, exporter, readers[name], measured=True)
+        for name, transport in transports.items()
     }
     seconds: dict[str, list[float]] = defaultdict(list)
     memory: dict[str, int] = {}
@@ -99,7 +105,11 @@ def run(folder: Path, actor: ActorConfig, bucket_mb: int, repetitions: int, thre
         "checksum_over_copy": (median["export_with_checksum"] - median["export"]) / median["copy"],
         **{f"{name}_over_copy": median[name] / median["copy"] for name in (*transports, *handed_over)},
         **{f"peak_memory_{name}": value for name, value in memory.items() if name != "copy"},
-        **{f"{name}_memory_in_buckets": memory[name] / largest for name in memory if name not in ("copy", "export_with_checksum")},
+        **{
+            f"{name}_memory_in_buckets": memory[name] / largest
+            for name in memory
+            if name not in ("copy", "export_with_checksum")
+        },
         **{f"{name}_reader_memory_in_buckets": reports[name] / largest for name in transports},
     }
 
@@ -110,7 +120,9 @@ def _use_up(stream: Iterator[Any]) -> None:
 
 
 def _engine(folder: Path, actor: ActorConfig) -> VllmEngine:
-    return VllmEngine(str(folder), dtype=policy.dtype_of(actor), max_model_len=_MODEL_LENGTH, max_num_seqs=8, kv_cache_gb=_KV_CACHE_GB)
+    return VllmEngine(
+        str(folder), dtype=policy.dtype_of(actor), max_model_len=_MODEL_LENGTH, max_num_seqs=8, kv_cache_gb=_KV_CACHE_GB
+    )
 
 
 def _pool(folder: Path, actor: ActorConfig, bucket_mb: int, threads: int, transport: TransportName) -> EnginePool:
@@ -121,7 +133,14 @@ def _pool(folder: Path, actor: ActorConfig, bucket_mb: int, threads: int, transp
     )
     resources = EngineResources(threads, 1 if torch.cuda.is_available() else 0)
     transports = Transports(transport, ray_cluster.node_address(), bucket_mb * 2**20, _TIMEOUT_S)
-    return EnginePool(1, settings, resources, timeout_s=_TIMEOUT_S, transports=transports, on_event=logging.getLogger(__name__).warning)
+    return EnginePool(
+        1,
+        settings,
+        resources,
+        timeout_s=_TIMEOUT_S,
+        transports=transports,
+        on_event=logging.getLogger(__name__).warning,
+    )
 
 
 def _reader() -> Connection:
@@ -147,7 +166,9 @@ def _take(source: WeightSource) -> None:
     _use_up(source.receive(0))
 
 
-def _send(transport: WeightTransport, exporter: WeightExporter, reader: Connection, measured: bool = False) -> int | None:
+def _send(
+    transport: WeightTransport, exporter: WeightExporter, reader: Connection, measured: bool = False
+) -> int | None:
     """Stream to the reader; returns its peak memory in bytes if that is to be measured, which takes time of its own."""
     with transport.sender(["reader"]) as sender:
         reader.send((sender.source(0), measured))

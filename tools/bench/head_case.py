@@ -37,7 +37,9 @@ def run(rows: int, vocab: int, hidden: int, dtype: torch.dtype, chunk_rows: int)
     forward(min(rows, chunk_rows))
     ((out, forward_seconds), seconds), memory = with_peak_memory(lambda: timed(forward_backward))
     rate = matmul_rate(dtype)
-    flops = 3 * 2.0 * rows * vocab * hidden  # logits, gradient of the states, gradient of the weight; not the logits again
+    flops = (
+        3 * 2.0 * rows * vocab * hidden
+    )  # logits, gradient of the states, gradient of the weight; not the logits again
     checked = min(rows, CHECKED_ROWS)
     with torch.no_grad():
         exact = (states[:checked].float() @ weight.float().t()).log_softmax(-1).gather(1, targets[:checked, None])[:, 0]

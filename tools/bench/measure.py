@@ -69,8 +69,11 @@ class Comparison:
         return statistics.median(f / rate / s for f, rate, s in zip(flops, self.rates, self.ours.seconds, strict=True))
 
 
-def compare(baseline: Callable[[int], Any], ours: Callable[[int], Any], repetitions: int, dtype: torch.dtype) -> Comparison:
-    """Run both sides repetitions + 1 times in turns; repetition 0 gives the peak memory and the results, the others the times.
+def compare(
+    baseline: Callable[[int], Any], ours: Callable[[int], Any], repetitions: int, dtype: torch.dtype
+) -> Comparison:
+    """Run both sides repetitions + 1 times in turns; repetition 0 gives the peak memory and the results, the others the
+    times.
 
     The machine's rate is taken right before and right after our side.
     """

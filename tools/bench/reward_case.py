@@ -19,7 +19,8 @@ _REFERENCE_ANSWERS = ("42", "3/4", "The mitochondria", "x = -2", "1,024 dollars"
 
 
 def run(folder: Path, groups: list[BenchGroup], config: RewardConfig, max_response_length: int) -> dict[str, Any]:
-    """Seconds to splice the references into all responses and to turn given scores into rewards (repetition penalty on)."""
+    """Seconds to splice the references into all responses and to turn given scores into rewards (repetition penalty
+    on)."""
     torch.set_num_threads(1)
     tokenizer = load_tokenizer(str(folder))
     manager = RewardManager(config, tokenizer, max_prompt_length=4096, max_response_length=max_response_length)
@@ -31,7 +32,9 @@ def run(folder: Path, groups: list[BenchGroup], config: RewardConfig, max_respon
     spliced, spliced_busy = time.perf_counter(), time.process_time()
     scores = [[None if r is None else _scores(rng, r) for r in per_group] for per_group in requests]
     scored, made_up = time.perf_counter(), time.process_time()
-    rewards = [reward for rollout, s in zip(rollouts, scores, strict=True) for reward in manager.rewards(rollout, s, 0.1)]
+    rewards = [
+        reward for rollout, s in zip(rollouts, scores, strict=True) for reward in manager.rewards(rollout, s, 0.1)
+    ]
     end, end_busy = time.perf_counter(), time.process_time()
     return {
         "responses": len(rewards),
@@ -49,10 +52,13 @@ def run(folder: Path, groups: list[BenchGroup], config: RewardConfig, max_respon
 def _rollout(tokenizer: Any, number: int, group: BenchGroup) -> RolloutGroup:
     """The group's tokens as text with tags around reasoning and answer, as a policy that knows the format writes it."""
     reference = _REFERENCE_ANSWERS[number % len(_REFERENCE_ANSWERS)]
-    prompt = Prompt(number, group.prompt, ({"role": "user", "content": tokenizer.decode(group.prompt)},), reference, "bench")
+    prompt = Prompt(
+        number, group.prompt, ({"role": "user", "content": tokenizer.decode(group.prompt)},), reference, "bench"
+    )
     responses = []
     for reasoning, answer in zip(group.reasonings, group.answers, strict=True):
-        text = f"<think>{tokenizer.decode(reasoning)}</think> <answer>{tokenizer.decode(answer)}</answer>{tokenizer.eos_token}"
+        thought, answered = tokenizer.decode(reasoning), tokenizer.decode(answer)
+        text = f"<think>{thought}</think> <answer>{answered}</answer>{tokenizer.eos_token}"
         tokens = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
         responses.append(Response(tokens, text, (0.0,) * len(tokens), "stop", seed=0))
     return RolloutGroup(prompt, tuple(responses))

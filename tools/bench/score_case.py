@@ -22,19 +22,24 @@ Report = dict[str, Any]
 def run(folder: Path, groups: Sequence[BenchGroup], actor: ActorConfig, repetitions: int) -> Report:
     """Score all groups with both sides in every repetition and compare times, memory and numbers.
 
-    The baseline takes one group at a time, because of its memory; we get all of them in one call, as in training, and make
-    micro-batches of max_tokens. In bf16 both sides are also compared with fp32 log-probs of the first response and
+    The baseline takes one group at a time, because of its memory; we get all of them in one call, as in training, and
+    make micro-batches of max_tokens. In bf16 both sides are also compared with fp32 log-probs of the first response and
     reference, because the baseline's own rounding is larger than any difference of method.
     """
     dtype = policy.dtype_of(actor)
     plain = baseline.load(folder, dtype)
     built = policy.load(folder, actor, trainable=False)
     requests = [request for group in groups for request in (*group.responses, *group.spliced)]
-    small = BenchGroup(groups[0].prompt[:8], (groups[0].reasonings[0][:8],) * 2, groups[0].answers[:1] * 2, groups[0].reference)
+    small = BenchGroup(
+        groups[0].prompt[:8], (groups[0].reasonings[0][:8],) * 2, groups[0].answers[:1] * 2, groups[0].reference
+    )
     baseline.score(plain, small)
     built.policy.score([*small.responses, *small.spliced])
     measured = compare(
-        lambda _: [baseline.score(plain, group) for group in groups], lambda _: built.policy.score(requests), repetitions, dtype
+        lambda _: [baseline.score(plain, group) for group in groups],
+        lambda _: built.policy.score(requests),
+        repetitions,
+        dtype,
     )
     theirs, ours = measured.baseline.results[0], by_group(groups, measured.ours.results[0])
     log_prob_differences, entropy_differences = zip(*map(differences, theirs, ours), strict=True)
@@ -67,7 +72,8 @@ def by_group(groups: Sequence[BenchGroup], scores: Sequence[TokenScores]) -> lis
 
 
 def differences(plain: tuple[baseline.Rows, baseline.Rows], ours: Sequence[TokenScores]) -> tuple[float, float]:
-    """Largest absolute difference of (log-probs, entropies) of one group; the references have no entropies to compare."""
+    """Largest absolute difference of (log-probs, entropies) of one group; the references have no entropies to
+    compare."""
     own, spliced = plain
     log_probs = [*own.log_probs, *spliced.log_probs]
     assert own.entropies is not None
@@ -77,7 +83,9 @@ def differences(plain: tuple[baseline.Rows, baseline.Rows], ours: Sequence[Token
     )
 
 
-def _against_fp32(folder: Path, group: BenchGroup, plain: tuple[baseline.Rows, baseline.Rows], ours: Sequence[TokenScores]) -> Report:
+def _against_fp32(
+    folder: Path, group: BenchGroup, plain: tuple[baseline.Rows, baseline.Rows], ours: Sequence[TokenScores]
+) -> Report:
     """Mean absolute error of both sides' log-probs of the group's first response and reference."""
     first = BenchGroup(group.prompt, group.reasonings[:1], group.answers[:1], group.reference)
     own, spliced = baseline.score(baseline.load(folder, torch.float32), first)

@@ -41,7 +41,9 @@ def run(folder: Path, sizes: Sizes, draw: DrawTokens, actor: ActorConfig, seed: 
             if tokens <= TIMED_TOKENS:
                 built.policy.score(requests)
                 before = matmul_rate(dtype)
-                seconds = [timed(lambda requests=requests: built.policy.score(requests))[1] for _ in range(_REPETITIONS)]  # type: ignore[misc]
+                seconds = [
+                    timed(lambda requests=requests: built.policy.score(requests))[1] for _ in range(_REPETITIONS)
+                ]  # type: ignore[misc]
                 row["seconds_ours"] = statistics.median(seconds)
                 row["floor_fraction"] = 2 * linear / (before + matmul_rate(dtype)) / row["seconds_ours"]
             rows.append(row)

@@ -24,18 +24,22 @@ Batch = tuple[BenchGroup, list[torch.Tensor], list[float]]
 """A group, log-probs of every response when it was sampled, and advantages."""
 
 _FAR = 1e6
-_POLICY_LOSS = LossTerms(clip_low=_FAR, clip_high=_FAR, dual_clip=0.0, entropy_coeff=0.0, kl_coef=0.0, kl_type="low_var_kl")
+_POLICY_LOSS = LossTerms(
+    clip_low=_FAR, clip_high=_FAR, dual_clip=0.0, entropy_coeff=0.0, kl_coef=0.0, kl_type="low_var_kl"
+)
 """The plain policy gradient: nothing is clipped, so that one differing row cannot jump over a threshold."""
 
 
 def run(folder: Path, groups: Sequence[BenchGroup], actor: ActorConfig, repetitions: int) -> Report:
-    """Forward and backward of one group after the other with both sides; compares times, memory and gradients (of the last group).
+    """Forward and backward of one group after the other with both sides; compares times, memory and gradients (of the
+    last group).
 
-    `gradient_relative_l2` is the difference from the baseline with its log-probs through logsumexp (see there), which is not timed.
+    `gradient_relative_l2` is the difference from the baseline with its log-probs through logsumexp (see there), which
+    is not timed.
 
-    The optimizer's step is the same work for both and left out of the comparison: `MegatronPolicy.update` makes one (with
-    learning rate 0), it is timed alone as well (seconds_optimizer) and taken off. Megatron's fp32 gradient buffer, which
-    exists before the step, counts as memory of the step, as the baseline's gradients do.
+    The optimizer's step is the same work for both and left out of the comparison: `MegatronPolicy.update` makes one
+    (with learning rate 0), it is timed alone as well (seconds_optimizer) and taken off. Megatron's fp32 gradient
+    buffer, which exists before the step, counts as memory of the step, as the baseline's gradients do.
     """
     dtype = policy.dtype_of(actor)
     plain = baseline.load(folder, dtype)
@@ -78,7 +82,9 @@ def run(folder: Path, groups: Sequence[BenchGroup], actor: ActorConfig, repetiti
         "peak_memory_ours": measured.ours.peak_memory,
         "gradient_buffer": buffer,
         "floor_fraction": measured.floor_fraction([3 * linear for _, linear, _ in work[1:]]),
-        "floor_fraction_with_attention": measured.floor_fraction([3 * (linear + attention) for _, linear, attention in work[1:]]),
+        "floor_fraction_with_attention": measured.floor_fraction(
+            [3 * (linear + attention) for _, linear, attention in work[1:]]
+        ),
         "matmul_flops_per_second": float(np.median(measured.rates)),
         "seconds_baseline": measured.baseline.median_seconds,
         "seconds_ours": measured.ours.median_seconds,
@@ -93,7 +99,8 @@ def run(folder: Path, groups: Sequence[BenchGroup], actor: ActorConfig, repetiti
 
 
 def _whose_rounding(folder: Path, plain: torch.nn.Module, built: policy.BenchPolicy, batch: Batch) -> Report:
-    """Differences from the baseline as it was timed, and both sides' relative L2 errors against a float64 model's gradients.
+    """Differences from the baseline as it was timed, and both sides' relative L2 errors against a float64 model's
+    gradients.
 
     The model takes one response at a time, weighted by its share of the tokens, because of the memory.
     """
@@ -114,7 +121,9 @@ def our_gradients(built: policy.BenchPolicy) -> Iterator[tuple[str, torch.Tensor
     """All gradients in the checkpoint's names and shapes."""
     for parameter in local_parameters(built.policy.model, built.shape):
         if not parameter.mapping.is_copy:
-            yield from zip((t.name for t in parameter.mapping.hf), parameter.mapping.split(parameter.tensor.main_grad), strict=True)
+            yield from zip(
+                (t.name for t in parameter.mapping.hf), parameter.mapping.split(parameter.tensor.main_grad), strict=True
+            )
 
 
 def relative_l2(gradients: Iterable[tuple[str, Any]], reference: torch.nn.Module) -> float:
@@ -145,7 +154,9 @@ def _training_data(policy: MegatronPolicy, group: BenchGroup, seed: int) -> Batc
     return group, old, torch.randn(len(scores), generator=generator).tolist()
 
 
-def _sequences(group: BenchGroup, old: Sequence[torch.Tensor], advantages: Sequence[float]) -> tuple[list[TrainSequence], list[float]]:
+def _sequences(
+    group: BenchGroup, old: Sequence[torch.Tensor], advantages: Sequence[float]
+) -> tuple[list[TrainSequence], list[float]]:
     requests = group.responses
     total = sum(r.stop - r.start for r in requests)
     sequences = [

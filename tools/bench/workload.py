@@ -91,12 +91,17 @@ def random_tokens(vocab_size: int, seed: int = 0) -> DrawTokens:
 def text_tokens(folder: Path, tokenizer: Any, seed: int = 0) -> DrawTokens:
     """Draws consecutive tokens from random places of a folder's text (all strings of its *.jsonl files)."""
     text = "\n".join(_strings(folder))
-    pool: npt.NDArray[np.int64] = np.asarray(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=np.int64)
+    pool: npt.NDArray[np.int64] = np.asarray(
+        tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=np.int64
+    )
     rng = np.random.default_rng(seed)
 
     def draw(count: int) -> Tokens:
         if count >= len(pool):
-            raise UserError(f"--data {folder} holds {len(pool)} tokens of text, {count} in a row are needed: name a folder with more")
+            raise UserError(
+                f"--data {folder} holds {len(pool)} tokens of text, {count} in a row are needed: name a folder with "
+                "more"
+            )
         start = int(rng.integers(0, len(pool) - count))
         return tuple(pool[start : start + count].tolist())
 
@@ -111,7 +116,10 @@ def _strings(folder: Path) -> Iterator[str]:
     """Strings of the files' rows in order, about as many characters as a benchmark needs."""
     files = sorted(folder.glob("*.jsonl")) if folder.is_dir() else []
     if not files:
-        raise UserError(f"--data {folder} holds no *.jsonl file: name a folder of JSON Lines files with text in them, or leave it out")
+        raise UserError(
+            f"--data {folder} holds no *.jsonl file: name a folder of JSON Lines files with text in them, or leave it "
+            "out"
+        )
     for file in files:
         left = _CHARACTERS // len(files)
         with file.open(encoding="utf-8") as lines:

@@ -1,8 +1,8 @@
 """Tree attention block by block, in batched matrix products, with its backward.
 
-For every block of rows (`attention_blocks`): its keys, gathered once for a run of blocks, one batched matrix product per
-query-head group, softmax, one more product. Scores live for one block at a time, small enough to stay in a CPU's cache.
-Backward computes them again from queries and keys, which is all that is saved, so memory grows with tokens only.
+For every block of rows (`attention_blocks`): its keys, gathered once for a run of blocks, one batched matrix product
+per query-head group, softmax, one more product. Scores live for one block at a time, small enough to stay in a CPU's
+cache. Backward computes them again from queries and keys, which is all that is saved, so memory grows with tokens only.
 
 Soft-capping (Gemma 2): scores become c tanh(scores / c) before the softmax; its derivative is 1 - (capped / c)**2.
 """
@@ -46,7 +46,9 @@ class BlockAttention(torch.autograd.Function):
     """q [T, K, g, D] (already scaled), k, v [K, T, D] -> [T, K, g, D]."""
 
     @staticmethod
-    def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, runs: Runs, softcap: float | None = None) -> torch.Tensor:
+    def forward(
+        ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, runs: Runs, softcap: float | None = None
+    ) -> torch.Tensor:
         heads, groups, dim = q.shape[1:]
         out = torch.empty_like(q)
         for run in runs:
@@ -76,7 +78,10 @@ def block_gradients(
     grad_k, grad_v = torch.zeros_like(k, dtype=torch.float32), torch.zeros_like(v, dtype=torch.float32)
     for run in runs:
         keys, values = k.index_select(1, run.keys), v.index_select(1, run.keys)
-        grad_keys, grad_values = torch.zeros_like(keys, dtype=torch.float32), torch.zeros_like(values, dtype=torch.float32)
+        grad_keys, grad_values = (
+            torch.zeros_like(keys, dtype=torch.float32),
+            torch.zeros_like(values, dtype=torch.float32),
+        )
         for block in run.blocks:
             seen = slice(block.first_key, block.stop_key)
             block_q, block_grad = _block_queries(q, block), _block_queries(grad_out, block)
@@ -87,21 +92,28 @@ def block_gradients(
             _add_product(grad_values[:, seen], weights.transpose(1, 2), block_grad)
             if slope is not None:
                 grad_scores *= slope
-            grad_q[block.start : block.stop] = torch.bmm(grad_scores, keys[:, seen]).view(heads, groups, -1, dim).permute(2, 0, 1, 3)
+            grad_q[block.start : block.stop] = (
+                torch.bmm(grad_scores, keys[:, seen]).view(heads, groups, -1, dim).permute(2, 0, 1, 3)
+            )
             _add_product(grad_keys[:, seen], grad_scores.transpose(1, 2), block_q)
         grad_k.index_add_(1, run.keys, grad_keys)
         grad_v.index_add_(1, run.keys, grad_values)
     return grad_q, grad_k.to(k.dtype), grad_v.to(v.dtype)
 
 
-def _softmax_gradient(scores: torch.Tensor, grad_weights: torch.Tensor, block: AttentionBlock) -> tuple[torch.Tensor, torch.Tensor]:
-    """(weights, gradient of the scores), each [K, g*B, S], from scores without bias and the gradient of the weights. Overwrites both."""
+def _softmax_gradient(
+    scores: torch.Tensor, grad_weights: torch.Tensor, block: AttentionBlock
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(weights, gradient of the scores), each [K, g*B, S], from scores without bias and the gradient of the weights.
+    Overwrites both."""
     if scores.is_cuda:
         weights = torch.softmax(_add_bias(scores, block), dim=-1)
         return weights, torch.ops.aten._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
     rows, keys = scores.shape[0] * scores.shape[1], scores.shape[2]
     tail, front = block.bias, block.front_bias
-    cpu_loops.attention_gradient(rows, scores, grad_weights, tail, front, block.stop - block.start, keys, tail.shape[1], front.shape[1])
+    cpu_loops.attention_gradient(
+        rows, scores, grad_weights, tail, front, block.stop - block.start, keys, tail.shape[1], front.shape[1]
+    )
     return scores, grad_weights
 
 

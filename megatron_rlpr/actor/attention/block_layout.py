@@ -4,7 +4,8 @@ Tokens lie in depth-first order, so "a is an ancestor of j (or j itself)" is `a 
 of a token are contiguous. The queries are cut into blocks of neighbouring rows. All ancestors that lie before a block
 are ancestors of the block's first row (an ancestor of a later row, being before the block, has the first row inside
 its contiguous subtree), so one gathered list of keys serves the whole block, and each row sees a prefix of that list
-plus its ancestors inside the block. A sliding window of w tokens (a row at depth p sees depths p - w + 1 to p) takes keys
+plus its ancestors inside the block. A sliding window of w tokens (a row at depth p sees depths p - w + 1 to p) takes
+keys
 away at the front of the list: those no row sees are not gathered, the rest is masked. Memory is rows x block, never
 rows x rows.
 """
@@ -26,8 +27,8 @@ IntArray = npt.NDArray[np.int64]
 class AttentionBlock:
     """Queries start..stop, and which of its run's keys they may see: first_key..stop_key.
 
-    bias: [stop - start, tail], 0 or -inf, for the last `tail` of these keys. front_bias: [stop - start, front], the same for the
-    first of them, with a sliding window. Every row sees all keys in between.
+    bias: [stop - start, tail], 0 or -inf, for the last `tail` of these keys. front_bias: [stop - start, front], the
+    same for the first of them, with a sliding window. Every row sees all keys in between.
     """
 
     start: int
@@ -42,7 +43,8 @@ class AttentionBlock:
 class AttentionRun:
     """Blocks that start in one node: each one's keys continue the last one's, so they are gathered once.
 
-    keys: int64 [S], token indices: ancestors before the first block in depth order, then its rows and those of the others.
+    keys: int64 [S], token indices: ancestors before the first block in depth order, then its rows and those of the
+    others.
     """
 
     keys: torch.Tensor
@@ -92,13 +94,18 @@ def attention_runs(
     for _, group in groupby(bounds, key=lambda bound: node_of[bound[0]]):
         pieces = list(group)
         run_start, run_stop = pieces[0][0], pieces[-1][1]
-        keys = np.concatenate([_path_before(run_start, node_of, node_start, node_stop, node_parent), np.arange(run_start, run_stop)])
-        runs.append(AttentionRun(torch.from_numpy(keys).to(device), tuple(block(keys, run_stop, *piece) for piece in pieces)))
+        keys = np.concatenate(
+            [_path_before(run_start, node_of, node_start, node_stop, node_parent), np.arange(run_start, run_stop)]
+        )
+        runs.append(
+            AttentionRun(torch.from_numpy(keys).to(device), tuple(block(keys, run_stop, *piece) for piece in pieces))
+        )
     return tuple(runs)
 
 
 def _seen_by_all(seen: npt.NDArray[np.bool_]) -> tuple[int, int]:
-    """The longest run [start, stop) of keys that every row sees: seen [rows, keys]. Only the keys beside it need a bias."""
+    """The longest run [start, stop) of keys that every row sees: seen [rows, keys]. Only the keys beside it need a
+    bias."""
     edges = np.concatenate([[-1], np.flatnonzero(~seen.all(axis=0)), [seen.shape[1]]])
     longest = int(np.diff(edges).argmax())
     return int(edges[longest]) + 1, int(edges[longest + 1])
@@ -119,7 +126,9 @@ def _block_bounds(node_start: IntArray, num_tokens: int, block_rows: int) -> lis
     return bounds
 
 
-def _path_before(start: int, node_of: IntArray, node_start: IntArray, node_stop: IntArray, node_parent: IntArray) -> IntArray:
+def _path_before(
+    start: int, node_of: IntArray, node_start: IntArray, node_stop: IntArray, node_parent: IntArray
+) -> IntArray:
     """Token indices of the ancestors of row `start` that lie before it, in depth order."""
     node = int(node_of[start])
     pieces = [np.arange(node_start[node], start)]

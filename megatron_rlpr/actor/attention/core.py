@@ -1,6 +1,7 @@
 """Attention over a forest of prefixes: every token attends to its ancestors and to itself.
 
-A drop-in for Megatron's core attention. Queries and keys are rotated by tree depth. What the layout holds decides who does the
+A drop-in for Megatron's core attention. Queries and keys are rotated by tree depth. What the layout holds decides who
+does the
 work: vLLM's CPU kernel (`paged_attention`), a flash kernel on CUDA (`flash_tree_attention`), or plain tensor operations
 (`block_attention`), which can do everything. Memory grows with tokens only, forward and backward.
 """
@@ -55,13 +56,17 @@ class TreeCoreAttention(torch.nn.Module):
         **_: Any,
     ) -> torch.Tensor:
         if not isinstance(packed_seq_params, TreeSeqParams):
-            raise TypeError(f"layer {self.layer_number}: tree attention needs TreeSeqParams, got {type(packed_seq_params).__name__}")
+            raise TypeError(
+                f"layer {self.layer_number}: tree attention needs TreeSeqParams, got {type(packed_seq_params).__name__}"
+            )
         layout = packed_seq_params.layout
         tokens, _one, heads, dim = query.shape
         kv_heads = key.shape[2]
         visible = layout.attention[self.window]
         if isinstance(visible, PagedPaths):
-            out = PagedAttention.apply(query[:, 0], key[:, 0], value[:, 0], visible, layout.rotary, self.scale, self.softcap)
+            out = PagedAttention.apply(
+                query[:, 0], key[:, 0], value[:, 0], visible, layout.rotary, self.scale, self.softcap
+            )
             return out.view(tokens, 1, heads * dim)
         q = rotate(query * self.scale, layout.cos, layout.sin).view(tokens, kv_heads, heads // kv_heads, dim)
         k, v = rotate(key, layout.cos, layout.sin).squeeze(1), value.squeeze(1)

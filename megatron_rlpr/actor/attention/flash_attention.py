@@ -12,7 +12,12 @@ _LARGEST_HEAD = 256
 
 def flash_applies(dtype: torch.dtype, head_dim: int, softcap: float | None) -> bool:
     """Whether the kernel can compute this attention: it knows no fp32 and no soft-capping."""
-    return torch.cuda.is_available() and dtype in (torch.bfloat16, torch.float16) and head_dim <= _LARGEST_HEAD and softcap is None
+    return (
+        torch.cuda.is_available()
+        and dtype in (torch.bfloat16, torch.float16)
+        and head_dim <= _LARGEST_HEAD
+        and softcap is None
+    )
 
 
 def flash_tree_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, segments: PathSegments) -> torch.Tensor:

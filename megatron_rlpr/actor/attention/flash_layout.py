@@ -1,9 +1,9 @@
 """A forest of prefixes as a batch for variable-length flash attention.
 
-Every node is one sequence of the batch: its queries are the node's own tokens, its keys the tokens of the whole path from
-the root to the node's end, gathered. The kernel's causal mask is aligned at the bottom right, so the last query sees the
-last key, and every token attends to its ancestors and to itself. A sliding window is the kernel's own; keys that lie
-before every query's window are not gathered.
+Every node is one sequence of the batch: its queries are the node's own tokens, its keys the tokens of the whole path
+from the root to the node's end, gathered. The kernel's causal mask is aligned at the bottom right, so the last query
+sees the last key, and every token attends to its ancestors and to itself. A sliding window is the kernel's own; keys
+that lie before every query's window are not gathered.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ IntArray = npt.NDArray[np.int64]
 class PathSegments:
     """N nodes in token order.
 
-    keys: int64 [S], token indices of all nodes' keys, one node after the other. query_bounds, key_bounds: int32 [N + 1],
-    where each node's queries and keys begin. longest_query, longest_keys: of any node. window: 0 for none.
+    keys: int64 [S], token indices of all nodes' keys, one node after the other. query_bounds, key_bounds: int32 [N +
+    1], where each node's queries and keys begin. longest_query, longest_keys: of any node. window: 0 for none.
     """
 
     keys: torch.Tensor
@@ -33,7 +33,9 @@ class PathSegments:
     window: int
 
 
-def path_segments(node_start: IntArray, node_stop: IntArray, node_parent: IntArray, device: torch.device, window: int = 0) -> PathSegments:
+def path_segments(
+    node_start: IntArray, node_stop: IntArray, node_parent: IntArray, device: torch.device, window: int = 0
+) -> PathSegments:
     """The segments of a forest in depth-first order; the arrays are those of `attention_runs`."""
     paths: list[IntArray] = []
     keys: list[IntArray] = []

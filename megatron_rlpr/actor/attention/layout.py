@@ -14,7 +14,8 @@ from megatron_rlpr.actor.attention.flash_layout import PathSegments
 from megatron_rlpr.actor.attention.paged_layout import PagedPaths
 
 Visible = tuple[AttentionRun, ...] | PathSegments | PagedPaths
-"""Who sees whom: blocks for plain tensor operations, segments for a flash-attention kernel, pages for one with paged keys."""
+"""Who sees whom: blocks for plain tensor operations, segments for a flash-attention kernel, pages for one with paged
+keys."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ class HeadRows:
 
 
 class TreeSeqParams(PackedSeqParams):
-    """Carries a TreeLayout and the wanted HeadRows through Megatron's layers (recompute and pipeline schedules included).
+    """Carries a TreeLayout and the wanted HeadRows through Megatron's layers (recompute and pipeline schedules
+    included).
 
     Its format stays 'sbhd': Megatron then leaves queries, keys and values as [T, 1, heads, dim].
     """

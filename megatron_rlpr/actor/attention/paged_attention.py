@@ -1,7 +1,7 @@
 """Tree attention through vLLM's CPU attention kernel: one call for the whole forest (`paged_paths`).
 
-The kernel uses AMX tiles where there are, knows sliding windows and soft-capping, and keeps scores in the cache of each core.
-It has no backward; `block_attention` computes gradients from queries and keys, so nothing else is saved.
+The kernel uses AMX tiles where there are, knows sliding windows and soft-capping, and keeps scores in the cache of each
+core. It has no backward; `block_attention` computes gradients from queries and keys, so nothing else is saved.
 """
 
 from __future__ import annotations
@@ -57,7 +57,15 @@ class PagedAttention(torch.autograd.Function):
         scaled = (q * scale).view(grouped)
         grad_q, grad_k, grad_v = block_gradients(scaled, keys, values, grad_out.reshape(grouped), paths.runs, softcap)
         grad_q = _rotated(grad_q.view(q.shape).mul_(scale), rotary, back=True)
-        return grad_q, _rotated(grad_k.transpose(0, 1), rotary, back=True), grad_v.transpose(0, 1), None, None, None, None
+        return (
+            grad_q,
+            _rotated(grad_k.transpose(0, 1), rotary, back=True),
+            grad_v.transpose(0, 1),
+            None,
+            None,
+            None,
+            None,
+        )
 
 
 def _rotated(x: torch.Tensor, rotary: torch.Tensor, back: bool = False) -> torch.Tensor:
@@ -66,19 +74,45 @@ def _rotated(x: torch.Tensor, rotary: torch.Tensor, back: bool = False) -> torch
     tokens, heads, dim = x.shape
     assert x.stride(2) == 1, x.stride()
     assert rotary.dtype == x.dtype, rotary.dtype
-    cpu_loops.rotate(tokens, out, x.data_ptr(), rotary, x.stride(0), x.stride(1), heads, dim // 2, -1.0 if back else 1.0)
+    cpu_loops.rotate(
+        tokens, out, x.data_ptr(), rotary, x.stride(0), x.stride(1), heads, dim // 2, -1.0 if back else 1.0
+    )
     return out
 
 
 def _attend(
-    out: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, paths: PagedPaths, scale: float, softcap: float | None
+    out: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    paths: PagedPaths,
+    scale: float,
+    softcap: float | None,
 ) -> None:
     heads, kv_heads, dim = q.shape[1], k.shape[1], q.shape[2]
     kernels = _kernels()
-    isa = "amx" if q.dtype == torch.bfloat16 and dim % PAGE_TOKENS == 0 and has_amx() else "vec" if dim % 32 == 0 else "vec16"
+    isa = (
+        "amx"
+        if q.dtype == torch.bfloat16 and dim % PAGE_TOKENS == 0 and has_amx()
+        else "vec"
+        if dim % 32 == 0
+        else "vec16"
+    )
     window = paths.window or -1
     schedule = kernels.get_scheduler_metadata(
-        len(paths.key_counts), heads, kv_heads, dim, paths.key_counts, q.dtype, paths.query_bounds, True, window, isa, False, None, "auto"
+        len(paths.key_counts),
+        heads,
+        kv_heads,
+        dim,
+        paths.key_counts,
+        q.dtype,
+        paths.query_bounds,
+        True,
+        window,
+        isa,
+        False,
+        None,
+        "auto",
     )
     keys, values = paths.cache(kv_heads, dim).chunk(2, dim=2)
     tokens, repeated = len(k), paths.repeated

@@ -1,9 +1,9 @@
 """A forest of prefixes as a batch for an attention kernel with paged keys and values.
 
-Every node is one sequence: its queries are the node's own tokens, its keys the path from the root to the node's end, and the
-kernel's causal mask is aligned at the bottom right. Keys lie in pages of a cache, and a sequence is a list of pages, so
-nodes share all pages that their ancestors fill; the last, partly filled page of a parent is written again for every child,
-which is less than one page a node. A sliding window is the kernel's own.
+Every node is one sequence: its queries are the node's own tokens, its keys the path from the root to the node's end,
+and the kernel's causal mask is aligned at the bottom right. Keys lie in pages of a cache, and a sequence is a list of
+pages, so nodes share all pages that their ancestors fill; the last, partly filled page of a parent is written again for
+every child, which is less than one page a node. A sliding window is the kernel's own.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ IntArray = npt.NDArray[np.int64]
 class PagedPaths:
     """N nodes in token order.
 
-    slots: int64 [T + W], where keys and values are written (slot = page * PAGE_TOKENS + place): every token's, then those of `repeated`,
-    int64 [W], the tokens that children have in pages of their own. pages: how many there are.
-    page_table: int32 [N, longest], every node's pages, padded with 0. query_bounds: int32 [N + 1]. key_counts: int32 [N].
+    slots: int64 [T + W], where keys and values are written (slot = page * PAGE_TOKENS + place): every token's, then
+    those of `repeated`, int64 [W], the tokens that children have in pages of their own. pages: how many there are.
+    page_table: int32 [N, longest], every node's pages, padded with 0. query_bounds: int32 [N + 1]. key_counts: int32
+    [N].
     window: 0 for none. nodes: as in `attention_runs`, for backward.
     """
 
@@ -43,7 +44,8 @@ class PagedPaths:
     dtype: torch.dtype
 
     def cache(self, kv_heads: int, dim: int) -> torch.Tensor:
-        """Keys and values of every page, [pages, kv_heads, 2 * PAGE_TOKENS, dim], which every layer writes anew in the same slots.
+        """Keys and values of every page, [pages, kv_heads, 2 * PAGE_TOKENS, dim], which every layer writes anew in the
+        same slots.
 
         The other slots are 0: the kernel masks what they hold, but nan times 0 would not be 0.
         """
@@ -63,7 +65,12 @@ class PagedPaths:
 
 
 def paged_paths(
-    node_start: IntArray, node_stop: IntArray, node_parent: IntArray, node_subtree_stop: IntArray, dtype: torch.dtype, window: int = 0
+    node_start: IntArray,
+    node_stop: IntArray,
+    node_parent: IntArray,
+    node_subtree_stop: IntArray,
+    dtype: torch.dtype,
+    window: int = 0,
 ) -> PagedPaths:
     """The pages of a forest in depth-first order; the arrays are those of `attention_runs`."""
     paths: list[IntArray] = []

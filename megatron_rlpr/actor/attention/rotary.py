@@ -26,7 +26,9 @@ def inverse_frequencies(shape: ModelShape) -> torch.Tensor:
     return kept_share * frequencies + (1 - kept_share) * frequencies / factor
 
 
-def cos_sin(positions: torch.Tensor, frequencies: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+def cos_sin(
+    positions: torch.Tensor, frequencies: torch.Tensor, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Tables for positions int64 [T]: cos and sin, each [T, 1, 1, head_dim]; angles in fp32, result in dtype."""
     angles = positions.to(torch.float32)[:, None] * frequencies.to(positions.device)[None, :]
     angles = torch.cat((angles, angles), dim=-1)[:, None, None, :]

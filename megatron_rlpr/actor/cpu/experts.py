@@ -27,7 +27,10 @@ def install() -> None:
     even_gather = mappings._gather_along_first_dim
 
     def gather(
-        input_: torch.Tensor, group: dist.ProcessGroup, output_split_sizes: Sequence[int] | None = None, use_global_buffer: bool = False
+        input_: torch.Tensor,
+        group: dist.ProcessGroup,
+        output_split_sizes: Sequence[int] | None = None,
+        use_global_buffer: bool = False,
     ) -> torch.Tensor:
         if output_split_sizes is None or group.size() == 1:
             gathered: torch.Tensor = even_gather(input_, group, output_split_sizes, use_global_buffer)

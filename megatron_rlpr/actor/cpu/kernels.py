@@ -1,7 +1,7 @@
 """vLLM's compiled CPU kernels (attention over paged keys, RMSNorm), for the policy on a CPU.
 
-They are the kernels the engine computes with, and several times faster than the same work in tensor operations. Where they
-are missing (another build of vLLM, another processor) the portable code beside every use computes the same.
+They are the kernels the engine computes with, and several times faster than the same work in tensor operations. Where
+they are missing (another build of vLLM, another processor) the portable code beside every use computes the same.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """The policy's elementwise work on a CPU, each piece in one pass over data that stays in the cache.
 
-In tensor operations every piece is several passes over memory, which on a CPU cost as much as the matrix products beside them.
-Arithmetic is in float32, from and to float32 or bfloat16 (rounded once, to nearest, ties to even). nan and infinities come out
-where they went in.
+In tensor operations every piece is several passes over memory, which on a CPU cost as much as the matrix products
+beside them. Arithmetic is in float32, from and to float32 or bfloat16 (rounded once, to nearest, ties to even). nan and
+infinities come out where they went in.
 
-All of it is in one file because numba, which keeps compiled loops on disk, looks for changes in the file of the loop only.
+All of it is in one file because numba, which keeps compiled loops on disk, looks for changes in the file of the loop
+only.
 """
 
 from __future__ import annotations
@@ -111,17 +112,22 @@ def _rounded_for(value: Any, row: Any) -> Any:
 
 
 _LOWEST, _HIGHEST = np.float32(-126), np.float32(127)
-_SERIES = np.polynomial.Chebyshev.interpolate(np.exp2, 6, domain=[-0.5, 0.5]).convert(kind=np.polynomial.Polynomial).coef
+_SERIES = (
+    np.polynomial.Chebyshev.interpolate(np.exp2, 6, domain=[-0.5, 0.5]).convert(kind=np.polynomial.Polynomial).coef
+)
 """2 ** f for |f| <= 1/2, to 3e-9."""
 _C0, _C1, _C2, _C3, _C4, _C5, _C6 = (np.float32(c) for c in _SERIES)
 
 
 @_compiled
 def _exp2(x: Any) -> Any:
-    """2 ** x, at most 2 ** 127; relative error about 1e-7. Less than 2 ** -126 is 0: products of subnormal numbers are slow."""
+    """2 ** x, at most 2 ** 127; relative error about 1e-7. Less than 2 ** -126 is 0: products of subnormal numbers are
+    slow."""
     bounded = _LOWEST if x < _LOWEST else x
     bounded = _HIGHEST if bounded > _HIGHEST else bounded
-    whole = np.int32(np.int32(bounded + np.float32(126.5)) - np.int32(126))  # rounds to nearest: what is converted is positive
+    whole = np.int32(
+        np.int32(bounded + np.float32(126.5)) - np.int32(126)
+    )  # rounds to nearest: what is converted is positive
     f = bounded - np.float32(whole)
     series = ((((((_C6 * f + _C5) * f + _C4) * f + _C3) * f + _C2) * f + _C1) * f) + _C0
     power = series * np.int32(np.int32(whole + np.int32(127)) << np.int32(23)).view(np.float32)
@@ -175,7 +181,10 @@ def _gated_silu_gradient(slots: Any, element: Any) -> None:
     for i in range(start, stop):
         gate, up = _row(slots[HEADER], 2 * i, width, element), _row(slots[HEADER], 2 * i + 1, width, element)
         grad = _row(slots[HEADER + 1], i, width, element)
-        grad_gate, grad_up = _row(slots[HEADER + 2], 2 * i, width, element), _row(slots[HEADER + 2], 2 * i + 1, width, element)
+        grad_gate, grad_up = (
+            _row(slots[HEADER + 2], 2 * i, width, element),
+            _row(slots[HEADER + 2], 2 * i + 1, width, element),
+        )
         for j in range(width):
             value, slope = _wide(gate[j]), _wide(grad[j])
             share = _sigmoid(value)
@@ -214,7 +223,8 @@ def _rms_norm_gradient(slots: Any, element: Any) -> None:
 
 @Loop
 def rms_norm_gradient(pointer: Any) -> None:
-    """x [T, n], grad [T, n] of the output, factor fp32 [n], grad_x [T, n], grad_factor fp32 [threads, n] to add to, n, eps."""
+    """x [T, n], grad [T, n] of the output, factor fp32 [n], grad_x [T, n], grad_factor fp32 [threads, n] to add to, n,
+    eps."""
     _run(_rms_norm_gradient, pointer)
 
 
@@ -251,8 +261,8 @@ def _attention_gradient(slots: Any, element: Any) -> None:
 def attention_gradient(pointer: Any) -> None:
     """Softmax again, and its gradient, of a block of B rows of attention.
 
-    scores [R, S] become weights; grads [R, S] of the weights become those of the scores. Row r is row r % B of the block;
-    tail_bias [B, tail] belongs to the last keys and front_bias [B, front] to the first. Then B, S, tail, front.
+    scores [R, S] become weights; grads [R, S] of the weights become those of the scores. Row r is row r % B of the
+    block; tail_bias [B, tail] belongs to the last keys and front_bias [B, front] to the first. Then B, S, tail, front.
     """
     _run(_attention_gradient, pointer)
 
@@ -288,8 +298,8 @@ def _head_sums(slots: Any, element: Any) -> None:
 def head_sums(pointer: Any) -> None:
     """Take a tile of logits into the running sums of its rows.
 
-    logits [r, c]; sums fp32 [3, r]: largest logit, sum of 2 ** (logit - largest), sum of that times (logit - largest), all in
-    bits; c; scale, which turns a logit into bits.
+    logits [r, c]; sums fp32 [3, r]: largest logit, sum of 2 ** (logit - largest), sum of that times (logit - largest),
+    all in bits; c; scale, which turns a logit into bits.
     """
     _run(_head_sums, pointer)
 
@@ -317,7 +327,8 @@ def _head_gradient(slots: Any, element: Any) -> None:
 
 @Loop
 def head_gradient(pointer: Any) -> None:
-    """logits [r, c] become (factor + slope * bits) * 2 ** bits with bits = logit * scale - normaliser, plus at_target at the target.
+    """logits [r, c] become (factor + slope * bits) * 2 ** bits with bits = logit * scale - normaliser, plus at_target
+    at the target.
 
     rows fp32 [4, r]: normaliser, factor, slope, at_target; target int64 [r], -1 for none; c; scale.
     """
@@ -349,6 +360,7 @@ def _rotate(slots: Any, element: Any) -> None:
 def rotate(pointer: Any) -> None:
     """out [T, H, D] = x rotated by sign times its row's angles, halves paired.
 
-    out; x's address; rotary [T, D], cosines and sines of D / 2 angles; x's strides over rows and heads in elements; H, D / 2, sign.
+    out; x's address; rotary [T, D], cosines and sines of D / 2 angles; x's strides over rows and heads in elements; H,
+    D / 2, sign.
     """
     _run(_rotate, pointer)

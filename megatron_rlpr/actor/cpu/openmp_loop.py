@@ -1,8 +1,8 @@
 """Loops over rows, compiled by numba, that run on PyTorch's own OpenMP threads.
 
-numba could start threads itself, but they would compete for the cores with PyTorch's, which stay awake for a moment after every
-operation. So a loop is compiled to a C function, and the OpenMP library that PyTorch has loaded calls it once on every thread of
-its team.
+numba could start threads itself, but they would compete for the cores with PyTorch's, which stay awake for a moment
+after every operation. So a loop is compiled to a C function, and the OpenMP library that PyTorch has loaded calls it
+once on every thread of its team.
 """
 
 from __future__ import annotations
@@ -20,21 +20,24 @@ import torch
 from numba import cfunc, types
 
 SLOTS = 16
-"""Numbers of 8 bytes that every loop gets: rows, 1 for bfloat16, then the arguments. Compiled loops on disk do not notice a change here."""
+"""Numbers of 8 bytes that every loop gets: rows, 1 for bfloat16, then the arguments. Compiled loops on disk do not
+notice a change here."""
 HEADER = 2
 _SERIAL_ELEMENTS = 16384
 """Below about so much work, waking another thread costs more than it saves."""
 
-# When an engine starts in this process, vLLM reads the __dict__ of everything that any module holds. llvmlite's library object
-# answers with a function of C there, as for any name, which ends the start with an AttributeError; this is its table of answers.
+# When an engine starts in this process, vLLM reads the __dict__ of everything that any module holds. llvmlite's library
+# object answers with a function of C there, as for any name, which ends the start with an AttributeError; this is its
+# table of answers.
 llvmlite.binding.ffi.lib._fntab["__dict__"] = {}
 
 
 class Loop:
     """Decorator of a function of a pointer to SLOTS numbers, which numba compiles at the first call and keeps on disk.
 
-    A call takes the number of rows, then tensors (their addresses go to the loop) and numbers, in the order in which the loop
-    reads them. The first tensor's element type, float32 or bfloat16, is the loop's; its size decides whether threads pay off.
+    A call takes the number of rows, then tensors (their addresses go to the loop) and numbers, in the order in which
+    the loop reads them. The first tensor's element type, float32 or bfloat16, is the loop's; its size decides whether
+    threads pay off.
     """
 
     def __init__(self, body: Callable[[Any], None]) -> None:

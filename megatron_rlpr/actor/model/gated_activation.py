@@ -14,8 +14,8 @@ from megatron_rlpr.actor.cpu import loops as cpu_loops
 class _GatedSilu(torch.autograd.Function):
     """x [..., 2 f] (gate, then up) -> [..., f].
 
-    Saves x alone and computes silu again in backward; autograd would keep it, and Megatron's own unfused gate makes a copy of
-    `up` besides.  d up = dy silu(gate),  d gate = dy up silu'(gate).
+    Saves x alone and computes silu again in backward; autograd would keep it, and Megatron's own unfused gate makes a
+    copy of `up` besides.  d up = dy silu(gate),  d gate = dy up silu'(gate).
     """
 
     @staticmethod

@@ -1,7 +1,7 @@
 """What the output head does with one tile of logits, forward and backward.
 
-On a CPU by compiled loops (`cpu_loops`), which read the matrix product's result once or twice; elsewhere in tensor operations.
-Sums and logits are in units of ln 2 ("bits"): exp2 is faster than exp.
+On a CPU by compiled loops (`cpu_loops`), which read the matrix product's result once or twice; elsewhere in tensor
+operations. Sums and logits are in units of ln 2 ("bits"): exp2 is faster than exp.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ class LogitTiles:
     compiled: by loops; by default on a CPU.
     """
 
-    def __init__(self, size: int, like: torch.Tensor, softcap: float | None, scale: float, compiled: bool | None = None) -> None:
+    def __init__(
+        self, size: int, like: torch.Tensor, softcap: float | None, scale: float, compiled: bool | None = None
+    ) -> None:
         self.softcap, self.scale = softcap, scale
         self.compiled = compiled = not like.is_cuda if compiled is None else compiled
         self._products = torch.empty(size, dtype=like.dtype, device=like.device)
@@ -29,7 +31,8 @@ class LogitTiles:
         self._exponentials = None if compiled else torch.empty(size, dtype=torch.float32, device=like.device)
 
     def logits(self, hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """hidden [r, h] @ weight [c, h]^T, soft-capped: [r, c], float32 or, where that suffices, in the compute dtype."""
+        """hidden [r, h] @ weight [c, h]^T, soft-capped: [r, c], float32 or, where that suffices, in the compute
+        dtype."""
         shape = hidden.shape[0], weight.shape[0]
         products = torch.mm(hidden, weight.t(), out=_first(self._products, shape))
         logits = products if self._wide is self._products else _first(self._wide, shape).copy_(products)
@@ -47,10 +50,11 @@ class LogitTiles:
         sums[2] += bits.mul_(exponentials).sum(-1)
 
     def gradient(self, logits: torch.Tensor, rows: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """(factor + slope * bits) * 2**bits [r, c], where bits = logits * scale - normaliser; the logits are overwritten.
+        """(factor + slope * bits) * 2**bits [r, c], where bits = logits * scale - normaliser; the logits are
+        overwritten.
 
-        rows: fp32 [4, r], normaliser, factor, slope, and what is added in the target's column before anything is rounded: for a
-        likely target the two nearly cancel. target: int64 [r], -1 where it lies elsewhere.
+        rows: fp32 [4, r], normaliser, factor, slope, and what is added in the target's column before anything is
+        rounded: for a likely target the two nearly cancel. target: int64 [r], -1 where it lies elsewhere.
         """
         if self.compiled:
             cpu_loops.head_gradient(len(logits), logits, rows, target, logits.shape[1], self.scale)
@@ -79,7 +83,8 @@ def _first(buffer: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
 class RunningSums:
     """What is known of every row after some of the vocabulary, fp32, in bits.
 
-    sums [3, R]: the largest logit; the sum of 2**(logit - largest); the sum of 2**(logit - largest) * (logit - largest).
+    sums [3, R]: the largest logit; the sum of 2**(logit - largest); the sum of 2**(logit - largest) * (logit -
+    largest).
     target [R]: the target's logit.
     """
 

@@ -8,10 +8,11 @@ import torch
 
 
 def with_post_norm(linear: type[torch.nn.Module], norm: Any) -> type[torch.nn.Module]:
-    """A row-parallel linear layer that normalises its output: Megatron's layers have no place for such a norm of their own.
+    """A row-parallel linear layer that normalises its output: Megatron's layers have no place for such a norm of their
+    own.
 
-    norm(config, hidden_size, eps) makes `post_layernorm`. It acts on whole hidden vectors: the linear layer has summed over
-    the tensor-parallel ranks by then (and split the sequence, with sequence parallelism).
+    norm(config, hidden_size, eps) makes `post_layernorm`. It acts on whole hidden vectors: the linear layer has summed
+    over the tensor-parallel ranks by then (and split the sequence, with sequence parallelism).
     """
 
     class LinearWithPostNorm(linear):  # type: ignore[misc, valid-type]

@@ -17,7 +17,8 @@ _KERNEL_VECTOR = 16
 class _RmsNorm(torch.autograd.Function):
     """y = (weight + offset) * x / rms(x), computed in fp32. Saves x; what autograd would save is several times that.
 
-    With n = x / rms(x) and g = (weight + offset) * dy:  dx = (g - n mean(g n)) / rms(x),  dweight = sum over rows of dy n.
+    With n = x / rms(x) and g = (weight + offset) * dy:  dx = (g - n mean(g n)) / rms(x),  dweight = sum over rows of dy
+    n.
     """
 
     @staticmethod
@@ -39,13 +40,21 @@ class _RmsNorm(torch.autograd.Function):
         width = x.shape[-1]
         grad_x = torch.empty_like(rows)
         of_threads = torch.zeros(torch.get_num_threads(), width)
-        cpu_loops.rms_norm_gradient(rows[..., 0].numel(), rows, grad, weight.float() + ctx.offset, grad_x, of_threads, width, ctx.eps)
+        cpu_loops.rms_norm_gradient(
+            rows[..., 0].numel(), rows, grad, weight.float() + ctx.offset, grad_x, of_threads, width, ctx.eps
+        )
         return grad_x, of_threads.sum(0).to(weight.dtype), None, None
 
 
 def _inverse_rms(x: torch.Tensor, eps: float) -> torch.Tensor:
     """fp32 [..., 1]."""
-    return torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    return (
+        torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        .square_()
+        .div_(x.shape[-1])
+        .add_(eps)
+        .rsqrt_()
+    )
 
 
 class RMSNorm(torch.nn.Module):

@@ -1,10 +1,11 @@
 """Log-probability and entropy at selected rows, without ever holding their logits.
 
-Both directions go through the vocabulary in slices, each for all rows at once. Forward keeps per row a running maximum, sum of
-exponentials and expected logit; at the end the vocabulary shards of the tensor-parallel ranks put theirs together. Backward
-computes the logits again: with the normalisers known, slices are independent, the weight's gradient is written once instead of
-being added up, and no collective is needed. The extra memory is that of one chunk (chunk rows x vocabulary / TP), whatever the
-number of rows.
+Both directions go through the vocabulary in slices, each for all rows at once. Forward keeps per row a running maximum,
+sum of exponentials and expected logit; at the end the vocabulary shards of the tensor-parallel ranks put theirs
+together. Backward
+computes the logits again: with the normalisers known, slices are independent, the weight's gradient is written once
+instead of being added up, and no collective is needed. The extra memory is that of one chunk (chunk rows x vocabulary /
+TP), whatever the number of rows.
 
 With logits z already divided by the temperature, p = softmax(z), y the target and H the entropy:
     log p_y = z_y - logsumexp(z)                 d log p_y / dz = onehot(y) - p
@@ -106,7 +107,8 @@ class _SelectedHead(torch.autograd.Function):
 
 
 def _slice_width(num_rows: int, num_columns: int, chunk_rows: int) -> int:
-    """Columns whose logits for all rows fill one chunk's memory: at least one, a round number where there are enough."""
+    """Columns whose logits for all rows fill one chunk's memory: at least one, a round number where there are
+    enough."""
     width = chunk_rows * num_columns // max(num_rows, 1)
     width -= width % next((multiple for multiple in _ROUND_WIDTHS if width > multiple), 1)
     return max(1, min(width, num_columns))
@@ -128,5 +130,7 @@ def selected_log_probs(
     tensor-parallel group (Megatron's copy/gather regions do). softcap: of the logits, before the temperature.
     """
     if hidden.dim() != 2 or hidden.shape[1] != weight.shape[1] or targets.shape != hidden.shape[:1]:
-        raise ValueError(f"hidden {tuple(hidden.shape)}, weight {tuple(weight.shape)} and targets {tuple(targets.shape)} do not fit")
+        raise ValueError(
+            f"hidden {tuple(hidden.shape)}, weight {tuple(weight.shape)} and targets {tuple(targets.shape)} do not fit"
+        )
     return _SelectedHead.apply(hidden, weight, targets, shard, temperature, chunk_rows, softcap)

@@ -14,8 +14,14 @@ import torch
 import torch.nn.functional as F
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
-from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec, get_gpt_layer_with_transformer_engine_spec
-from megatron.core.tensor_parallel.mappings import copy_to_tensor_model_parallel_region, gather_from_sequence_parallel_region
+from megatron.core.models.gpt.gpt_layer_specs import (
+    get_gpt_layer_local_spec,
+    get_gpt_layer_with_transformer_engine_spec,
+)
+from megatron.core.tensor_parallel.mappings import (
+    copy_to_tensor_model_parallel_region,
+    gather_from_sequence_parallel_region,
+)
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -43,7 +49,9 @@ class TreePolicy(GPTModel):
         if self.pre_process and shape.embedding_scale is not None:
             self.embedding.register_forward_hook(partial(_scaled, factor=shape.embedding_scale))
 
-    def _postprocess(self, hidden_states: torch.Tensor, *_: Any, packed_seq_params: TreeSeqParams, **__: Any) -> torch.Tensor:
+    def _postprocess(
+        self, hidden_states: torch.Tensor, *_: Any, packed_seq_params: TreeSeqParams, **__: Any
+    ) -> torch.Tensor:
         if not self.post_process:
             return hidden_states
         head = packed_seq_params.head
@@ -55,11 +63,17 @@ class TreePolicy(GPTModel):
             hidden_states = copy_to_tensor_model_parallel_region(hidden_states)
         rows = hidden_states[:, 0].index_select(0, head.source_rows)
         weight, shard = self.output_weight(), self.vocab_shard()
-        return selected_log_probs(rows, weight, head.targets, shard, head.temperature, head.chunk_rows, self.final_softcap)
+        return selected_log_probs(
+            rows, weight, head.targets, shard, head.temperature, head.chunk_rows, self.final_softcap
+        )
 
     def output_weight(self) -> torch.Tensor:
         """This rank's [padded vocabulary / TP, hidden] output weight (the embedding, when tied)."""
-        return self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else self.output_layer.weight
+        return (
+            self.shared_embedding_or_output_weight()
+            if self.share_embeddings_and_output_weights
+            else self.output_layer.weight
+        )
 
     def vocab_shard(self) -> VocabShard:
         """Which token ids this rank's output weight holds."""
@@ -183,11 +197,15 @@ def _block_spec(config: TransformerConfig, shape: ModelShape) -> TransformerBloc
         from megatron.core.extensions.transformer_engine import TENorm
 
         layer = get_gpt_layer_with_transformer_engine_spec(
-            num_experts=config.num_moe_experts, moe_grouped_gemm=config.moe_grouped_gemm, qk_layernorm=config.qk_layernorm
+            num_experts=config.num_moe_experts,
+            moe_grouped_gemm=config.moe_grouped_gemm,
+            qk_layernorm=config.qk_layernorm,
         )
         final_norm: Any = TENorm
     else:
-        layer = get_gpt_layer_local_spec(num_experts=config.num_moe_experts, normalization="RMSNorm", qk_layernorm=config.qk_layernorm)
+        layer = get_gpt_layer_local_spec(
+            num_experts=config.num_moe_experts, normalization="RMSNorm", qk_layernorm=config.qk_layernorm
+        )
         layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = RMSNorm
         final_norm = RMSNorm
     attention = layer.submodules.self_attention.submodules

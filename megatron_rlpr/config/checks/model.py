@@ -29,7 +29,9 @@ def _shape(path: str) -> ModelShape:
     if not path:
         raise UserError(f"model.path is empty: name the Hugging Face folder of the policy; {FETCH}")
     if Path(path).is_file():
-        raise UserError(f"model.path={path} is a file: name the folder that holds config.json, the tokenizer and the safetensors")
+        raise UserError(
+            f"model.path={path} is a file: name the folder that holds config.json, the tokenizer and the safetensors"
+        )
     if not Path(path).exists():
         raise UserError(f"model.path: there is no folder {path}; {FETCH}")
     try:
@@ -59,11 +61,16 @@ def _check_safetensors(path: str) -> None:
         missing = sorted(shard for shard in shards if not (folder / shard).is_file())
         if missing:
             raise UserError(
-                f"model.path={path} lacks {len(missing)} of {len(shards)} weight files, e.g. {missing[0]}: fetch the model again"
+                f"model.path={path} lacks {len(missing)} of {len(shards)} weight files, e.g. {missing[0]}: fetch the "
+                "model again"
             )
     elif not any(folder.glob("*.safetensors")):
         pickled = any(folder.glob("*.bin"))
-        hint = "pickled weights (*.bin) are not read for safety: save them as safetensors" if pickled else "fetch the model again"
+        hint = (
+            "pickled weights (*.bin) are not read for safety: save them as safetensors"
+            if pickled
+            else "fetch the model again"
+        )
         raise UserError(f"model.path={path} holds no *.safetensors: {hint}")
 
 
@@ -81,7 +88,9 @@ def _check_tensor_parallel(config: Config, shape: ModelShape) -> None:
         for what, count in counts.items():
             if count % size:
                 possible = [n for n in range(1, shape.num_query_groups + 1) if all(c % n == 0 for c in counts.values())]
-                raise UserError(f"{key}={size} does not divide the {count} {what} of {config.model.path}: {_possible(possible)}")
+                raise UserError(
+                    f"{key}={size} does not divide the {count} {what} of {config.model.path}: {_possible(possible)}"
+                )
 
 
 def _check_pipeline_parallel(config: Config, shape: ModelShape) -> None:
@@ -89,8 +98,8 @@ def _check_pipeline_parallel(config: Config, shape: ModelShape) -> None:
     if shape.num_layers % stages:
         possible = [n for n in range(1, shape.num_layers + 1) if shape.num_layers % n == 0]
         raise UserError(
-            f"actor.pipeline_model_parallel_size={stages} does not divide the {shape.num_layers} layers of {config.model.path}: "
-            f"{_possible(possible)}"
+            f"actor.pipeline_model_parallel_size={stages} does not divide the {shape.num_layers} layers of "
+            f"{config.model.path}: {_possible(possible)}"
         )
 
 
@@ -98,18 +107,20 @@ def _check_experts(config: Config, shape: ModelShape) -> None:
     ranks, experts = config.actor.expert_model_parallel_size, shape.experts
     if experts is None:
         if ranks != 1:
-            raise UserError(f"actor.expert_model_parallel_size={ranks}, but {config.model.path} has no experts: set it to 1")
+            raise UserError(
+                f"actor.expert_model_parallel_size={ranks}, but {config.model.path} has no experts: set it to 1"
+            )
         return
     if experts.count % ranks:
         possible = [n for n in range(1, experts.count + 1) if experts.count % n == 0]
         raise UserError(
-            f"actor.expert_model_parallel_size={ranks} does not divide the {experts.count} experts of {config.model.path}: "
-            f"{_possible(possible)}"
+            f"actor.expert_model_parallel_size={ranks} does not divide the {experts.count} experts of "
+            f"{config.model.path}: {_possible(possible)}"
         )
     if config.actor.tensor_model_parallel_size > 1 and not config.actor.sequence_parallel:
         raise UserError(
-            f"{config.model.path} is a mixture of experts: with actor.tensor_model_parallel_size > 1 every rank would send all tokens to "
-            "the experts, which Megatron-Core does not train; set actor.sequence_parallel=true"
+            f"{config.model.path} is a mixture of experts: with actor.tensor_model_parallel_size > 1 every rank would "
+            "send all tokens to the experts, which Megatron-Core does not train; set actor.sequence_parallel=true"
         )
 
 
@@ -122,8 +133,9 @@ def _check_lengths(config: Config, shape: ModelShape) -> None:
         longest = prompt + config.data.max_response_length
         if longest > shape.max_position_embeddings:
             raise UserError(
-                f"{key}={prompt} + data.max_response_length={config.data.max_response_length} = {longest} tokens, but {config.model.path} "
-                f"has positions for {shape.max_position_embeddings} (max_position_embeddings): lower them"
+                f"{key}={prompt} + data.max_response_length={config.data.max_response_length} = {longest} tokens, but "
+                f"{config.model.path} has positions for {shape.max_position_embeddings} (max_position_embeddings): "
+                "lower them"
             )
 
 
@@ -149,8 +161,8 @@ def _check_fp8_sizes(config: Config, shape: ModelShape) -> None:
     for what, size in sizes.items():
         if size % block:
             raise UserError(
-                f"actor.fp8_recipe={config.actor.fp8_recipe} needs multiples of {block}, but the {what} of {config.model.path} is {size}: "
-                "lower actor.tensor_model_parallel_size or choose another recipe"
+                f"actor.fp8_recipe={config.actor.fp8_recipe} needs multiples of {block}, but the {what} of "
+                f"{config.model.path} is {size}: lower actor.tensor_model_parallel_size or choose another recipe"
             )
 
 

@@ -42,31 +42,34 @@ def _check_layout(config: Config, world_size: int) -> None:
     tensor, pipeline = config.actor.tensor_model_parallel_size, config.actor.pipeline_model_parallel_size
     if config.actor.context_parallel_size != 1:
         raise UserError(
-            f"actor.context_parallel_size={config.actor.context_parallel_size}: context parallelism is not supported: set it to 1 and use "
-            "actor.sequence_parallel=true or a smaller actor.max_tokens_per_micro_batch"
+            f"actor.context_parallel_size={config.actor.context_parallel_size}: context parallelism is not supported: "
+            "set it to 1 and use actor.sequence_parallel=true or a smaller actor.max_tokens_per_micro_batch"
         )
     if world_size % (tensor * pipeline):
         raise UserError(
             f"{world_size} processes cannot be divided into groups of actor.tensor_model_parallel_size={tensor} x "
-            f"actor.pipeline_model_parallel_size={pipeline} = {tensor * pipeline}: start a multiple of {tensor * pipeline} processes "
-            "(torchrun --nproc-per-node) or change the two sizes"
+            f"actor.pipeline_model_parallel_size={pipeline} = {tensor * pipeline}: start a multiple of "
+            f"{tensor * pipeline} processes (torchrun --nproc-per-node) or change the two sizes"
         )
     replicas, expert = world_size // (tensor * pipeline), config.actor.expert_model_parallel_size
     if replicas % expert:
         raise UserError(
-            f"actor.expert_model_parallel_size={expert} does not divide the {replicas} data-parallel ranks of {world_size} processes: "
-            f"start a multiple of {tensor * pipeline * expert} processes or change it"
+            f"actor.expert_model_parallel_size={expert} does not divide the {replicas} data-parallel ranks of "
+            f"{world_size} processes: start a multiple of {tensor * pipeline * expert} processes or change it"
         )
     if config.actor.sequence_parallel and tensor == 1:
         raise UserError(
-            "actor.sequence_parallel=true needs actor.tensor_model_parallel_size > 1: it shards activations over the tensor-parallel ranks"
+            "actor.sequence_parallel=true needs actor.tensor_model_parallel_size > 1: it shards activations over the "
+            "tensor-parallel ranks"
         )
 
 
 def _check_run(config: Config) -> None:
     name = config.trainer.name
     if not name or name in (".", "..") or name != name.strip() or any(c in "/\\:" or not c.isprintable() for c in name):
-        raise UserError(f"trainer.name={name!r} must be a plain folder name, without path separators (it lies in trainer.runs_dir)")
+        raise UserError(
+            f"trainer.name={name!r} must be a plain folder name, without path separators (it lies in trainer.runs_dir)"
+        )
     if not config.trainer.runs_dir:
         raise UserError("trainer.runs_dir is empty: name the folder that holds all runs, e.g. runs")
     runs = Path(config.trainer.runs_dir)
@@ -77,10 +80,14 @@ def _check_run(config: Config) -> None:
     if config.trainer.test_freq and not config.data.val_files:
         raise UserError(f"trainer.test_freq={config.trainer.test_freq} has no effect without data.val_files")
     if config.trainer.export_hf and config.trainer.save_freq < 0:
-        raise UserError("trainer.export_hf=true writes beside checkpoints, and trainer.save_freq=-1 makes none: set it to 0 or more")
+        raise UserError(
+            "trainer.export_hf=true writes beside checkpoints, and trainer.save_freq=-1 makes none: set it to 0 or more"
+        )
     unknown = [strategy for strategy in config.evaluation.strategies if strategy not in ("greedy", "sampling")]
     if unknown or not config.evaluation.strategies:
-        raise UserError(f"evaluation.strategies={config.evaluation.strategies}: expected a list of 'greedy', 'sampling' or both")
+        raise UserError(
+            f"evaluation.strategies={config.evaluation.strategies}: expected a list of 'greedy', 'sampling' or both"
+        )
     if config.data.val_files:
         judge_settings()  # of the environment
 
@@ -97,13 +104,16 @@ def _check_files(config: Config) -> None:
     names = [Path(file).stem for file in config.data.val_files]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise UserError(f"data.val_files: more than one file is called {twice}; metrics and summary carry that name, rename one of them")
+        raise UserError(
+            f"data.val_files: more than one file is called {twice}; metrics and summary carry that name, rename one of "
+            "them"
+        )
     _check_replay(config)
     converted = config.model.megatron_checkpoint
     if converted and not Path(converted).is_dir():
         raise UserError(
-            f"model.megatron_checkpoint: there is no folder {converted}; make it with checkpoint_conversion/hf_to_megatron.py, "
-            "or leave the key empty to read the weights from model.path"
+            f"model.megatron_checkpoint: there is no folder {converted}; make it with "
+            "checkpoint_conversion/hf_to_megatron.py, or leave the key empty to read the weights from model.path"
         )
 
 
@@ -111,17 +121,27 @@ def _check_replay(config: Config) -> None:
     replay = config.rollout.replay
     if replay and not Path(replay).is_dir():
         raise UserError(
-            f"rollout.replay: there is no folder {replay}; it is written by a run with tracking.save_rollouts=true, as runs/<name>/rollouts"
+            f"rollout.replay: there is no folder {replay}; it is written by a run with tracking.save_rollouts=true, as "
+            "runs/<name>/rollouts"
         )
     if replay and not any(Path(replay).glob("*.parquet")):
         raise UserError(f"rollout.replay: the folder {replay} holds no parquet file with stored rollouts")
-    if replay and Path(replay).resolve().is_relative_to((Path(config.trainer.runs_dir) / config.trainer.name).resolve()):
-        raise UserError(f"rollout.replay={replay} lies in this run's own folder, which the run writes to: choose another trainer.name")
+    if replay and Path(replay).resolve().is_relative_to(
+        (Path(config.trainer.runs_dir) / config.trainer.name).resolve()
+    ):
+        raise UserError(
+            f"rollout.replay={replay} lies in this run's own folder, which the run writes to: choose another "
+            "trainer.name"
+        )
     if replay and config.trainer.val_only:
-        raise UserError("trainer.val_only=true with rollout.replay: stored rollouts are of training prompts, validation needs an engine")
+        raise UserError(
+            "trainer.val_only=true with rollout.replay: stored rollouts are of training prompts, validation needs an "
+            "engine"
+        )
     if replay and config.algorithm.adv_estimator == "remax":
         raise UserError(
-            "algorithm.adv_estimator=remax with rollout.replay: its baseline is the reward of a greedy response, and none is stored"
+            "algorithm.adv_estimator=remax with rollout.replay: its baseline is the reward of a greedy response, and "
+            "none is stored"
         )
 
 
@@ -129,21 +149,24 @@ def _check_batch(config: Config) -> None:
     batch, mini = config.data.train_batch_size, config.actor.ppo_mini_batch_size
     if mini and batch % mini:
         raise UserError(
-            f"actor.ppo_mini_batch_size={mini} does not divide data.train_batch_size={batch}: choose a divisor, or 0 for the whole batch"
+            f"actor.ppo_mini_batch_size={mini} does not divide data.train_batch_size={batch}: choose a divisor, or 0 "
+            "for the whole batch"
         )
     budget, response = config.actor.max_tokens_per_micro_batch, config.data.max_response_length
     longest = config.data.max_prompt_length + response
     if longest > budget:
         raise UserError(
-            f"actor.max_tokens_per_micro_batch={budget} cannot hold one sequence of data.max_prompt_length + data.max_response_length = "
-            f"{config.data.max_prompt_length} + {response} = {longest} tokens: raise it to at least {longest}"
+            f"actor.max_tokens_per_micro_batch={budget} cannot hold one sequence of data.max_prompt_length + "
+            f"data.max_response_length = {config.data.max_prompt_length} + {response} = {longest} tokens: raise it to "
+            f"at least {longest}"
         )
     longest = config.data.val_max_prompt_length + response
     if config.data.val_files and config.evaluation.score_reward and longest > budget:
         raise UserError(
-            f"actor.max_tokens_per_micro_batch={budget} cannot hold one validation sequence of data.val_max_prompt_length + "
-            f"data.max_response_length = {config.data.val_max_prompt_length} + {response} = {longest} tokens: raise it to at least "
-            f"{longest}, lower data.val_max_prompt_length or set evaluation.score_reward=false"
+            f"actor.max_tokens_per_micro_batch={budget} cannot hold one validation sequence of "
+            f"data.val_max_prompt_length + data.max_response_length = {config.data.val_max_prompt_length} + {response} "
+            f"= {longest} tokens: raise it to at least {longest}, lower data.val_max_prompt_length or set "
+            "evaluation.score_reward=false"
         )
 
 
@@ -153,8 +176,8 @@ def _check_reward(config: Config) -> None:
     discrete_function(reward.discrete_function_name)
     if config.data.prompt_rewrite == "llama_gemma" and reward.format_mode != "R1_nothink":
         raise UserError(
-            f"data.prompt_rewrite=llama_gemma asks for answer tags only, reward.format_mode={reward.format_mode} wants think tags too: "
-            "set reward.format_mode=R1_nothink"
+            f"data.prompt_rewrite=llama_gemma asks for answer tags only, reward.format_mode={reward.format_mode} wants "
+            "think tags too: set reward.format_mode=R1_nothink"
         )
     if reward.gt_tokens_one_more_adjusted and not reward.gt_tokens_one_more:
         raise UserError("reward.gt_tokens_one_more_adjusted=true has no effect without reward.gt_tokens_one_more=true")
@@ -170,8 +193,8 @@ def _check_filter(config: Config) -> None:
         )
     if rules.mode == "EMA" and rules.accuracy_lower_bound:
         raise UserError(
-            f"filter.accuracy_lower_bound={rules.accuracy_lower_bound} has no effect with filter.mode=EMA, which sets that bound itself: "
-            "remove it or set filter.mode=fixed"
+            f"filter.accuracy_lower_bound={rules.accuracy_lower_bound} has no effect with filter.mode=EMA, which sets "
+            "that bound itself: remove it or set filter.mode=fixed"
         )
     if rules.enabled and rules.mode == "EMA" and rules.ema_start_step >= rules.start_step:
         raise UserError(
@@ -182,7 +205,9 @@ def _check_filter(config: Config) -> None:
     if rules.enabled and rules.target == "vr_acc" and not graded:
         raise UserError("filter.target=vr_acc needs graded answers: set reward.reward_manager to mix or naive")
     if rules.enabled and rules.target in ("scoreB", "scoreB-scoreA") and config.reward.reward_manager == "naive":
-        raise UserError(f"filter.target={rules.target} needs the reference probability: set reward.reward_manager to prob or mix")
+        raise UserError(
+            f"filter.target={rules.target} needs the reference probability: set reward.reward_manager to prob or mix"
+        )
 
 
 def _check_algorithm(config: Config) -> None:
@@ -190,18 +215,30 @@ def _check_algorithm(config: Config) -> None:
     estimator = algorithm.adv_estimator
     if estimator in GROUP_ESTIMATORS and config.rollout.n < 2:
         raise UserError(
-            f"rollout.n={config.rollout.n}: algorithm.adv_estimator={estimator} compares the responses of a prompt, it needs rollout.n >= 2"
+            f"rollout.n={config.rollout.n}: algorithm.adv_estimator={estimator} compares the responses of a prompt, it "
+            "needs rollout.n >= 2"
         )
     if estimator in MIXED_ESTIMATORS and config.reward.reward_manager != "mix":
-        raise UserError(f"algorithm.adv_estimator={estimator} combines probability and graded rewards: set reward.reward_manager=mix")
+        raise UserError(
+            f"algorithm.adv_estimator={estimator} combines probability and graded rewards: set "
+            "reward.reward_manager=mix"
+        )
     adaptive = algorithm.kl_ctrl_type == "adaptive"
     if adaptive and (algorithm.use_kl_loss or not algorithm.kl_loss_coef):
         missing = "algorithm.use_kl_loss=false" if algorithm.use_kl_loss else "algorithm.kl_loss_coef > 0"
-        raise UserError(f"algorithm.kl_ctrl_type=adaptive has no effect without a KL in the reward: set {missing}, or kl_ctrl_type=fixed")
+        raise UserError(
+            f"algorithm.kl_ctrl_type=adaptive has no effect without a KL in the reward: set {missing}, or "
+            "kl_ctrl_type=fixed"
+        )
     if config.actor.min_lr > config.actor.lr:
-        raise UserError(f"actor.min_lr={config.actor.min_lr} is above the peak learning rate actor.lr={config.actor.lr}")
+        raise UserError(
+            f"actor.min_lr={config.actor.min_lr} is above the peak learning rate actor.lr={config.actor.lr}"
+        )
     if config.actor.min_lr and config.actor.lr_decay_style == "constant":
-        raise UserError(f"actor.min_lr={config.actor.min_lr} has no effect with actor.lr_decay_style=constant: choose linear or cosine")
+        raise UserError(
+            f"actor.min_lr={config.actor.min_lr} has no effect with actor.lr_decay_style=constant: choose linear or "
+            "cosine"
+        )
 
 
 def _check_optimizer(config: Config) -> None:
@@ -211,8 +248,8 @@ def _check_optimizer(config: Config) -> None:
 
     if not torch.cuda.is_available():
         raise UserError(
-            "actor.use_distributed_optimizer=true needs a CUDA GPU, and none is visible: Megatron-Core cannot save its state without; "
-            "set it to false"
+            "actor.use_distributed_optimizer=true needs a CUDA GPU, and none is visible: Megatron-Core cannot save its "
+            "state without; set it to false"
         )
 
 
@@ -227,4 +264,7 @@ def _check_precision(config: Config) -> None:
     if not torch.cuda.is_available():
         raise UserError(f"actor.fp8={actor.fp8} needs a CUDA GPU, and none is visible: set actor.fp8= (empty)")
     if importlib.util.find_spec("transformer_engine") is None:
-        raise UserError(f"actor.fp8={actor.fp8} needs Transformer Engine: pip install 'megatron-rlpr[cuda]', or set actor.fp8= (empty)")
+        raise UserError(
+            f"actor.fp8={actor.fp8} needs Transformer Engine: pip install 'megatron-rlpr[cuda]', or set actor.fp8= "
+            "(empty)"
+        )

@@ -29,11 +29,14 @@ def _check_colocated(config: Config, world_size: int) -> None:
         key = all_keys()[name]
         value = getattr(getattr(config, name.split(".")[0]), key.name)
         if value != key.default:
-            raise UserError(f"{name}={value} has no effect with rollout.placement=colocated: set rollout.placement=ray or remove it")
+            raise UserError(
+                f"{name}={value} has no effect with rollout.placement=colocated: set rollout.placement=ray or remove it"
+            )
     size = config.rollout.tensor_parallel_size
     if world_size % size:
         raise UserError(
-            f"rollout.tensor_parallel_size={size} does not divide the {world_size} processes: every engine needs the same number of ranks"
+            f"rollout.tensor_parallel_size={size} does not divide the {world_size} processes: every engine needs the "
+            "same number of ranks"
         )
 
 
@@ -41,14 +44,16 @@ def _check_ray(config: Config) -> None:
     rollout = config.rollout
     if rollout.replay:
         raise UserError(
-            f"rollout.placement=ray with rollout.replay={rollout.replay}: stored rollouts need no engines, remove one of the two"
+            f"rollout.placement=ray with rollout.replay={rollout.replay}: stored rollouts need no engines, remove one "
+            "of the two"
         )
     if rollout.pipeline and not config.algorithm.importance_cap:
         raise UserError(
-            "rollout.pipeline=1 trains on responses of older weights, which needs importance sampling: set algorithm.importance_cap, e.g. 2"
+            "rollout.pipeline=1 trains on responses of older weights, which needs importance sampling: set "
+            "algorithm.importance_cap, e.g. 2"
         )
     if rollout.pipeline and not config.filter.cache_regenerate:
         raise UserError(
-            "rollout.pipeline=1 with filter.cache_regenerate=false: carried groups could fill a step whose round is under way already; "
-            "set filter.cache_regenerate=true or rollout.pipeline=0"
+            "rollout.pipeline=1 with filter.cache_regenerate=false: carried groups could fill a step whose round is "
+            "under way already; set filter.cache_regenerate=true or rollout.pipeline=0"
         )

@@ -1,4 +1,5 @@
-"""One vLLM engine in a Ray actor's process. It works only while it is called, so a pause is a call that does not come."""
+"""One vLLM engine in a Ray actor's process. It works only while it is called, so a pause is a call that does not
+come."""
 
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ class EngineSettings:
 
 @dataclass(frozen=True)
 class Whereabouts:
-    """Where an engine lives. pids: its process, then those that vLLM started for it. host: who shares memory with it."""
+    """Where an engine lives. pids: its process, then those that vLLM started for it. host: who shares memory with
+    it."""
 
     node_id: str
     pids: tuple[int, ...]
@@ -105,7 +107,9 @@ class EngineActor:
                 break
         return Progress(finished, self._engine.in_flight[1])
 
-    def load(self, manifest: Mapping[str, tuple[int, ...]], source: WeightSource, version: int) -> Confirmation | Refusal:
+    def load(
+        self, manifest: Mapping[str, tuple[int, ...]], source: WeightSource, version: int
+    ) -> Confirmation | Refusal:
         """Load a hand-over, each worker from the source; what is in flight goes on with it."""
         try:
             return self._engine.load(manifest, source, version)

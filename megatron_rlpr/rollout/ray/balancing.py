@@ -1,7 +1,7 @@
 """Which engine gets the next prompt: the one with the fewest tokens still to write, if it has room.
 
-Whole prompts are given out, so that the n responses of a prompt share its key/value blocks, and only as many as an engine
-decodes at once; the rest waits for whichever engine is done first, however long the responses turn out to be.
+Whole prompts are given out, so that the n responses of a prompt share its key/value blocks, and only as many as an
+engine decodes at once; the rest waits for whichever engine is done first, however long the responses turn out to be.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ def outstanding_tokens(prompt_and_limit: Iterable[tuple[int, int]], written: int
 
 
 def least_loaded(loads: Mapping[int, Load], room: int) -> int | None:
-    """The engine with the fewest outstanding tokens of those with less than `room` requests; ties: the lowest number."""
+    """The engine with the fewest outstanding tokens of those with less than `room` requests; ties: the lowest
+    number."""
     free = [(load.tokens, number) for number, load in loads.items() if load.requests < room]
     return min(free)[1] if free else None

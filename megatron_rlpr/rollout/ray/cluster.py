@@ -30,8 +30,8 @@ def connect(address: str, *, cpus: int) -> bool:
     """Connect this process to Ray; True when that started a cluster of its own.
 
     address: of an existing cluster, "auto" for the one of this machine; empty: RAY_ADDRESS, or else a new local cluster
-    with `cpus` logical CPUs, which asks for a token (Ray makes one per user). Call from the main thread: the kernel ends a local
-    cluster when the thread that started it ends.
+    with `cpus` logical CPUs, which asks for a token (Ray makes one per user). Call from the main thread: the kernel
+    ends a local cluster when the thread that started it ends.
     UserError when no cluster answers.
     """
     os.environ.update({name: value for name, value in _QUIET.items() if name not in os.environ})
@@ -45,8 +45,8 @@ def connect(address: str, *, cpus: int) -> bool:
         except (ConnectionError, ValueError, RuntimeError) as error:
             cause = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(
-                f"no Ray cluster answers at {address} (rollout.ray_address or RAY_ADDRESS): start one with `ray start --head`, or "
-                f"leave both empty to start a local one ({cause})"
+                f"no Ray cluster answers at {address} (rollout.ray_address or RAY_ADDRESS): start one with `ray start "
+                f"--head`, or leave both empty to start a local one ({cause})"
             ) from error
         return False
     ray.init(
@@ -57,7 +57,9 @@ def connect(address: str, *, cpus: int) -> bool:
         **options,
     )
     node = [str(process.pid) for process in psutil.Process().children(recursive=True)]
-    subprocess.Popen([sys.executable, "-S", ray_guard.__file__, str(os.getpid()), *node], start_new_session=True, close_fds=True)
+    subprocess.Popen(
+        [sys.executable, "-S", ray_guard.__file__, str(os.getpid()), *node], start_new_session=True, close_fds=True
+    )
     return True
 
 

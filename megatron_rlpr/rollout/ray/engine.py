@@ -1,4 +1,5 @@
-"""One engine of the pool as the trainer sees it: its actor, the one call that is outstanding, and what it is working on."""
+"""One engine of the pool as the trainer sees it: its actor, the one call that is outstanding, and what it is working
+on."""
 
 from __future__ import annotations
 
@@ -46,11 +47,14 @@ class EngineResources:
         import ray
 
         there = ray.cluster_resources()
-        for name, each, key in (("CPU", self.cpus, "rollout.cpus_per_engine"), ("GPU", self.gpus, "rollout.tensor_parallel_size")):
+        for name, each, key in (
+            ("CPU", self.cpus, "rollout.cpus_per_engine"),
+            ("GPU", self.gpus, "rollout.tensor_parallel_size"),
+        ):
             if engines * each > there.get(name, 0):
                 raise UserError(
-                    f"rollout.engines={engines} with {each} {name}s each ({key}) need {engines * each}, the Ray cluster has "
-                    f"{there.get(name, 0):g}: use fewer engines, or add nodes"
+                    f"rollout.engines={engines} with {each} {name}s each ({key}) need {engines * each}, the Ray "
+                    f"cluster has {there.get(name, 0):g}: use fewer engines, or add nodes"
                 )
 
 
@@ -58,7 +62,8 @@ class PooledEngine:
     """Not thread-safe; the pool's lock covers it."""
 
     def __init__(self, number: int, settings: EngineSettings, resources: EngineResources, timeout_s: float) -> None:
-        """Starts the actor; `reference` is ready when it has started. timeout_s: longest silence of a started engine."""
+        """Starts the actor; `reference` is ready when it has started. timeout_s: longest silence of a started
+        engine."""
         self.number = number
         self.edition: int | None = None
         """The number of the edition it holds; None: it has not started."""

@@ -1,7 +1,7 @@
 """Ends processes when the one that started this program is gone: python ray_guard.py PARENT PID...
 
-A local Ray node dies with its trainer, but Ray's agents wait for the node's server for most of a minute before they follow.
-A run that is started in the place of a killed one should not meet them.
+A local Ray node dies with its trainer, but Ray's agents wait for the node's server for most of a minute before they
+follow. A run that is started in the place of a killed one should not meet them.
 """
 
 from __future__ import annotations

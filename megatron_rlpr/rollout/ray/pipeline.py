@@ -19,7 +19,14 @@ class RolloutPipeline:
     """One round of one step ahead. All ranks call it together."""
 
     def __init__(
-        self, rollouts: RayRollouts, prompts: PromptSource, *, n: int, run_seed: int, sampling: SamplingSettings, last_step: int
+        self,
+        rollouts: RayRollouts,
+        prompts: PromptSource,
+        *,
+        n: int,
+        run_seed: int,
+        sampling: SamplingSettings,
+        last_step: int,
     ) -> None:
         self._rollouts = rollouts
         self._prompts = prompts

@@ -1,14 +1,15 @@
 """A pool of vLLM engines in Ray actors: shares out requests, replaces engines that die or hang, hands over weights.
 
-Every engine has at most one call outstanding, and works only inside a call: `advance` takes new requests in, decodes for
-a fraction of a second and returns what is finished. That makes the pool a plain loop (`_turn`) over answers, with three
-rules. An engine without an answer in time, or with an error, is killed and started again, and its unfinished requests go
-back to the front of the queue; they carry their own seeds, so whoever repeats them samples the same. An engine whose
-weights are not the current ones gets no work until `supply` has streamed them to it. All others get requests by
-outstanding tokens.
+Every engine has at most one call outstanding, and works only inside a call: `advance` takes new requests in, decodes
+for a fraction of a second and returns what is finished. That makes the pool a plain loop (`_turn`) over answers, with
+three rules. An engine without an answer in time, or with an error, is killed and started again, and its unfinished
+requests go back to the front of the queue; they carry their own seeds, so whoever repeats them samples the same. An
+engine whose weights are not the current ones gets no work until `supply` has streamed them to it. All others get
+requests by outstanding tokens.
 
-Nobody here keeps a copy of the weights. Whoever needs them waits for the policy's owner to export them once more, which is
-collective over the trainer's ranks: `deliver` and `finish` ask for it through a callback, whenever `lacking` names engines.
+Nobody here keeps a copy of the weights. Whoever needs them waits for the policy's owner to export them once more, which
+is collective over the trainer's ranks: `deliver` and `finish` ask for it through a callback, whenever `lacking` names
+engines.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ class Ticket:
 
 
 class EnginePool:
-    """Lives on the trainer's first rank. Thread-safe: one thread may `finish` a ticket while another delivers weights."""
+    """Lives on the trainer's first rank. Thread-safe: one thread may `finish` a ticket while another delivers
+    weights."""
 
     def __init__(
         self,
@@ -104,18 +106,22 @@ class EnginePool:
         with self._lock:
             queued = []
             for requests in groups:
-                queued.append([Request(str(self._made + number), request, sampling) for number, request in enumerate(requests)])
+                queued.append(
+                    [Request(str(self._made + number), request, sampling) for number, request in enumerate(requests)]
+                )
                 self._made += len(requests)
             ticket = Ticket([one.key for group in queued for one in group])
             self._tickets.update(dict.fromkeys(ticket.keys, ticket))
             self._queue.extend(queued)
         return ticket
 
-    def finish(self, ticket: Ticket, on_progress: ProgressCallback | None = None, ask: Callable[[], None] | None = None) -> list[Response]:
+    def finish(
+        self, ticket: Ticket, on_progress: ProgressCallback | None = None, ask: Callable[[], None] | None = None
+    ) -> list[Response]:
         """Work until the ticket's requests are answered; the responses in request order.
 
-        ask: has the current weights exported to `supply`. Without it, engines that lack them wait, and so do the requests
-        if there are no others.
+        ask: has the current weights exported to `supply`. Without it, engines that lack them wait, and so do the
+        requests if there are no others.
         """
         while not ticket.done:
             if ask is not None and self.lacking:
@@ -131,9 +137,9 @@ class EnginePool:
     def deliver(self, manifest: Mapping[str, tuple[int, ...]], version: int, ask: Callable[[], None]) -> Confirmation:
         """Give every started engine new weights; requests in flight pause, survive and go on with the new ones.
 
-        ask: has the weights exported to `supply`; called again for engines that did not get them whole. An engine that is just
-        starting gets them later, when `finish` asks. WeightHandoverError for a manifest that does not fit the model, before
-        anything is exported, and after failures in a row.
+        ask: has the weights exported to `supply`; called again for engines that did not get them whole. An engine that
+        is just starting gets them later, when `finish` asks. WeightHandoverError for a manifest that does not fit the
+        model, before anything is exported, and after failures in a row.
         """
         check_manifest(manifest, self._required, self._tied_head)
         with self._lock:
@@ -160,8 +166,8 @@ class EnginePool:
     def supply(self, tensors: Iterator[NamedTensor], checksum: Callable[[], str]) -> None:
         """Stream the current weights to all that lack them, while the others go on; returns when everything is sent.
 
-        checksum: of what has been taken from `tensors` so far. WeightHandoverError when these are not the weights that were
-        handed over.
+        checksum: of what has been taken from `tensors` so far. WeightHandoverError when these are not the weights that
+        were handed over.
         """
         with self._lock:
             taking, edition = self.lacking, self._current
@@ -188,13 +194,14 @@ class EnginePool:
     def _sent(self, edition: Edition, checksum: str) -> None:
         if edition.checksum not in (None, checksum):
             raise WeightHandoverError(
-                f"an engine needs the weights of hand-over {edition.version} (checksum {edition.checksum}) again, but the policy's are "
-                f"others now ({checksum})"
+                f"an engine needs the weights of hand-over {edition.version} (checksum {edition.checksum}) again, but "
+                f"the policy's are others now ({checksum})"
             )
         edition.checksum = checksum
 
     def _ended(self, taking: Sequence[PooledEngine]) -> list[int]:
-        """While weights are being sent: serve the other engines; the readers of those whose call has ended too early."""
+        """While weights are being sent: serve the other engines; the readers of those whose call has ended too
+        early."""
         import ray
 
         self._turn(apart_from=taking, wait_s=0)
@@ -219,7 +226,9 @@ class EnginePool:
 
         self._share_out()
         engines = [engine for engine in self._engines if engine not in apart_from]
-        waiting: dict[Any, PooledEngine] = {engine.reference: engine for engine in engines if engine.reference is not None}
+        waiting: dict[Any, PooledEngine] = {
+            engine.reference: engine for engine in engines if engine.reference is not None
+        }
         if waiting:
             ray.wait(list(waiting), num_returns=1, timeout=wait_s)
             for reference in ray.wait(list(waiting), num_returns=len(waiting), timeout=0)[0]:
@@ -268,7 +277,10 @@ class EnginePool:
             engine.edition = _NOTHING_USABLE
             self._failed(f"engine {engine.number} did not get its weights: {answer.reason}", WeightHandoverError)
         elif answer != Confirmation(edition.version, edition.checksum or ""):
-            self._replace(engine, f"did not get the weights of hand-over {edition.version} (checksum {edition.checksum}): {answer}")
+            self._replace(
+                engine,
+                f"did not get the weights of hand-over {edition.version} (checksum {edition.checksum}): {answer}",
+            )
         else:
             engine.edition = edition.number
 

@@ -1,7 +1,8 @@
 """Rollouts from a pool of engines in Ray: the first rank talks to the pool, all ranks get the same groups.
 
-An engine that died in the middle of a step needs the current weights again. The policy still has them, and all ranks are here
-while the first one waits for the engines: it tells the others whenever the weights are to be exported once more.
+An engine that died in the middle of a step needs the current weights again. The policy still has them, and all ranks
+are here while the first one waits for the engines: it tells the others whenever the weights are to be exported once
+more.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ class RayRollouts:
 
     @property
     def engines_replaced(self) -> int:
-        """Engines that died, hung or failed and were replaced so far; known to the first rank alone, 0 on the others."""
+        """Engines that died, hung or failed and were replaced so far; known to the first rank alone, 0 on the
+        others."""
         return 0 if self._pool is None else self._pool.replaced
 
     @property
@@ -65,7 +67,8 @@ class RayRollouts:
         sampling: SamplingSettings,
         on_progress: ProgressCallback | None = None,
     ) -> list[RolloutGroup]:
-        """n responses for every prompt, in prompt order, the same list on every rank, with the seeds of colocated rollouts.
+        """n responses for every prompt, in prompt order, the same list on every rank, with the seeds of colocated
+        rollouts.
 
         on_progress is called on the first rank and sees all engines.
         """
@@ -77,7 +80,8 @@ class RayRollouts:
         return _groups(prompts, n, self._with_the_pool(work, "generation"))
 
     def begin(self, prompts: Sequence[Prompt], n: int, step: int, run_seed: int, sampling: SamplingSettings) -> None:
-        """Start to generate in a thread of the first rank, whatever else the ranks do; `collect` waits for the groups."""
+        """Start to generate in a thread of the first rank, whatever else the ranks do; `collect` waits for the
+        groups."""
         if self._begun is not None:
             raise RolloutError("rollouts were begun that nobody has collected")
         requests = group_requests(prompts, n, step, run_seed)
@@ -85,7 +89,8 @@ class RayRollouts:
         self._begun = (tuple(prompts), n)
 
     def collect(self, on_progress: ProgressCallback | None = None) -> list[RolloutGroup]:
-        """What `generate` would have returned for the arguments of the last `begin`, but for the weights that wrote it."""
+        """What `generate` would have returned for the arguments of the last `begin`, but for the weights that wrote
+        it."""
         if self._begun is None:
             raise RolloutError("no rollouts were begun")
         (prompts, n), self._begun = self._begun, None
@@ -109,11 +114,13 @@ class RayRollouts:
     ) -> Confirmation:
         """Hand new weights to every engine, from the first rank's view of the stream; the other ranks consume theirs.
 
-        `tensors` are iterated once or more, as often on every rank, here and later (`generate`, `collect`) for engines that
-        have lost them. Returns, on every rank, what all engines of the pool have confirmed.
+        `tensors` are iterated once or more, as often on every rank, here and later (`generate`, `collect`) for engines
+        that have lost them. Returns, on every rank, what all engines of the pool have confirmed.
         """
         self._weights = ChecksummedStream.over(tensors)
-        confirmation = self._with_the_pool(lambda pool: pool.deliver(manifest, version, self._ask), "the weight hand-over")
+        confirmation = self._with_the_pool(
+            lambda pool: pool.deliver(manifest, version, self._ask), "the weight hand-over"
+        )
         self._version = version
         return confirmation
 
@@ -147,7 +154,8 @@ class RayRollouts:
                 continue
 
     def _follow(self) -> None:
-        """On the other ranks: take part in every export until the first rank is done. An error of one is raised at the end."""
+        """On the other ranks: take part in every export until the first rank is done. An error of one is raised at the
+        end."""
         failure: Exception | None = None
         while self._told() == _EXPORT:
             try:

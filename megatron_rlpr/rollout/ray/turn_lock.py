@@ -6,7 +6,8 @@ import threading
 
 
 class TurnLock:
-    """A lock whose waiters get in before a holder that asks for it again: without, a loop of turns could keep it for ever."""
+    """A lock whose waiters get in before a holder that asks for it again: without, a loop of turns could keep it for
+    ever."""
 
     def __init__(self) -> None:
         self._next, self._held = threading.Lock(), threading.Lock()

@@ -32,7 +32,8 @@ class ColocatedRollouts:
         world_size, rank = (dist.get_world_size(), dist.get_rank()) if self._group is not None else (1, 0)
         if world_size % tensor_parallel_size:
             raise UserError(
-                f"rollout.tensor_parallel_size={tensor_parallel_size} does not divide the {world_size} ranks of this run; use a divisor"
+                f"rollout.tensor_parallel_size={tensor_parallel_size} does not divide the {world_size} ranks of this "
+                "run; use a divisor"
             )
         self._tensor_parallel_size = tensor_parallel_size
         self._engine_number = rank // tensor_parallel_size
@@ -79,10 +80,13 @@ class ColocatedRollouts:
     ) -> Confirmation:
         """Hand the same full, HF-named weights to every engine; each rank passes its own view of the stream.
 
-        The manifest is checked on all ranks before any rank takes the first tensor. Returns what this rank's engine confirms.
+        The manifest is checked on all ranks before any rank takes the first tensor. Returns what this rank's engine
+        confirms.
         """
         gather_or_raise(lambda: self._engine.check_weights(manifest), self._group, "the weight hand-over")
-        confirmed = gather_or_raise(lambda: self._engine.update_weights(manifest, tensors, version), self._group, "the weight hand-over")
+        confirmed = gather_or_raise(
+            lambda: self._engine.update_weights(manifest, tensors, version), self._group, "the weight hand-over"
+        )
         return confirmed[dist.get_rank() if self._group is not None else 0]
 
     def rebuild_engines(self) -> None:

@@ -12,8 +12,19 @@ import torch.distributed as dist
 from transformers import AutoTokenizer
 
 from megatron_rlpr.rollout.engine import GenerationRequest, ProgressCallback, RolloutError, SamplingSettings
-from megatron_rlpr.rollout.vllm.limits import CPU_BLOCK_SIZE, check_engine_fits, check_requests, end_of_sequence_ids, read_model_config
-from megatron_rlpr.rollout.vllm.process import engine_call, prepare_environment, process_state_kept, shared_memory_of_this_start
+from megatron_rlpr.rollout.vllm.limits import (
+    CPU_BLOCK_SIZE,
+    check_engine_fits,
+    check_requests,
+    end_of_sequence_ids,
+    read_model_config,
+)
+from megatron_rlpr.rollout.vllm.process import (
+    engine_call,
+    prepare_environment,
+    process_state_kept,
+    shared_memory_of_this_start,
+)
 from megatron_rlpr.rollout.vllm.requests_in_flight import RequestsInFlight, Sampled
 from megatron_rlpr.rollout.vllm.weight_update import check_manifest, required_weights
 from megatron_rlpr.rollout.vllm.worker_load import Announced, Loaded, load_stream
@@ -87,7 +98,11 @@ class VllmEngine:
             "generation_config": "vllm",
             "enable_prefix_caching": True,
             "use_tqdm_on_load": False,
-            **(_cpu_arguments(max_model_len, kv_cache_gb) if on_cpu else _gpu_arguments(max_model_len, gpu_memory_utilization)),
+            **(
+                _cpu_arguments(max_model_len, kv_cache_gb)
+                if on_cpu
+                else _gpu_arguments(max_model_len, gpu_memory_utilization)
+            ),
         }
         if dist.is_initialized() and dist.get_world_size() > 1:
             self._arguments["distributed_executor_backend"] = "external_launcher"
@@ -99,12 +114,21 @@ class VllmEngine:
     def _start(self) -> None:
         ranks_meet = self._arguments.get("distributed_executor_backend") == "external_launcher"
         several_ranks = ranks_meet and self._arguments["tensor_parallel_size"] > 1
-        meeting = shared_memory_of_this_start() if several_ranks and not torch.cuda.is_available() else contextlib.nullcontext()
-        with meeting, process_state_kept(self._threads), torch.compiler.set_stance("force_eager" if self._eager else "default"):
+        meeting = (
+            shared_memory_of_this_start()
+            if several_ranks and not torch.cuda.is_available()
+            else contextlib.nullcontext()
+        )
+        with (
+            meeting,
+            process_state_kept(self._threads),
+            torch.compiler.set_stance("force_eager" if self._eager else "default"),
+        ):
             from vllm import LLM
 
             self._llm: Any = LLM(**self._arguments)
-        # vLLM's clean-up would destroy the default process group, which is Megatron's too; the process's end is clean-up enough
+        # vLLM's clean-up would destroy the default process group, which is Megatron's too; the process's end is
+        # clean-up enough
         self._llm.llm_engine.engine_core._finalizer.detach()
         self._requests = RequestsInFlight(self._llm.llm_engine, self._stop_ids)
 
@@ -114,7 +138,10 @@ class VllmEngine:
         return self._version
 
     def generate(
-        self, requests: Sequence[GenerationRequest], sampling: SamplingSettings, on_progress: ProgressCallback | None = None
+        self,
+        requests: Sequence[GenerationRequest],
+        sampling: SamplingSettings,
+        on_progress: ProgressCallback | None = None,
     ) -> list[Response]:
         """One response per request, in request order.
 
@@ -203,17 +230,20 @@ class VllmEngine:
     def update_weights(
         self, manifest: Mapping[str, tuple[int, ...]], tensors: Iterable[tuple[str, torch.Tensor]], version: int
     ) -> Confirmation:
-        """`load` from tensors of this process, in which the engine's workers must live, too: WeightHandoverError if they do not."""
+        """`load` from tensors of this process, in which the engine's workers must live, too: WeightHandoverError if
+        they do not."""
         if self._arguments.get("distributed_executor_backend") == "mp":
-            raise WeightHandoverError("the engine's workers are processes of their own: load it through one of weights.transports")
+            raise WeightHandoverError(
+                "the engine's workers are processes of their own: load it through one of weights.transports"
+            )
         return self.load(manifest, InProcess(tensors), version)
 
     def load(self, manifest: Mapping[str, tuple[int, ...]], source: WeightSource, version: int) -> Confirmation:
         """Replace all weights; on success the engine equals one started from a folder with these weights, bit for bit.
 
-        Every worker of the engine reads the stream of the source by itself. Requests in flight survive and go on with the new
-        weights. A wrong manifest changes nothing. A fault in the stream is a WeightHandoverError and leaves the engine
-        unusable until the next good load. The confirmation is of the tensors that were loaded, by all workers.
+        Every worker of the engine reads the stream of the source by itself. Requests in flight survive and go on with
+        the new weights. A wrong manifest changes nothing. A fault in the stream is a WeightHandoverError and leaves the
+        engine unusable until the next good load. The confirmation is of the tensors that were loaded, by all workers.
         """
         self.check_weights(manifest)
         announced = Announced(dict(manifest), self._dtype, self._tied_head)
@@ -243,7 +273,8 @@ class VllmEngine:
         return not self._broken
 
     def rebuild(self) -> None:
-        """A new vLLM engine from the model folder. It refuses to generate before its next hand-over: the folder's weights are old.
+        """A new vLLM engine from the model folder. It refuses to generate before its next hand-over: the folder's
+        weights are old.
 
         When it does not start, that error is raised, and the engine refuses everything but another rebuild.
         """

@@ -22,14 +22,18 @@ CPU_EXPERT_MULTIPLE = 32
 """What the hidden size of a mixture of experts must be a multiple of on CPU (vllm 0.32.0, CPUUnquantizedExperts)."""
 
 CPU_BLOCK_SIZE = 32
-"""Tokens per key/value block on CPU: the smallest the kernels take. Prompts share whole blocks, so small blocks share more."""
+"""Tokens per key/value block on CPU: the smallest the kernels take. Prompts share whole blocks, so small blocks share
+more."""
 
 
 def read_model_config(model_path: str | Path) -> PretrainedConfig:
     """The HF configuration of a local folder, defaults of its architecture filled in; UserError when there is none."""
     folder = Path(model_path)
     if not (folder / "config.json").is_file():
-        raise UserError(f"model.path={model_path}: no config.json there; give a Hugging Face folder (config.json, tokenizer, safetensors)")
+        raise UserError(
+            f"model.path={model_path}: no config.json there; give a Hugging Face folder (config.json, tokenizer, "
+            "safetensors)"
+        )
     try:
         return AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
     except (ValueError, OSError) as error:
@@ -37,7 +41,13 @@ def read_model_config(model_path: str | Path) -> PretrainedConfig:
 
 
 def check_engine_fits(
-    config: PretrainedConfig, *, dtype: torch.dtype, max_model_len: int, kv_cache_gb: float, tensor_parallel_size: int, on_cpu: bool
+    config: PretrainedConfig,
+    *,
+    dtype: torch.dtype,
+    max_model_len: int,
+    kv_cache_gb: float,
+    tensor_parallel_size: int,
+    on_cpu: bool,
 ) -> None:
     """Raise UserError when an engine with these settings cannot serve one sequence of max_model_len tokens."""
     heads = config.num_attention_heads
@@ -45,7 +55,8 @@ def check_engine_fits(
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     if heads % tensor_parallel_size:
         raise UserError(
-            f"rollout.tensor_parallel_size={tensor_parallel_size} does not divide the model's {heads} attention heads; use a divisor"
+            f"rollout.tensor_parallel_size={tensor_parallel_size} does not divide the model's {heads} attention heads; "
+            "use a divisor"
         )
     limit = getattr(config, "max_position_embeddings", None)
     if limit is not None and max_model_len > limit:
@@ -56,20 +67,29 @@ def check_engine_fits(
     if not on_cpu:
         return
     if head_dim not in CPU_HEAD_DIMS:
-        raise UserError(f"the model's head_dim is {head_dim}; vLLM on CPU supports {', '.join(map(str, CPU_HEAD_DIMS))}")
+        raise UserError(
+            f"the model's head_dim is {head_dim}; vLLM on CPU supports {', '.join(map(str, CPU_HEAD_DIMS))}"
+        )
     if getattr(config, "num_local_experts", None) and config.hidden_size % CPU_EXPERT_MULTIPLE:
-        raise UserError(f"the model's hidden_size is {config.hidden_size}; vLLM's experts on CPU need a multiple of {CPU_EXPERT_MULTIPLE}")
+        raise UserError(
+            f"the model's hidden_size is {config.hidden_size}; vLLM's experts on CPU need a multiple of "
+            f"{CPU_EXPERT_MULTIPLE}"
+        )
     shard_heads = max(1, key_value_heads // tensor_parallel_size)
     blocks = -(-max_model_len // CPU_BLOCK_SIZE) + 1
     needed = 2 * config.num_hidden_layers * shard_heads * head_dim * dtype.itemsize * blocks * CPU_BLOCK_SIZE
     if kv_cache_gb * 2**30 < needed:
         raise UserError(
-            f"rollout.kv_cache_gb={kv_cache_gb:g} cannot hold one sequence of {max_model_len} tokens; it takes {needed / 2**30:.3f} GiB"
+            f"rollout.kv_cache_gb={kv_cache_gb:g} cannot hold one sequence of {max_model_len} tokens; it takes "
+            f"{needed / 2**30:.3f} GiB"
         )
 
 
-def end_of_sequence_ids(model_path: str | Path, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Every token id that ends a response: those of generation_config.json (else config.json) and the tokenizer's eos."""
+def end_of_sequence_ids(
+    model_path: str | Path, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase
+) -> tuple[int, ...]:
+    """Every token id that ends a response: those of generation_config.json (else config.json) and the tokenizer's
+    eos."""
     if (Path(model_path) / "generation_config.json").is_file():
         configured = GenerationConfig.from_pretrained(str(model_path)).eos_token_id
     else:
@@ -81,7 +101,8 @@ def end_of_sequence_ids(model_path: str | Path, config: PretrainedConfig, tokeni
 
 
 def check_requests(requests: Sequence[GenerationRequest], max_tokens: int, max_model_len: int, vocab_size: int) -> None:
-    """Raise UserError for the first prompt that is empty, too long for its response to fit, or holds an unknown token id."""
+    """Raise UserError for the first prompt that is empty, too long for its response to fit, or holds an unknown token
+    id."""
     for number, request in enumerate(requests):
         name = request.label or f"request {number}"
         length = len(request.prompt_token_ids)
@@ -89,8 +110,10 @@ def check_requests(requests: Sequence[GenerationRequest], max_tokens: int, max_m
             raise UserError(f"{name}: the prompt has no tokens")
         if length + max_tokens > max_model_len:
             raise UserError(
-                f"{name}: {length} prompt tokens and up to {max_tokens} response tokens exceed the engine's {max_model_len}; "
-                "drop the prompt or raise the prompt length limit of the run"
+                f"{name}: {length} prompt tokens and up to {max_tokens} response tokens exceed the engine's "
+                f"{max_model_len}; drop the prompt or raise the prompt length limit of the run"
             )
         if max(request.prompt_token_ids) >= vocab_size or min(request.prompt_token_ids) < 0:
-            raise UserError(f"{name}: token ids reach beyond the model's vocabulary of {vocab_size}; use the model's own tokenizer")
+            raise UserError(
+                f"{name}: token ids reach beyond the model's vocabulary of {vocab_size}; use the model's own tokenizer"
+            )

@@ -34,7 +34,8 @@ def prepare_environment() -> None:
 
 @contextlib.contextmanager
 def process_state_kept(threads: int | None) -> Iterator[None]:
-    """Put back what vLLM's start changes: random states, torch.set_num_threads, the thread count, launcher variables, frozen garbage.
+    """Put back what vLLM's start changes: random states, torch.set_num_threads, the thread count, launcher variables,
+    frozen garbage.
 
     threads: intra-op threads afterwards; None: as many as before.
     """
@@ -75,9 +76,9 @@ def engine_call(eager: bool) -> Iterator[None]:
 def shared_memory_of_this_start() -> Iterator[None]:
     """Let the ranks of this start, and no others, meet in vLLM's shared memory on CPU. Collective over all ranks.
 
-    vLLM names those segments after the ranks alone when torchrun starts it: a run that ended without tidying up leaves segments
-    with which no later one can start, and two runs on one machine would write into each other's. Once all ranks have mapped
-    them the names are not needed any more, and go.
+    vLLM names those segments after the ranks alone when torchrun starts it: a run that ended without tidying up leaves
+    segments with which no later one can start, and two runs on one machine would write into each other's. Once all
+    ranks have mapped them the names are not needed any more, and go.
     """
     from vllm.distributed.device_communicators.cpu_communicator import _CPUSHMDistributed
 

@@ -81,7 +81,9 @@ def _append(sampled: Sampled, output: Any, weight_version: int) -> bool:
     """Take over the new tokens of a vLLM RequestOutput; True when the request is finished."""
     delta = output.outputs[0]
     sampled.token_ids.extend(delta.token_ids)
-    sampled.log_probs.extend(step[token].logprob for token, step in zip(delta.token_ids, delta.logprobs or (), strict=True))
+    sampled.log_probs.extend(
+        step[token].logprob for token, step in zip(delta.token_ids, delta.logprobs or (), strict=True)
+    )
     if delta.token_ids and weight_version not in sampled.weight_versions:
         sampled.weight_versions.append(weight_version)
     sampled.shared_tokens = output.num_cached_tokens or sampled.shared_tokens

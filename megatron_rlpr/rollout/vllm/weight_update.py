@@ -1,8 +1,8 @@
 """Weights are verified before and while they flow into an engine.
 
 An engine that meets a wrong shape half-way through a reload stays broken, and a weight that never comes keeps its old
-value without an error. So an update is announced by a manifest, which is compared with the model folder before the first
-tensor moves, and the stream is then checked against its manifest tensor by tensor.
+value without an error. So an update is announced by a manifest, which is compared with the model folder before the
+first tensor moves, and the stream is then checked against its manifest tensor by tensor.
 """
 
 from __future__ import annotations
@@ -59,7 +59,9 @@ def required_weights(model_path: str | Path) -> tuple[dict[str, tuple[int, ...]]
     return shapes, tied
 
 
-def check_manifest(manifest: Mapping[str, tuple[int, ...]], required: Mapping[str, tuple[int, ...]], tied_head: bool) -> None:
+def check_manifest(
+    manifest: Mapping[str, tuple[int, ...]], required: Mapping[str, tuple[int, ...]], tied_head: bool
+) -> None:
     """Raise one WeightHandoverError that names missing, unexpected and wrongly shaped weights.
 
     tied_head: the manifest may hold "lm_head.weight" though nobody requires it.
@@ -90,7 +92,9 @@ class VerifiedStream:
     still consumed: its gathers are collective, and the other ranks wait in them.
     """
 
-    def __init__(self, manifest: Mapping[str, tuple[int, ...]], tensors: Iterable[tuple[str, torch.Tensor]], skip: frozenset[str]) -> None:
+    def __init__(
+        self, manifest: Mapping[str, tuple[int, ...]], tensors: Iterable[tuple[str, torch.Tensor]], skip: frozenset[str]
+    ) -> None:
         """skip: announced names that are checked but not passed on."""
         self.failure: Exception | None = None
         self._manifest = manifest
@@ -124,7 +128,8 @@ class VerifiedStream:
             return WeightHandoverError(f"the weight stream holds {name} twice")
         if tuple(tensor.shape) != tuple(self._manifest[name]):
             return WeightHandoverError(
-                f"the weight stream holds {name} with shape {list(tensor.shape)}; its manifest announced {list(self._manifest[name])}"
+                f"the weight stream holds {name} with shape {list(tensor.shape)}; its manifest announced "
+                f"{list(self._manifest[name])}"
             )
         return None
 
@@ -135,12 +140,16 @@ def _safetensors_files(folder: Path) -> list[Path]:
         names = sorted(set(_read_json(index).get("weight_map", {}).values()))
         for name in names:
             if Path(name).name != name or not (folder / name).is_file():
-                raise UserError(f"{index}: names the weight file {name!r}, which is not in {folder}; fetch the model again")
+                raise UserError(
+                    f"{index}: names the weight file {name!r}, which is not in {folder}; fetch the model again"
+                )
         files = [folder / name for name in names]
     else:
         files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise UserError(f"{folder}: no *.safetensors weights; model.path must be a Hugging Face folder with safetensors")
+        raise UserError(
+            f"{folder}: no *.safetensors weights; model.path must be a Hugging Face folder with safetensors"
+        )
     return files
 
 

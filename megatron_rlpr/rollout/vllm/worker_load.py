@@ -19,7 +19,8 @@ from megatron_rlpr.weights.transports.interface import WeightSource
 
 @dataclass(frozen=True)
 class Announced:
-    """What a hand-over brings: name -> shape of all tensors. dtype: to load them in. tied_head: the head is the embedding."""
+    """What a hand-over brings: name -> shape of all tensors. dtype: to load them in. tied_head: the head is the
+    embedding."""
 
     manifest: dict[str, tuple[int, ...]]
     dtype: torch.dtype
@@ -28,7 +29,8 @@ class Announced:
 
 @dataclass(frozen=True)
 class Loaded:
-    """What one worker got: the checksum of the tensors that reached it (`weights.checksum`), and what was wrong with them."""
+    """What one worker got: the checksum of the tensors that reached it (`weights.checksum`), and what was wrong with
+    them."""
 
     checksum: str
     fault: str | None
@@ -53,9 +55,9 @@ def load_stream(worker: Any, source: WeightSource, announced: Announced) -> Load
 def _forget_packed(worker: Any) -> None:
     """On CPU vLLM multiplies with packed copies of the weights, made when a layer is loaded. The old ones go first.
 
-    A layer would be there three times while it is loaded otherwise (old and new packed, new plain), and experts, which are packed
-    when their kernel is made, would stay as they are: vLLM's reload makes none where there is one. The pages go back, too,
-    since new layers do not always fit into the gaps of the old ones.
+    A layer would be there three times while it is loaded otherwise (old and new packed, new plain), and experts, which
+    are packed when their kernel is made, would stay as they are: vLLM's reload makes none where there is one. The pages
+    go back, too, since new layers do not always fit into the gaps of the old ones.
     """
     if worker.device.type != "cpu":
         return

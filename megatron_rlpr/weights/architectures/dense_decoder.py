@@ -14,11 +14,16 @@ FeedForward = Callable[[ModelShape, str, str], list[ParamMapping]]
 
 
 def dense_decoder_shape(
-    config: Mapping[str, Any], qkv_bias: bool, honoured: frozenset[str] = frozenset(), head_dim: int | None = None, tied: bool = False
+    config: Mapping[str, Any],
+    qkv_bias: bool,
+    honoured: frozenset[str] = frozenset(),
+    head_dim: int | None = None,
+    tied: bool = False,
 ) -> ModelShape:
     """Read the fields all decoders share; refuse those that would change the numbers.
 
-    honoured: fields the family reads itself. head_dim, tied: transformers' defaults of the family where config.json says nothing.
+    honoured: fields the family reads itself. head_dim, tied: transformers' defaults of the family where config.json
+    says nothing.
     """
     fields.refuse_what_changes_numbers(config, honoured)
     theta, scaling = fields.rope(config)
@@ -53,7 +58,9 @@ def decoder_parameters(shape: ModelShape, feed_forward: FeedForward) -> tuple[Pa
     for layer in range(shape.num_layers):
         megatron, hf = f"decoder.layers.{layer}", f"model.layers.{layer}"
         table += [*_attention(shape, megatron, hf), *feed_forward(shape, megatron, hf)]
-    table.append(ParamMapping(("decoder.final_layernorm.weight",), (HfTensor("model.norm.weight", (hidden,)),), Replicated()))
+    table.append(
+        ParamMapping(("decoder.final_layernorm.weight",), (HfTensor("model.norm.weight", (hidden,)),), Replicated())
+    )
     # With tied embeddings the last pipeline stage holds a copy of the embedding under the output layer's name.
     head = embedding if shape.tied_embeddings else HfTensor("lm_head.weight", (vocab, hidden))
     table.append(ParamMapping(("output_layer.weight",), (head,), Vocab(), is_copy=shape.tied_embeddings))
@@ -66,7 +73,9 @@ def gated_feed_forward(shape: ModelShape, megatron: str, hf: str) -> list[ParamM
     gate_up = tuple(HfTensor(f"{hf}.mlp.{x}_proj.weight", (ffn, hidden)) for x in ("gate", "up"))
     table = [
         ParamMapping((f"{megatron}.mlp.linear_fc1.weight",), gate_up, GateUp()),
-        ParamMapping((f"{megatron}.mlp.linear_fc2.weight",), (HfTensor(f"{hf}.mlp.down_proj.weight", (hidden, ffn)),), Row()),
+        ParamMapping(
+            (f"{megatron}.mlp.linear_fc2.weight",), (HfTensor(f"{hf}.mlp.down_proj.weight", (hidden, ffn)),), Row()
+        ),
     ]
     if shape.post_norms:
         norm = HfTensor(f"{hf}.post_feedforward_layernorm.weight", (hidden,))
@@ -94,8 +103,18 @@ def _attention(shape: ModelShape, megatron: str, hf: str) -> list[ParamMapping]:
         norm("input_layernorm", "input_layernorm", f"{attention}.linear_qkv.layer_norm_weight"),
         qkv("weight", hidden),
         *([qkv("bias")] if shape.qkv_bias else []),
-        ParamMapping((f"{attention}.linear_proj.weight",), (HfTensor(f"{hf}.self_attn.o_proj.weight", (hidden, query)),), Row()),
-        *(norm(f"self_attention.{x}_layernorm", f"self_attn.{x}_norm", size=shape.head_dim) for x in ("q", "k") if shape.qk_norm),
+        ParamMapping(
+            (f"{attention}.linear_proj.weight",), (HfTensor(f"{hf}.self_attn.o_proj.weight", (hidden, query)),), Row()
+        ),
+        *(
+            norm(f"self_attention.{x}_layernorm", f"self_attn.{x}_norm", size=shape.head_dim)
+            for x in ("q", "k")
+            if shape.qk_norm
+        ),
         *([norm("self_attention.linear_proj.post_layernorm", "post_attention_layernorm")] if shape.post_norms else []),
-        norm("pre_mlp_layernorm", "pre_feedforward_layernorm" if shape.post_norms else "post_attention_layernorm", *fused_with_mlp),
+        norm(
+            "pre_mlp_layernorm",
+            "pre_feedforward_layernorm" if shape.post_norms else "post_attention_layernorm",
+            *fused_with_mlp,
+        ),
     ]

@@ -62,14 +62,18 @@ def flag(config: HfConfig, field: str, default: bool) -> bool:
 
 
 def head_dim(config: HfConfig, default: int | None = None) -> int:
-    """`head_dim`; where it is not written the family's default, or hidden size / heads. Rotary embedding needs an even one."""
+    """`head_dim`; where it is not written the family's default, or hidden size / heads. Rotary embedding needs an even
+    one."""
     heads = positive_integer(config, "num_attention_heads")
     if config.get("head_dim") is None and default is not None:
         dim = default
     elif config.get("head_dim") is None:
         hidden = positive_integer(config, "hidden_size")
         if hidden % heads:
-            raise UserError(f"config.json: hidden_size={hidden} is no multiple of num_attention_heads={heads} and there is no 'head_dim'")
+            raise UserError(
+                f"config.json: hidden_size={hidden} is no multiple of num_attention_heads={heads} and there is no "
+                "'head_dim'"
+            )
         dim = hidden // heads
     else:
         dim = positive_integer(config, "head_dim")
@@ -120,7 +124,10 @@ def layer_windows(config: HfConfig, layer_types: Sequence[str]) -> tuple[int, ..
     """
     layers, kinds = positive_integer(config, "num_hidden_layers"), {"full_attention", "sliding_attention"}
     if len(layer_types) != layers or not set(layer_types) <= kinds:
-        raise UserError(f"config.json: layer_types={list(layer_types)!r} is not supported; expected {layers} of {', '.join(sorted(kinds))}")
+        raise UserError(
+            f"config.json: layer_types={list(layer_types)!r} is not supported; expected {layers} of "
+            f"{', '.join(sorted(kinds))}"
+        )
     if "sliding_attention" not in layer_types:
         return ()
     window = positive_integer(config, "sliding_window")
@@ -141,9 +148,14 @@ def refuse_what_changes_numbers(config: HfConfig, honoured: frozenset[str] = fro
         if field == "layer_types" and isinstance(value, list) and set(value) == {"full_attention"}:
             continue
         expected = " or ".join(repr(v) for v in inert) or ("all 'full_attention'" if field == "layer_types" else "null")
-        raise UserError(f"config.json: {field}={value!r} is not supported for {architecture_name(config)}; supported is {expected}")
+        raise UserError(
+            f"config.json: {field}={value!r} is not supported for {architecture_name(config)}; supported is {expected}"
+        )
 
 
 def _refuse_partial_rotary(parameters: Mapping[str, Any]) -> None:
     if parameters.get("partial_rotary_factor") not in (None, 1):
-        raise UserError(f"config.json: partial_rotary_factor={parameters['partial_rotary_factor']!r} is not supported; supported is 1")
+        raise UserError(
+            f"config.json: partial_rotary_factor={parameters['partial_rotary_factor']!r} is not supported; supported "
+            "is 1"
+        )

@@ -1,4 +1,5 @@
-"""Gemma 2: soft-capped scores and logits, norms before and behind both blocks, scaled embeddings, every other layer windowed."""
+"""Gemma 2: soft-capped scores and logits, norms before and behind both blocks, scaled embeddings, every other layer
+windowed."""
 
 from __future__ import annotations
 
@@ -32,7 +33,9 @@ def _shape(config: Mapping[str, Any]) -> ModelShape:
     # transformers computes with hidden_activation; hidden_act stands beside it in published files.
     if written["hidden_activation"] != _ACTIVATION:
         found = written["hidden_activation"]
-        raise UserError(f"config.json: hidden_activation={found!r} is not supported for {_NAME}; supported is {_ACTIVATION!r}")
+        raise UserError(
+            f"config.json: hidden_activation={found!r} is not supported for {_NAME}; supported is {_ACTIVATION!r}"
+        )
     if fields.flag(written, "attention_bias", default=False):
         raise UserError(f"config.json: attention_bias=True is not supported for {_NAME}; supported is False")
     shape = dense_decoder_shape(written, qkv_bias=False, honoured=_HONOURED, tied=True)

@@ -18,7 +18,9 @@ def _shape(config: Mapping[str, Any]) -> ModelShape:
         raise UserError("config.json: attention_bias=True is not supported for LlamaForCausalLM; supported is False")
     if config.get("sliding_window") is not None:
         window = config["sliding_window"]
-        raise UserError(f"config.json: sliding_window={window!r} is not supported for LlamaForCausalLM; supported is null")
+        raise UserError(
+            f"config.json: sliding_window={window!r} is not supported for LlamaForCausalLM; supported is null"
+        )
     return dense_decoder_shape(config, qkv_bias=False)
 
 

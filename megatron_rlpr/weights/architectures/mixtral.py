@@ -22,10 +22,14 @@ _NAMES = ExpertNames(block="block_sparse_moe", gate="w1", up="w3", down="w2")
 def _shape(config: Mapping[str, Any]) -> ModelShape:
     if config.get("sliding_window") is not None:
         window = config["sliding_window"]
-        raise UserError(f"config.json: sliding_window={window!r} is not supported for MixtralForCausalLM; supported is null")
+        raise UserError(
+            f"config.json: sliding_window={window!r} is not supported for MixtralForCausalLM; supported is null"
+        )
     if config.get("router_jitter_noise"):
         noise = config["router_jitter_noise"]
-        raise UserError(f"config.json: router_jitter_noise={noise!r} is not supported for MixtralForCausalLM; supported is 0.0")
+        raise UserError(
+            f"config.json: router_jitter_noise={noise!r} is not supported for MixtralForCausalLM; supported is 0.0"
+        )
     theta = _ROPE_THETA if config.get("rope_theta") is None else config["rope_theta"]
     experts = expert_shape(config, "intermediate_size", normalised=True)
     return replace(dense_decoder_shape({**config, "rope_theta": theta}, qkv_bias=False), experts=experts)

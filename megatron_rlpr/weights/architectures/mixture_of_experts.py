@@ -23,19 +23,23 @@ class ExpertNames:
 
 
 def expert_shape(config: Mapping[str, Any], ffn_field: str, normalised: bool) -> ExpertShape:
-    """The experts of a config.json. transformers writes their number as num_local_experts, published files also as num_experts."""
+    """The experts of a config.json. transformers writes their number as num_local_experts, published files also as
+    num_experts."""
     count_field = "num_local_experts" if config.get("num_local_experts") is not None else "num_experts"
     count = fields.positive_integer(config, count_field)
     top_k = fields.positive_integer(config, "num_experts_per_tok")
     if top_k > count:
         raise UserError(f"config.json: num_experts_per_tok={top_k} is more than {count_field}={count}")
     if normalised and top_k == 1:
-        raise UserError("config.json: num_experts_per_tok=1 with normalised probabilities, which are then all 1, is not supported")
+        raise UserError(
+            "config.json: num_experts_per_tok=1 with normalised probabilities, which are then all 1, is not supported"
+        )
     return ExpertShape(count, top_k, fields.positive_integer(config, ffn_field), normalised)
 
 
 def expert_feed_forward(shape: ModelShape, megatron: str, hf: str, names: ExpertNames) -> list[ParamMapping]:
-    """One layer's router and experts. With Transformer Engine one module holds all experts of a rank, else a list of modules."""
+    """One layer's router and experts. With Transformer Engine one module holds all experts of a rank, else a list of
+    modules."""
     experts = shape.experts
     if experts is None:
         raise ValueError(f"{shape.architecture} was given no experts")

@@ -15,7 +15,9 @@ from megatron_rlpr.weights.shape import ModelShape
 def _shape(config: Mapping[str, Any]) -> ModelShape:
     # Published configs carry sliding_window with use_sliding_window=false: only the switch puts it to use.
     if flag(config, "use_sliding_window", default=False):
-        raise UserError("config.json: use_sliding_window=True is not supported for Qwen2ForCausalLM; supported is False")
+        raise UserError(
+            "config.json: use_sliding_window=True is not supported for Qwen2ForCausalLM; supported is False"
+        )
     return dense_decoder_shape(config, qkv_bias=True)
 
 

@@ -16,7 +16,8 @@ from megatron_rlpr.weights.mapping import ParamMapping
 from megatron_rlpr.weights.shape import ModelShape
 
 _NAMES = ExpertNames(block="mlp", gate="gate_proj", up="up_proj", down="down_proj")
-# Fields under which some layers would be dense, a bias be added, or attention not be full; with the values under which not.
+# Fields under which some layers would be dense, a bias be added, or attention not be full; with the values under which
+# not.
 _INERT: dict[str, tuple[Any, ...]] = {
     "decoder_sparse_step": (None, 1),
     "mlp_only_layers": (None, []),
@@ -28,7 +29,10 @@ _INERT: dict[str, tuple[Any, ...]] = {
 def _shape(config: Mapping[str, Any]) -> ModelShape:
     for field, inert in _INERT.items():
         if config.get(field) not in inert:
-            raise UserError(f"config.json: {field}={config[field]!r} is not supported for Qwen3MoeForCausalLM; supported is {inert[1]}")
+            raise UserError(
+                f"config.json: {field}={config[field]!r} is not supported for Qwen3MoeForCausalLM; supported is "
+                f"{inert[1]}"
+            )
     experts = expert_shape(config, "moe_intermediate_size", normalised=flag(config, "norm_topk_prob", default=False))
     # `intermediate_size` is that of dense layers, of which there are none.
     shape = dense_decoder_shape({**config, "intermediate_size": experts.ffn_hidden_size}, qkv_bias=False)

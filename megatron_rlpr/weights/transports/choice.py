@@ -26,15 +26,17 @@ class Transports:
         self._collective = CollectiveTransport(address, bucket_nbytes, timeout_s)
 
     def reaching(self, hosts: Iterable[str]) -> WeightTransport:
-        """For readers on these hosts (`host.this_host`, as they see it). UserError when the one asked for cannot reach them.
+        """For readers on these hosts (`host.this_host`, as they see it). UserError when the one asked for cannot reach
+        them.
 
-        auto: shared memory, where all are on this host and there is no CUDA; with CUDA the way through host memory is longer.
+        auto: shared memory, where all are on this host and there is no CUDA; with CUDA the way through host memory is
+        longer.
         """
         elsewhere = set(hosts) - {this_host()}
         if self._name == "shared_memory" and elsewhere:
             raise UserError(
-                "weights.transport=shared_memory, but an engine runs on another host (or in a container or as a user of its own): "
-                "use weights.transport=auto or collective"
+                "weights.transport=shared_memory, but an engine runs on another host (or in a container or as a user "
+                "of its own): use weights.transport=auto or collective"
             )
         if self._name == "collective" or elsewhere or (self._name == "auto" and torch.cuda.is_available()):
             return self._collective

@@ -1,10 +1,11 @@
 """Buckets broadcast over a process group of its own: the trainer's first rank and every worker of the engines.
 
-The same code sends over gloo on CPU and over NCCL on CUDA, within a host and across nodes. Every member has two buffers, the
-halves of a bucket: while one is broadcast the sender fills the other, and the readers take theirs apart. A broadcast is of the
-whole buffer, whose last bytes say how it was filled, so that a reader can begin to receive without asking. The group is kept as
-long as its members are the same processes. A lost member breaks it for all: they are told, nobody uses what has come, and the
-next hand-over makes a new group.
+The same code sends over gloo on CPU and over NCCL on CUDA, within a host and across nodes. Every member has two
+buffers, the
+halves of a bucket: while one is broadcast the sender fills the other, and the readers take theirs apart. A broadcast is
+of the whole buffer, whose last bytes say how it was filled, so that a reader can begin to receive without asking. The
+group is kept as long as its members are the same processes. A lost member breaks it for all: they are told, nobody uses
+what has come, and the next hand-over makes a new group.
 """
 
 from __future__ import annotations
@@ -48,9 +49,12 @@ class CollectiveTransport:
 
     @contextmanager
     def sender(self, readers: Sequence[str]) -> Iterator[CollectiveSender]:
-        """See `WeightTransport`. The group of the last hand-over goes on if it is whole and its members are these readers."""
+        """See `WeightTransport`. The group of the last hand-over goes on if it is whole and its members are these
+        readers."""
         if self._store is None:
-            self._store = TCPStore(self._host, 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=self._timeout_s))
+            self._store = TCPStore(
+                self._host, 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=self._timeout_s)
+            )
         if self._group is None or self._group.failed or self._members != list(readers):
             if self._group is not None:
                 self._group.leave()

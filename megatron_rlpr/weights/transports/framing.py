@@ -1,8 +1,8 @@
 """A stream of named tensors as buckets of bytes, and back.
 
-A bucket is a buffer of fixed capacity: pieces of tensors one after the other, then a JSON list that says what they are. A
-tensor that does not fit into what is left goes on in the next bucket, so every bucket but the last is full and none needs to
-be larger, whatever the largest tensor. Bits are copied, never converted.
+A bucket is a buffer of fixed capacity: pieces of tensors one after the other, then a JSON list that says what they are.
+A tensor that does not fit into what is left goes on in the next bucket, so every bucket but the last is full and none
+needs to be larger, whatever the largest tensor. Bits are copied, never converted.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from megatron_rlpr.weights.transports.interface import NamedTensor, WeightTransp
 
 
 class Filled(NamedTuple):
-    """How a buffer was filled: bytes of pieces, then bytes of their description. last: 1 if the stream ends with it, else 0."""
+    """How a buffer was filled: bytes of pieces, then bytes of their description. last: 1 if the stream ends with it,
+    else 0."""
 
     payload: int
     description: int
@@ -96,8 +97,8 @@ class StreamAssembler:
     def tensors(self, buffer: torch.Tensor, filled: Filled) -> Iterator[NamedTensor]:
         """The tensors that this bucket (uint8, on the device they are wanted on) completes.
 
-        Iterate to the end before the buffer is filled again. WeightTransportError when pieces do not follow one another, or one is
-        missing at the end.
+        Iterate to the end before the buffer is filled again. WeightTransportError when pieces do not follow one
+        another, or one is missing at the end.
         """
         description = bytes(buffer[filled.payload : filled.payload + filled.description].cpu().numpy())
         at = 0
@@ -106,7 +107,9 @@ class StreamAssembler:
                 self._name, self._got = name, 0
                 self._tensor = torch.empty(shape, dtype=getattr(torch, dtype), device=buffer.device)
             if self._tensor is None or name != self._name or start != self._got:
-                raise WeightTransportError(f"byte {start} of {name} came after byte {self._got} of {self._name} in a stream of weights")
+                raise WeightTransportError(
+                    f"byte {start} of {name} came after byte {self._got} of {self._name} in a stream of weights"
+                )
             raw = self._tensor.flatten().view(torch.uint8)
             raw[start : start + nbytes].copy_(buffer[at : at + nbytes])
             at, self._got = at + nbytes, start + nbytes

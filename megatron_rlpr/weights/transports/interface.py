@@ -14,7 +14,8 @@ from megatron_rlpr.weights.receiver import WeightHandoverError
 NamedTensor = tuple[str, torch.Tensor]
 
 Ended = Callable[[], Iterable[int]]
-"""Called many times a second while a sender waits; returns the numbers of readers that are known not to read any more."""
+"""Called many times a second while a sender waits; returns the numbers of readers that are known not to read any
+more."""
 
 
 class WeightTransportError(WeightHandoverError):

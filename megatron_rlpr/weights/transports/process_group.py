@@ -1,11 +1,13 @@
 """A process group beside torch's default one, in which nobody waits for ever.
 
-torch's `new_group` knows only members of the default group, which engines are not, so the backend is made directly over a
-store of its own. vLLM has the same for gloo and its own NCCL communicator (`StatelessProcessGroup`, `PyNcclCommunicator`), but
-those operations know neither a timeout nor a lost member, and the trainer would have to import vLLM.
+torch's `new_group` knows only members of the default group, which engines are not, so the backend is made directly over
+a store of its own. vLLM has the same for gloo and its own NCCL communicator (`StatelessProcessGroup`,
+`PyNcclCommunicator`), but those operations know neither a timeout nor a lost member, and the trainer would have to
+import vLLM.
 
-Waiting is polling here: for the operation, for the group's "failed" key in the store, for the deadline. Whoever fails sets that
-key, and all others leave at once; gloo by itself would hold them until its timeout, NCCL until its watchdog ends the process.
+Waiting is polling here: for the operation, for the group's "failed" key in the store, for the deadline. Whoever fails
+sets that key, and all others leave at once; gloo by itself would hold them until its timeout, NCCL until its watchdog
+ends the process.
 """
 
 from __future__ import annotations
@@ -29,10 +31,19 @@ _HERE, _FAILED = "here_{}", "failed"
 
 
 class ProcessGroup:
-    """One member's end of a group whose rank 0 broadcasts. Every method raises WeightTransportError when the group fails."""
+    """One member's end of a group whose rank 0 broadcasts. Every method raises WeightTransportError when the group
+    fails."""
 
     def __init__(
-        self, store: Any, rank: int, size: int, *, backend: str, address: str, timeout_s: float, look: Callable[[], None] = lambda: None
+        self,
+        store: Any,
+        rank: int,
+        size: int,
+        *,
+        backend: str,
+        address: str,
+        timeout_s: float,
+        look: Callable[[], None] = lambda: None,
     ) -> None:
         """Meet the other members. store: a torch Store that only this group uses. backend: gloo or nccl.
 
@@ -48,7 +59,9 @@ class ProcessGroup:
         self._pending: list[Any] = []
         self._asked(lambda: store.set(_HERE.format(rank), ""))
         everybody = [_HERE.format(member) for member in range(size)]
-        self._until(lambda: self._asked(lambda: store.check(everybody)), _LOOK_EVERY_S, "the other members of the group")
+        self._until(
+            lambda: self._asked(lambda: store.check(everybody)), _LOOK_EVERY_S, "the other members of the group"
+        )
         self._backend = _make_backend(backend, store, rank, size, address, timeout_s)
 
     def watch(self, look: Callable[[], None]) -> None:
@@ -56,7 +69,8 @@ class ProcessGroup:
         self._look = look
 
     def broadcast(self, tensor: torch.Tensor) -> Any:
-        """Begin to send (rank 0) or to receive a tensor, which must stay as it is until `wait` has returned for the result."""
+        """Begin to send (rank 0) or to receive a tensor, which must stay as it is until `wait` has returned for the
+        result."""
         options = dist.BroadcastOptions()
         options.rootRank = options.rootTensor = 0
         try:
@@ -76,7 +90,8 @@ class ProcessGroup:
         self._pending = [pending for pending in self._pending if pending[0] is not work]
 
     def fail(self, reason: str) -> WeightTransportError:
-        """End the group for all members and leave it; returns the error to raise, with the reason of whoever failed first."""
+        """End the group for all members and leave it; returns the error to raise, with the reason of whoever failed
+        first."""
 
         def first_reason() -> str:
             if self._store.check([_FAILED]):
@@ -129,7 +144,8 @@ class ProcessGroup:
 
 
 def _within(seconds: float, question: Callable[[], Any]) -> Any:
-    """The answer of a store, whose client waits for ever for a server that is stopped. RuntimeError when none comes in time."""
+    """The answer of a store, whose client waits for ever for a server that is stopped. RuntimeError when none comes in
+    time."""
     answers: list[Any] = []
     errors: list[RuntimeError] = []
 
@@ -152,7 +168,9 @@ def _within(seconds: float, question: Callable[[], Any]) -> Any:
 def _make_backend(backend: str, store: Any, rank: int, size: int, address: str, timeout_s: float) -> Any:
     if backend == "nccl":
         options = dist.ProcessGroupNCCL.Options()
-        options._timeout = timedelta(seconds=3 * timeout_s)  # of the watchdog, which would end the process: never before ours
+        options._timeout = timedelta(
+            seconds=3 * timeout_s
+        )  # of the watchdog, which would end the process: never before ours
         return dist.ProcessGroupNCCL(store, rank, size, options)
     options = dist.ProcessGroupGloo._Options()
     options._devices = [dist.ProcessGroupGloo.create_device(hostname=address)]

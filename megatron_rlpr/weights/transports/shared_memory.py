@@ -1,10 +1,10 @@
 """Buckets in memory that processes of one host map: written once, copied by every reader.
 
-Two slots, the halves of a bucket, lie in an anonymous memory file, which no name leads to: it is passed to the readers through a local
-socket and is gone with the last process that maps it, however these end (and /dev/shm, often small in containers, is not
-asked for room). The same sockets carry the turns. The sender says "slot s is filled"; a reader answers with one byte when it
-has copied the slot out, and a slot is filled again when every living reader has. A process that dies closes its socket, which
-the other side sees at once; one that stops is given up after `timeout_s`.
+Two slots, the halves of a bucket, lie in an anonymous memory file, which no name leads to: it is passed to the readers
+through a local socket and is gone with the last process that maps it, however these end (and /dev/shm, often small in
+containers, is not asked for room). The same sockets carry the turns. The sender says "slot s is filled"; a reader
+answers with one byte when it has copied the slot out, and a slot is filled again when every living reader has. A
+process that dies closes its socket, which the other side sees at once; one that stops is given up after `timeout_s`.
 """
 
 from __future__ import annotations
@@ -109,7 +109,9 @@ class SharedMemorySender:
         self._listener.listen(self._readers)
         self._file = os.memfd_create(self._socket_name, os.MFD_CLOEXEC)
         stack.callback(os.close, self._file)
-        os.posix_fallocate(self._file, 0, _SLOTS * slot_nbytes)  # without it, memory that is not there is a SIGBUS later
+        os.posix_fallocate(
+            self._file, 0, _SLOTS * slot_nbytes
+        )  # without it, memory that is not there is a SIGBUS later
         self._slots = _as_slots(mmap.mmap(self._file, _SLOTS * slot_nbytes), slot_nbytes)
         stack.callback(self._slots.clear)
         self._present: dict[int, _Reader] = {}
@@ -163,7 +165,9 @@ class SharedMemorySender:
 
     def _until_copied(self, slots: int, ended: Ended) -> None:
         """Wait until every reader has copied out so many slots, or is lost."""
-        while waiting := {reader.connection.fileno(): number for number, reader in self._present.items() if reader.copied < slots}:
+        while waiting := {
+            reader.connection.fileno(): number for number, reader in self._present.items() if reader.copied < slots
+        }:
             poll = select.poll()
             for descriptor in waiting:
                 poll.register(descriptor, select.POLLIN)

@@ -15,4 +15,6 @@ if __name__ == "__main__":
     import policy_in_layouts
     from layout_cases import EXPERT_CASES
 
-    print("RESULT " + json.dumps(policy_in_layouts.report(Path(sys.argv[1]), Path(sys.argv[2]), EXPERT_CASES)), flush=True)
+    print(
+        "RESULT " + json.dumps(policy_in_layouts.report(Path(sys.argv[1]), Path(sys.argv[2]), EXPERT_CASES)), flush=True
+    )

@@ -58,7 +58,9 @@ def relative(found: torch.Tensor, expected: torch.Tensor, scale: torch.Tensor | 
 
 def one_rank(rank: int, ranks: int, work: Path) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", store=dist.FileStore(str(work / f"head.{ranks}.store"), ranks), rank=rank, world_size=ranks)
+    dist.init_process_group(
+        "gloo", store=dist.FileStore(str(work / f"head.{ranks}.store"), ranks), rank=rank, world_size=ranks
+    )
     found = {vocabulary: distances(rank, ranks, vocabulary) for vocabulary in VOCABULARIES}
     (work / f"head.{ranks}.{rank}.json").write_text(json.dumps(found))
     dist.barrier()

@@ -61,7 +61,9 @@ def requests(vocab: int) -> list[ScoreRequest]:
         prompt = trunk + draw(5)
         for _ in range(3):
             reasoning, answer, reference = draw(int(rng.integers(3, 12))), draw(4), draw(3)
-            wanted.append(ScoreRequest(prompt + reasoning + answer, len(prompt), len(prompt) + len(reasoning) + len(answer)))
+            wanted.append(
+                ScoreRequest(prompt + reasoning + answer, len(prompt), len(prompt) + len(reasoning) + len(answer))
+            )
             spliced = prompt + reasoning + reference
             wanted.append(ScoreRequest(spliced, len(spliced) - len(reference), len(spliced)))
     return wanted

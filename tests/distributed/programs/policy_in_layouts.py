@@ -76,7 +76,8 @@ def observe(case: Case, name: str, folder: Path, work: Path, layout: Layout) -> 
 
 
 def policy_alone_on_one_request(policy: MegatronPolicy, wanted: list[ScoreRequest]) -> float:
-    """How far the scores of a single request are from those it gets among all: one rank of two then has nothing of its own."""
+    """How far the scores of a single request are from those it gets among all: one rank of two then has nothing of its
+    own."""
     alone, among_all = policy.score(wanted[:1])[0], policy.score(wanted)[0]
     return float(np.abs(alone.log_probs - among_all.log_probs).max())
 
@@ -95,7 +96,10 @@ def resumed(
 
 
 def series(updates: list[UpdateResult]) -> dict[str, list[float]]:
-    return {part: [float(getattr(u, part)) for u in updates] for part in ("loss", "grad_norm", "entropy", "clip_fraction", "kl_to_old")}
+    return {
+        part: [float(getattr(u, part)) for u in updates]
+        for part in ("loss", "grad_norm", "entropy", "clip_fraction", "kl_to_old")
+    }
 
 
 def one_rank(rank: int, name: str, case: Case, models: Path, work: Path) -> None:

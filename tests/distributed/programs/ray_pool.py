@@ -41,14 +41,23 @@ from megatron_rlpr.weights.transports.choice import Transports
 SAMPLING = SamplingSettings(temperature=0.7, max_tokens=400)
 SETTINGS = {"max_model_len": 448, "max_num_seqs": 6, "kv_cache_gb": 0.1}
 PROMPTS = [
-    Prompt(index=20 + i, token_ids=tuple(range(200 + 10 * i, 240 + 10 * i)), messages=(), reference_answer="", data_source="sums")
+    Prompt(
+        index=20 + i,
+        token_ids=tuple(range(200 + 10 * i, 240 + 10 * i)),
+        messages=(),
+        reference_answer="",
+        data_source="sums",
+    )
     for i in range(8)
 ]
 TIMEOUT_S = 6.0
 
 
 def plain(groups: list[RolloutGroup]) -> list[Any]:
-    return [[g.prompt.index, [[r.seed, r.token_ids, r.engine_log_probs, r.weight_versions] for r in g.responses]] for g in groups]
+    return [
+        [g.prompt.index, [[r.seed, r.token_ids, r.engine_log_probs, r.weight_versions] for r in g.responses]]
+        for g in groups
+    ]
 
 
 def error_of(call: Callable[[], Any]) -> str:
@@ -78,7 +87,9 @@ def observe(models: Path) -> dict[str, Any]:
     def make_pool() -> EnginePool:
         settings = EngineSettings(str(models / "a"), "float32", **SETTINGS)
         transports = Transports("auto", ray_cluster.node_address(), bucket_nbytes=2**17, timeout_s=TIMEOUT_S)
-        return EnginePool(2, settings, EngineResources(1, 0), timeout_s=TIMEOUT_S, transports=transports, on_event=events.append)
+        return EnginePool(
+            2, settings, EngineResources(1, 0), timeout_s=TIMEOUT_S, transports=transports, on_event=events.append
+        )
 
     started = time.monotonic()
     rollouts = RayRollouts(make_pool)
@@ -106,7 +117,9 @@ def observe(models: Path) -> dict[str, Any]:
     seen["unknown_token"] = error_of(
         lambda: rollouts.generate([Prompt(99, (1, 5000), (), "", "sums")], n=1, step=1, run_seed=7, sampling=SAMPLING)
     )
-    seen["cut_manifest"] = error_of(lambda: rollouts.update_weights({n: tuple(t.shape) for n, t in cut.items()}, cut.items(), 1))
+    seen["cut_manifest"] = error_of(
+        lambda: rollouts.update_weights({n: tuple(t.shape) for n, t in cut.items()}, cut.items(), 1)
+    )
     for version in (2, 3):  # twice: the second frees the first
         rollouts.update_weights(manifest, tensors["b"].items(), version)
     alone.update_weights(manifest, tensors["b"].items(), 3)
@@ -115,7 +128,9 @@ def observe(models: Path) -> dict[str, Any]:
     seen["disturbed"] = groups(rollouts, 2, disturb)
     while len(pool.processes) < 2:  # a replacement starts while the other one is at work
         groups(rollouts, 3)
-    seen["survivors"] = [pid for pid in disturbed if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE]
+    seen["survivors"] = [
+        pid for pid in disturbed if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    ]
     seen["events"] = events
     seen["after_replacements"] = groups(rollouts, 2)
 
@@ -145,16 +160,22 @@ def tensor_parallel(models: Path, manifest: Any, tensors: Any, groups: Callable[
     def make_pool() -> EnginePool:
         settings = EngineSettings(str(models / "a"), "float32", **SETTINGS, tensor_parallel_size=2)
         transports = Transports("collective", ray_cluster.node_address(), bucket_nbytes=2**17, timeout_s=TIMEOUT_S)
-        return EnginePool(1, settings, EngineResources(1, 0), timeout_s=TIMEOUT_S, transports=transports, on_event=events.append)
+        return EnginePool(
+            1, settings, EngineResources(1, 0), timeout_s=TIMEOUT_S, transports=transports, on_event=events.append
+        )
 
     rollouts = RayRollouts(make_pool)
     assert rollouts._pool is not None
     (engine,) = rollouts._pool._engines
     workers = [
-        process.pid for process in psutil.Process(engine.whereabouts.pids[0]).children() if "Worker_TP" in "".join(process.cmdline())
+        process.pid
+        for process in psutil.Process(engine.whereabouts.pids[0]).children()
+        if "Worker_TP" in "".join(process.cmdline())
     ]
     seen: dict[str, Any] = {"folder": groups(rollouts, 1), "workers": list(workers)}
-    confirmed = [rollouts.update_weights(manifest, tensors[name].items(), version) for version, name in ((1, "a"), (2, "b"))]
+    confirmed = [
+        rollouts.update_weights(manifest, tensors[name].items(), version) for version, name in ((1, "a"), (2, "b"))
+    ]
     seen["updated"] = groups(rollouts, 2)
 
     class Killing(dict[str, torch.Tensor]):
@@ -167,7 +188,9 @@ def tensor_parallel(models: Path, manifest: Any, tensors: Any, groups: Callable[
                 yield named
 
     confirmed.append(rollouts.update_weights(manifest, Killing(tensors["b"]), 3))
-    seen["right"] = [[c.version, c.checksum == weights_checksum(tensors[n].items())] for c, n in zip(confirmed, "abb", strict=True)]
+    seen["right"] = [
+        [c.version, c.checksum == weights_checksum(tensors[n].items())] for c, n in zip(confirmed, "abb", strict=True)
+    ]
     return {**seen, "after_a_kill": groups(rollouts, 2), "events": events, "replaced": rollouts.engines_replaced}
 
 

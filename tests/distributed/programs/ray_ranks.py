@@ -1,4 +1,5 @@
-"""What two trainer ranks and a pool of two engines in Ray do when engines die at bad moments: torchrun ray_ranks.py MODELS RESULT.
+"""What two trainer ranks and a pool of two engines in Ray do when engines die at bad moments: torchrun ray_ranks.py
+MODELS RESULT.
 
 MODELS holds two small models, a and b, that hardly ever end a response. Every rank writes RESULT.<rank>.json.
 """
@@ -33,14 +34,21 @@ from megatron_rlpr.weights.transports.choice import Transports
 
 SAMPLING = SamplingSettings(temperature=0.7, max_tokens=200)
 PROMPTS = [
-    Prompt(index=20 + i, token_ids=tuple(range(200 + 10 * i, 240 + 10 * i)), messages=(), reference_answer="", data_source="sums")
+    Prompt(
+        index=20 + i,
+        token_ids=tuple(range(200 + 10 * i, 240 + 10 * i)),
+        messages=(),
+        reference_answer="",
+        data_source="sums",
+    )
     for i in range(6)
 ]
 TIMEOUT_S = 6.0
 
 
 class Policy:
-    """Weights that the ranks export together, as often as they are iterated; `at` does something at the sixth tensor of the next export."""
+    """Weights that the ranks export together, as often as they are iterated; `at` does something at the sixth tensor of
+    the next export."""
 
     def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
         self.tensors = tensors
@@ -64,7 +72,9 @@ def observe(models: Path, rank: int) -> dict[str, Any]:
         ray_cluster.connect("", cpus=2)
         settings = EngineSettings(str(models / "a"), "float32", max_model_len=256, max_num_seqs=6, kv_cache_gb=0.1)
         transports = Transports("auto", ray_cluster.node_address(), bucket_nbytes=2**16, timeout_s=TIMEOUT_S)
-        return EnginePool(2, settings, EngineResources(1, 0), timeout_s=TIMEOUT_S, transports=transports, on_event=events.append)
+        return EnginePool(
+            2, settings, EngineResources(1, 0), timeout_s=TIMEOUT_S, transports=transports, on_event=events.append
+        )
 
     rollouts = RayRollouts(make_pool)
     pool = rollouts._pool

@@ -57,7 +57,8 @@ BUCKET_MB = 0.02  # about ten buckets for these models
 
 
 class Receiver:
-    """Takes weights and confirms them; until it has been rebuilt `heals_after` times it does so with a fault of its own."""
+    """Takes weights and confirms them; until it has been rebuilt `heals_after` times it does so with a fault of its
+    own."""
 
     def __init__(self, fault: str = "", heals_after: int = 99) -> None:
         self.fault = fault
@@ -91,7 +92,9 @@ def handed_over(exporter: WeightExporter, rank: int) -> dict[str, Any]:
     for fault in ("breaks", "holds other weights"):
         mended = Receiver(fault if rank == 0 else "", heals_after=1)
         hand_over = HandOver(exporter, mended)
-        healed.append([hand_over.send(version=4).checksum, hand_over.repeated, mended.rebuilt, mended.names == whole.names])
+        healed.append(
+            [hand_over.send(version=4).checksum, hand_over.repeated, mended.rebuilt, mended.names == whole.names]
+        )
         try:
             HandOver(exporter, Receiver(fault if rank == 0 else "")).send(version=5)
             errors.append("")
@@ -145,7 +148,8 @@ def observe(folder: Path, work: Path, shape: ModelShape, actor: ActorConfig, lay
 
 
 def exported(exporter: WeightExporter, rank: int, model: Path, work: Path) -> dict[str, Any]:
-    """Hugging Face folders of several steps: the first rank fails to write the second; the third is an earlier step made again."""
+    """Hugging Face folders of several steps: the first rank fails to write the second; the third is an earlier step
+    made again."""
     folder = work / model.name
     export = HfExport(folder, exporter, model, keep_last=2)
     export.save(20)
@@ -174,7 +178,9 @@ def padding_is_zero(policy: MegatronPolicy) -> bool:
 def one_rank(rank: int, name: str, models: Path, work: Path, results: Path) -> None:
     torch.set_num_threads(1)
     world, tensor, pipeline, expert = LAYOUTS[name]
-    dist.init_process_group("gloo", store=dist.FileStore(str(results / f"{name}.store"), world), rank=rank, world_size=world)
+    dist.init_process_group(
+        "gloo", store=dist.FileStore(str(results / f"{name}.store"), world), rank=rank, world_size=world
+    )
     actor = ActorConfig(
         dtype="float32",
         tensor_model_parallel_size=tensor,
@@ -241,9 +247,12 @@ def main() -> None:
     for name, (world, *_) in LAYOUTS.items():
         mp.start_processes(one_rank, (name, models, work, results), nprocs=world, start_method="fork")
     mp.start_processes(exports_of_runs, (models, work, results), nprocs=1, start_method="fork")
-    report: dict[str, Any] = {part: json.loads((results / f"{part}.json").read_text()) for part in ("conversions", "exports_of_runs")}
+    report: dict[str, Any] = {
+        part: json.loads((results / f"{part}.json").read_text()) for part in ("conversions", "exports_of_runs")
+    }
     report["layouts"] = {
-        name: [json.loads((results / f"{name}.{rank}.json").read_text()) for rank in range(size[0])] for name, size in LAYOUTS.items()
+        name: [json.loads((results / f"{name}.{rank}.json").read_text()) for rank in range(size[0])]
+        for name, size in LAYOUTS.items()
     }
     shutil.rmtree(results)
     print("RESULT " + json.dumps(report), flush=True)

@@ -80,9 +80,18 @@ def test_a_logit_that_is_no_number_is_not_hidden(dtype: torch.dtype, poison: flo
 
 
 @settings(max_examples=30, deadline=None)
-@given(rows=st.integers(1, 9), width=st.integers(1, 70), dtype=st.sampled_from(DTYPES), spread=st.sampled_from([1.0, 30.0, 1000.0]))
-def test_head_sums_over_tiles_are_logsumexp_and_entropy(rows: int, width: int, dtype: torch.dtype, spread: float) -> None:
-    tiles = [(spread * torch.randn(rows, width, generator=torch.Generator().manual_seed(i))).to(dtype) for i in range(3)]
+@given(
+    rows=st.integers(1, 9),
+    width=st.integers(1, 70),
+    dtype=st.sampled_from(DTYPES),
+    spread=st.sampled_from([1.0, 30.0, 1000.0]),
+)
+def test_head_sums_over_tiles_are_logsumexp_and_entropy(
+    rows: int, width: int, dtype: torch.dtype, spread: float
+) -> None:
+    tiles = [
+        (spread * torch.randn(rows, width, generator=torch.Generator().manual_seed(i))).to(dtype) for i in range(3)
+    ]
     sums = torch.zeros(3, rows)
     sums[0] = torch.finfo(torch.float32).min / 4
     for tile in tiles:
@@ -112,7 +121,9 @@ def test_rotation_of_strided_heads(dtype: torch.dtype) -> None:
 def test_numbers_are_rounded_to_nearest_even_as_torch_does() -> None:
     """Rotation by no angle copies: what comes out is what was rounded."""
     values = (
-        torch.from_numpy(np.random.default_rng(0).integers(0, 2**15 - 2**8, 4096).astype(np.int16)).view(torch.bfloat16).view(128, 2, 16)
+        torch.from_numpy(np.random.default_rng(0).integers(0, 2**15 - 2**8, 4096).astype(np.int16))
+        .view(torch.bfloat16)
+        .view(128, 2, 16)
     )
     same = torch.cat((torch.ones(128, 8), torch.zeros(128, 8)), dim=-1).bfloat16()
     assert torch.equal(_rotated(values, same), values)
@@ -138,17 +149,22 @@ def test_threads_do_not_change_the_numbers() -> None:
 
 def test_without_a_place_for_compiled_code_it_is_compiled_again() -> None:
     code = (
-        "import torch; from megatron_rlpr.actor.cpu import loops as cpu_loops; x, out = torch.ones(2, 8), torch.empty(2, 4); "
-        "cpu_loops.gated_silu(2, x, out, 4); print(float(out[0, 0]))"
+        "import torch; from megatron_rlpr.actor.cpu import loops as cpu_loops; x, out = torch.ones(2, 8), "
+        "torch.empty(2, 4); cpu_loops.gated_silu(2, x, out, 4); print(float(out[0, 0]))"
     )
     environment = {**os.environ, "NUMBA_CACHE_DIR": "/dev/null/nowhere"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=ROOT, env=environment)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=ROOT, env=environment
+    )
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) == pytest.approx(1 / (1 + math.exp(-1)))
 
 
 def test_an_engine_can_start_in_a_process_that_has_compiled_loops() -> None:
     """vLLM goes through everything that modules hold, also through llvmlite's library object."""
-    code = "import megatron_rlpr.actor.cpu.loops; from vllm.triton_utils import dispatcher; dispatcher._rebind_kernels([]); print('fine')"
+    code = (
+        "import megatron_rlpr.actor.cpu.loops; from vllm.triton_utils import dispatcher; "
+        "dispatcher._rebind_kernels([]); print('fine')"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=ROOT)
     assert done.stdout.strip().endswith("fine"), done.stderr[-2000:]

@@ -19,7 +19,9 @@ from megatron_rlpr.actor.model.gated_activation import _GatedSilu
     strided=st.booleans(),
     seed=st.integers(0, 99),
 )
-def test_values_and_gradients_equal_autograd(rows: int, width: int, dtype: torch.dtype, spread: float, strided: bool, seed: int) -> None:
+def test_values_and_gradients_equal_autograd(
+    rows: int, width: int, dtype: torch.dtype, spread: float, strided: bool, seed: int
+) -> None:
     """spread 60: sigmoids that are 0 and 1 in float32. In bf16 every result is rounded once."""
     generator = torch.Generator().manual_seed(seed)
     x = (spread * torch.randn(rows, 2, 2 * width, generator=generator)).to(dtype)
@@ -30,6 +32,9 @@ def test_values_and_gradients_equal_autograd(rows: int, width: int, dtype: torch
     expected, found = F.silu(gate) * up, _GatedSilu.apply(x)
     tolerance = {"rtol": 2**-8, "atol": 1e-30} if dtype == torch.bfloat16 else {"rtol": 2e-5, "atol": 2e-5}
     torch.testing.assert_close(found.double(), expected, **tolerance)
-    (wanted,), (got,) = torch.autograd.grad(expected, exact, cotangent.double()), torch.autograd.grad(found, x, cotangent)
+    (wanted,), (got,) = (
+        torch.autograd.grad(expected, exact, cotangent.double()),
+        torch.autograd.grad(found, x, cotangent),
+    )
     # The gate's slope is a sum that may cancel.
     torch.testing.assert_close(got.double(), wanted, rtol=tolerance["rtol"], atol=2e-5 * spread)

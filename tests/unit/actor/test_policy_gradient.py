@@ -39,14 +39,20 @@ def test_importance_sampling_weighs_the_policy_loss_of_every_token_and_nothing_e
     loss, gradient = loss_and_gradient(RowValues.of(sequences(), [0.25, 0.5]), CAP)
     weights = np.minimum(np.exp(np.concatenate(OLD) - np.concatenate(ENGINE)), CAP)
     np.testing.assert_allclose(weights, [np.exp(0.5), np.exp(-1.0), CAP], rtol=1e-6)
-    row_weights, advantages, entropy = np.array([0.25, 0.25, 0.5]), np.array([1.5, 1.5, -0.5]), np.array([0.3, 0.2, 0.1])
+    row_weights, advantages, entropy = (
+        np.array([0.25, 0.25, 0.5]),
+        np.array([1.5, 1.5, -0.5]),
+        np.array([0.3, 0.2, 0.1]),
+    )
     assert loss == pytest.approx(float((row_weights * (-advantages * weights - 0.01 * entropy)).sum()), rel=1e-6)
     np.testing.assert_allclose(np.array(gradient)[:, 0], -row_weights * advantages * weights, rtol=1e-6)
     np.testing.assert_allclose(np.array(gradient)[:, 1], -0.01 * row_weights, rtol=1e-6)
 
 
 def test_without_a_cap_the_engines_log_probs_count_for_nothing() -> None:
-    with_engine, without = (loss_and_gradient(RowValues.of(sequences(engine), [0.25, 0.5]), 0.0) for engine in (True, False))
+    with_engine, without = (
+        loss_and_gradient(RowValues.of(sequences(engine), [0.25, 0.5]), 0.0) for engine in (True, False)
+    )
     assert with_engine == without
 
 

@@ -34,7 +34,9 @@ def test_values_and_gradients_equal_autograd(rows: int, width: int, offset: floa
     cotangent = torch.randn(x.shape, generator=generator)
     found, expected = _RmsNorm.apply(x, weight, EPS, offset), plain(x, weight, offset)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
-    for got, want in zip(*(torch.autograd.grad((y * cotangent).sum(), (x, weight)) for y in (found, expected)), strict=True):
+    for got, want in zip(
+        *(torch.autograd.grad((y * cotangent).sum(), (x, weight)) for y in (found, expected)), strict=True
+    ):
         torch.testing.assert_close(got, want, atol=2e-5, rtol=1e-4)
 
 

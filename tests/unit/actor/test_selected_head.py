@@ -53,7 +53,10 @@ def test_values_and_gradients_equal_full_logits(
 def test_compiled_loops_and_tensor_operations_do_the_same(dtype: torch.dtype, softcap: float | None) -> None:
     """The second are what CUDA gets."""
     generator = torch.Generator().manual_seed(0)
-    hidden, weight = torch.randn(9, 16, generator=generator).to(dtype), torch.randn(30, 16, generator=generator).to(dtype)
+    hidden, weight = (
+        torch.randn(9, 16, generator=generator).to(dtype),
+        torch.randn(30, 16, generator=generator).to(dtype),
+    )
     rows = torch.randn(4, 9, generator=generator)
     column, inside = torch.arange(9), torch.ones(9, dtype=torch.bool)
     found = []
@@ -61,7 +64,9 @@ def test_compiled_loops_and_tensor_operations_do_the_same(dtype: torch.dtype, so
         tiles, sums = LogitTiles(9 * 30, hidden, softcap, 1.3, compiled), RunningSums(9, hidden.device)
         for part in weight.chunk(2):
             sums.add(tiles.logits(hidden, part), column, inside, tiles)
-        gradient = tiles.in_compute_dtype(tiles.gradient(tiles.logits(hidden, weight), rows, column.where(column % 3 > 0, -1))).clone()
+        gradient = tiles.in_compute_dtype(
+            tiles.gradient(tiles.logits(hidden, weight), rows, column.where(column % 3 > 0, -1))
+        ).clone()
         found.append((*sums.log_prob_and_entropy(None), gradient))
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b, atol=2e-5, rtol=2**-7 if dtype == torch.bfloat16 else 1e-5)
@@ -79,4 +84,6 @@ def test_the_gradient_of_a_likely_target_is_not_rounded_away() -> None:
 
 def test_shapes_that_do_not_fit_are_named() -> None:
     with pytest.raises(ValueError, match=r"hidden \(2, 3\)"):
-        selected_log_probs(torch.zeros(2, 3), torch.zeros(5, 4), torch.zeros(2, dtype=torch.long), VocabShard(0, 5), 1.0, 8)
+        selected_log_probs(
+            torch.zeros(2, 3), torch.zeros(5, 4), torch.zeros(2, dtype=torch.long), VocabShard(0, 5), 1.0, 8
+        )

@@ -48,7 +48,9 @@ class Forest:
 
 leaf = st.tuples(st.integers(1, 9), st.just([]))
 forests = st.lists(
-    st.recursive(leaf, lambda inner: st.tuples(st.integers(1, 9), st.lists(inner, max_size=3)), max_leaves=8), min_size=1, max_size=3
+    st.recursive(leaf, lambda inner: st.tuples(st.integers(1, 9), st.lists(inner, max_size=3)), max_leaves=8),
+    min_size=1,
+    max_size=3,
 )
 
 
@@ -65,7 +67,9 @@ def path_attention(
         return raw if softcap is None else softcap * torch.tanh(raw / softcap)
 
     paths = [path[-window:] for path in forest.paths]
-    return torch.stack([torch.einsum("kgs,ksd->kgd", scores(t, path).softmax(-1), v[:, path]) for t, path in enumerate(paths)])
+    return torch.stack(
+        [torch.einsum("kgs,ksd->kgd", scores(t, path).softmax(-1), v[:, path]) for t, path in enumerate(paths)]
+    )
 
 
 def random_inputs(tokens: int, kv_heads: int = 2, groups: int = 2, dim: int = 4) -> list[torch.Tensor]:
@@ -77,7 +81,9 @@ def random_inputs(tokens: int, kv_heads: int = 2, groups: int = 2, dim: int = 4)
 @settings(max_examples=300, deadline=None)
 @example(spec=[(1, [(3, []), (1, [])])], block_rows=3, window=0, softcap=None)
 @given(spec=forests, block_rows=st.sampled_from([1, 3, 8, 64]), window=WINDOWS, softcap=st.sampled_from([None, 1.5]))
-def test_every_token_attends_to_exactly_its_path(spec: list, block_rows: int, window: int, softcap: float | None) -> None:
+def test_every_token_attends_to_exactly_its_path(
+    spec: list, block_rows: int, window: int, softcap: float | None
+) -> None:
     forest = Forest()
     for tree in spec:
         forest.add(tree)
@@ -106,7 +112,11 @@ def test_segments_under_a_bottom_right_causal_mask_are_the_same_attention(spec: 
     segments = path_segments(*forest.arrays()[:3], torch.device("cpu"), window)
     parts = []
     for first_q, last_q, first_k, last_k in zip(
-        segments.query_bounds[:-1], segments.query_bounds[1:], segments.key_bounds[:-1], segments.key_bounds[1:], strict=True
+        segments.query_bounds[:-1],
+        segments.query_bounds[1:],
+        segments.key_bounds[:-1],
+        segments.key_bounds[1:],
+        strict=True,
     ):
         keys = segments.keys[first_k:last_k]
         queries, behind = int(last_q - first_q), len(keys) - int(last_q - first_q)
@@ -134,7 +144,9 @@ def test_segments_under_a_bottom_right_causal_mask_are_the_same_attention(spec: 
     softcap=st.sampled_from([None, 1.5]),
     head_dim=st.sampled_from([32, 80]),
 )
-def test_paged_attention_is_rotation_and_block_attention(spec: list, window: int, softcap: float | None, head_dim: int) -> None:
+def test_paged_attention_is_rotation_and_block_attention(
+    spec: list, window: int, softcap: float | None, head_dim: int
+) -> None:
     """Values and gradients, with pages that fill up in the middle of a node and are shared by its children."""
     if not paged_attention_applies(torch.float32, head_dim):
         pytest.skip("vLLM's CPU attention kernel is not installed here")
@@ -143,7 +155,10 @@ def test_paged_attention_is_rotation_and_block_attention(spec: list, window: int
         forest.add(tree)
     tokens, kv_heads, groups, scale = len(forest.paths), 2, 2, 0.3
     generator = torch.Generator().manual_seed(tokens)
-    inputs = [torch.randn(tokens, n, head_dim, generator=generator, requires_grad=True) for n in (kv_heads * groups, kv_heads, kv_heads)]
+    inputs = [
+        torch.randn(tokens, n, head_dim, generator=generator, requires_grad=True)
+        for n in (kv_heads * groups, kv_heads, kv_heads)
+    ]
     cotangent = torch.randn(inputs[0].shape, generator=generator)
     positions = torch.tensor([len(path) - 1 for path in forest.paths])
     cos, sin = cos_sin(positions, 1.0 / 1e4 ** (torch.arange(0, head_dim, 2) / head_dim), torch.float32)
@@ -156,7 +171,9 @@ def test_paged_attention_is_rotation_and_block_attention(spec: list, window: int
     q, k = rotate(inputs[0][:, None] * scale, cos, sin)[:, 0], rotate(inputs[1][:, None], cos, sin)[:, 0]
     blocks = attention_runs(*forest.arrays(), torch.float32, torch.device("cpu"), window=window)
     by_head = (x.transpose(0, 1) for x in (k, inputs[2]))
-    expected = BlockAttention.apply(q.view(tokens, kv_heads, groups, head_dim), *by_head, blocks, softcap).reshape(out.shape)
+    expected = BlockAttention.apply(q.view(tokens, kv_heads, groups, head_dim), *by_head, blocks, softcap).reshape(
+        out.shape
+    )
     expected_grads = torch.autograd.grad((expected * cotangent).sum(), inputs)
     torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
     for got, want in zip(grads, expected_grads, strict=True):
@@ -176,7 +193,9 @@ def test_pages_repeat_less_than_one_page_for_every_node() -> None:
 def test_nothing_of_size_tokens_by_tokens_is_built() -> None:
     forest = Forest()
     forest.add((3000, [(1000, []), (1000, [])]))
-    blocks = [block for run in attention_runs(*forest.arrays(), torch.float32, torch.device("cpu")) for block in run.blocks]
+    blocks = [
+        block for run in attention_runs(*forest.arrays(), torch.float32, torch.device("cpu")) for block in run.blocks
+    ]
     largest_bias = max(b.bias.numel() for b in blocks)
     assert largest_bias <= 2 * 128 * 1200  # a block that touches both leaves masks the first leaf's part only
     assert sum(b.bias.numel() for b in blocks) < 5000 * 400
@@ -200,14 +219,18 @@ def test_bf16_stays_close_to_fp32(kernel: bool) -> None:
     forest.add((100, [(60, []), (70, [(5, []), (9, [])])]))
     generator = torch.Generator().manual_seed(0)
     tokens = len(forest.paths)
-    q, k, v = (torch.randn(*shape, generator=generator) for shape in ((tokens, 3, 3, 64), (3, tokens, 64), (3, tokens, 64)))
+    q, k, v = (
+        torch.randn(*shape, generator=generator) for shape in ((tokens, 3, 3, 64), (3, tokens, 64), (3, tokens, 64))
+    )
     q = q / 8
     exact = BlockAttention.apply(q, k, v, attention_runs(*forest.arrays(), torch.float32, torch.device("cpu")))
     low = [x.to(torch.bfloat16) for x in (q, k, v)]
     if kernel:
         still = torch.cat([torch.ones(tokens, 32), torch.zeros(tokens, 32)], dim=1).bfloat16()
         by_token = (low[0].flatten(1, 2), low[1].transpose(0, 1), low[2].transpose(0, 1))
-        rounded = PagedAttention.apply(*by_token, paged_paths(*forest.arrays(), torch.bfloat16), still, 1.0, None).view(exact.shape)
+        rounded = PagedAttention.apply(*by_token, paged_paths(*forest.arrays(), torch.bfloat16), still, 1.0, None).view(
+            exact.shape
+        )
     else:
         rounded = BlockAttention.apply(*low, attention_runs(*forest.arrays(), torch.bfloat16, torch.device("cpu")))
     assert (rounded.float() - exact).norm() / exact.norm() < 0.01

@@ -17,7 +17,9 @@ def prompts(groups: list[ScoredGroup]) -> list[int]:
 
 
 @given(size=st.integers(1, 8), max_rounds=st.integers(1, 6), carried=st.integers(0, 10), decisions=rounds_of_decisions)
-def test_every_group_is_trained_left_over_or_dropped(size: int, max_rounds: int, carried: int, decisions: list[list[bool]]) -> None:
+def test_every_group_is_trained_left_over_or_dropped(
+    size: int, max_rounds: int, carried: int, decisions: list[list[bool]]
+) -> None:
     groups = [scored_group([0.0], prompt=i) for i in range(carried + sum(map(len, decisions)))]
     fill = BatchFill(size, max_rounds, groups[:carried])
     seen, passed = carried, list(range(carried))

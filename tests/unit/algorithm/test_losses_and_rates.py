@@ -42,7 +42,9 @@ def test_a_ratio_that_went_the_wrong_way_is_pulled_back() -> None:
 
 
 @given(st.lists(st.tuples(st.floats(-20, 0), st.floats(-20, 0)), min_size=1, max_size=20), st.floats(0.1, 10))
-def test_an_importance_weight_is_the_ratio_of_the_policies_up_to_the_cap(pairs: list[tuple[float, float]], cap: float) -> None:
+def test_an_importance_weight_is_the_ratio_of_the_policies_up_to_the_cap(
+    pairs: list[tuple[float, float]], cap: float
+) -> None:
     old = torch.tensor([old for old, _ in pairs], dtype=torch.float64, requires_grad=True)
     weights = importance_weights(old, torch.tensor([engine for _, engine in pairs], dtype=torch.float64), cap)
     assert weights.tolist() == pytest.approx([min(math.exp(old) / math.exp(engine), cap) for old, engine in pairs])
@@ -57,10 +59,15 @@ def test_the_dual_clip_bounds_the_loss_of_negative_advantages_only() -> None:
 
 @given(lengths=st.lists(st.integers(1, 50), min_size=1, max_size=12), seed=st.integers(0, 9), cut=st.integers(0, 12))
 @pytest.mark.parametrize("mode", AGGREGATIONS)
-def test_the_weighted_sum_is_the_same_however_the_sequences_are_cut(mode: str, lengths: list[int], seed: int, cut: int) -> None:
+def test_the_weighted_sum_is_the_same_however_the_sequences_are_cut(
+    mode: str, lengths: list[int], seed: int, cut: int
+) -> None:
     losses = [np.random.RandomState(seed + i).randn(length) for i, length in enumerate(lengths)]
     weights = row_weights(lengths, mode, max_tokens=64)
-    parts = [sum((w * row.sum() for w, row in zip(weights[s], losses[s], strict=True)), 0.0) for s in (slice(cut), slice(cut, None))]
+    parts = [
+        sum((w * row.sum() for w, row in zip(weights[s], losses[s], strict=True)), 0.0)
+        for s in (slice(cut), slice(cut, None))
+    ]
     direct = {
         "token-mean": np.concatenate(losses).mean(),
         "seq-mean-token-sum": np.mean([row.sum() for row in losses]) / 64,
@@ -83,7 +90,9 @@ def test_an_unknown_aggregation_is_refused() -> None:
 
 @given(log_prob=st.floats(-8.0, 0.0), reference=st.floats(-8.0, 0.0))
 @pytest.mark.parametrize("kind", ["abs", "mse", "low_var_kl"])
-def test_a_kl_estimate_is_not_negative_and_zero_for_equal_policies(kind: str, log_prob: float, reference: float) -> None:
+def test_a_kl_estimate_is_not_negative_and_zero_for_equal_policies(
+    kind: str, log_prob: float, reference: float
+) -> None:
     assert token_kl(torch.tensor(log_prob), torch.tensor(reference), kind) >= -1e-6
     assert token_kl(torch.tensor(log_prob), torch.tensor(log_prob), kind) == 0.0
 
@@ -124,7 +133,9 @@ styles = st.sampled_from(["constant", "linear", "cosine"])
 
 @given(warmup=st.integers(0, 10), total=st.integers(11, 40), style=styles, low=st.floats(0.0, 1.0))
 def test_the_learning_rate_rises_to_one_and_then_never_rises(warmup: int, total: int, style: str, low: float) -> None:
-    rates = [multiplier(k, warmup_steps=warmup, total_steps=total, style=style, min_ratio=low) for k in range(total + 5)]
+    rates = [
+        multiplier(k, warmup_steps=warmup, total_steps=total, style=style, min_ratio=low) for k in range(total + 5)
+    ]
     assert max(rates) == rates[max(warmup - 1, 0)] == 1.0
     assert rates[:warmup] == pytest.approx([(k + 1) / warmup for k in range(warmup)])
     assert all(later <= earlier + 1e-12 for earlier, later in zip(rates[warmup:], rates[warmup + 1 :], strict=False))

@@ -110,7 +110,9 @@ def test_the_average_stays_between_the_stds_it_saw(stds: list[list[float]]) -> N
 def test_fixed_bounds_hold_from_the_first_step() -> None:
     std_filter = StdFilter(FIXED)
     assert play(std_filter, 1, [0.1, 0.5, 0.9]) == (0.2, [False, True, False])
-    assert std_filter.round_metrics == pytest.approx({"filter/rate": 2 / 3, "filter/lower_rate": 1 / 3, "filter/upper_rate": 1 / 3})
+    assert std_filter.round_metrics == pytest.approx(
+        {"filter/rate": 2 / 3, "filter/lower_rate": 1 / 3, "filter/upper_rate": 1 / 3}
+    )
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,11 @@ def test_a_step_that_kept_nothing_has_no_mini_batch(config: Config) -> None:
 
 @pytest.mark.parametrize(
     ("mode", "weights"),
-    [("token-mean", [1 / 8, 1 / 8]), ("seq-mean-token-sum", [1 / 16, 1 / 16]), ("seq-mean-token-mean", [1 / 4, 1 / 12])],
+    [
+        ("token-mean", [1 / 8, 1 / 8]),
+        ("seq-mean-token-sum", [1 / 16, 1 / 16]),
+        ("seq-mean-token-mean", [1 / 4, 1 / 12]),
+    ],
 )
 def test_weights_follow_the_aggregation(config: Config, mode: str, weights: list[float]) -> None:
     config.algorithm.loss_agg_mode = mode  # type: ignore[assignment]
@@ -57,7 +61,10 @@ def test_a_kl_in_the_loss_reaches_the_sequences_and_leaves_the_rewards(config: C
     for a, b in zip(plain.advantages[0], with_kl.advantages[0], strict=True):
         np.testing.assert_array_equal(a, b)
     (sequences,) = mini_batches(with_kl, 0)
-    assert [s.reference_log_probs.tolist() for s in sequences if s.reference_log_probs is not None] == [[-0.5] * 2, [-0.25] * 3]
+    assert [s.reference_log_probs.tolist() for s in sequences if s.reference_log_probs is not None] == [
+        [-0.5] * 2,
+        [-0.25] * 3,
+    ]
     assert with_kl.response_kls == ()
 
 
@@ -80,5 +87,7 @@ def test_the_filter_sees_the_spread_of_a_mixed_reward(config: Config) -> None:
 
 def test_greedy_baselines_belong_to_their_group(config: Config) -> None:
     config.algorithm.adv_estimator = "remax"
-    batch = with_advantages([scored(0, [0.0, 1.0], [1, 1]), scored(1, [0.0, 1.0], [1, 1])], config, baselines=[0.25, 1.0])
+    batch = with_advantages(
+        [scored(0, [0.0, 1.0], [1, 1]), scored(1, [0.0, 1.0], [1, 1])], config, baselines=[0.25, 1.0]
+    )
     assert [[float(a[0]) for a in group] for group in batch.advantages] == [[-0.25, 0.75], [-1.0, 0.0]]

@@ -18,7 +18,21 @@ from tools.bench.workload import Sizes, make_groups, random_tokens
 ROOT = Path(__file__).parents[3]
 VOCAB = 200
 SIZES = Sizes(groups=2, n=3, prompt=20, response=30, reference=4)
-ARGUMENTS = ["--groups", "2", "--n", "3", "--prompt", "20", "--response", "30", "--reference", "4", "--threads", "1", "--json"]
+ARGUMENTS = [
+    "--groups",
+    "2",
+    "--n",
+    "3",
+    "--prompt",
+    "20",
+    "--response",
+    "30",
+    "--reference",
+    "4",
+    "--threads",
+    "1",
+    "--json",
+]
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +69,15 @@ def bench(case: str, model: Path, *more: str) -> dict[str, Any]:
 def test_scores_equal_the_baselines_with_fewer_tokens(model: Path, dtype: str) -> None:
     report = bench("score", model, "--dtype", dtype)
     groups = make_groups(SIZES, random_tokens(VOCAB))
-    padded = sum(SIZES.n * max(len(r.token_ids) for r in requests) for group in groups for requests in (group.responses, group.spliced))
+    padded = sum(
+        SIZES.n * max(len(r.token_ids) for r in requests)
+        for group in groups
+        for requests in (group.responses, group.spliced)
+    )
     assert report["tokens_baseline"] == padded
-    distinct = sum(len({r.token_ids[:t] for r in group.responses + group.spliced for t in range(1, r.stop)}) for group in groups)
+    distinct = sum(
+        len({r.token_ids[:t] for r in group.responses + group.spliced for t in range(1, r.stop)}) for group in groups
+    )
     assert report["tokens_ours"] == distinct
     if dtype == "float32":
         assert report["max_abs_diff"] < 1e-4

@@ -58,13 +58,19 @@ def test_lengths_do_not_depend_on_the_tokens(tmp_path: Path) -> None:
     some = Sizes(groups=2, n=3, prompt=50, response=60, reference=4)
     with_text = make_groups(some, text_tokens(tmp_path, CharacterTokenizer()))
     with_ids = make_groups(some, random_tokens(50))
-    assert [[len(r.token_ids) for r in g.responses] for g in with_text] == [[len(r.token_ids) for r in g.responses] for g in with_ids]
+    assert [[len(r.token_ids) for r in g.responses] for g in with_text] == [
+        [len(r.token_ids) for r in g.responses] for g in with_ids
+    ]
     assert {chr(token) for token in with_text[0].prompt} <= set("how much? ")
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "holds no \\*.jsonl file"), ("{nonsense", "line 1 is not JSON"), ('{"a": "short"}', "tokens in a row|in a row are needed")],
+    [
+        (None, "holds no \\*.jsonl file"),
+        ("{nonsense", "line 1 is not JSON"),
+        ('{"a": "short"}', "tokens in a row|in a row are needed"),
+    ],
 )
 def test_a_folder_without_enough_text_is_refused(tmp_path: Path, content: str | None, message: str) -> None:
     if content is not None:

@@ -31,7 +31,12 @@ HF_CONFIG: dict[str, Any] = {
     "eos_token_id": 1,
 }
 
-MIXTRAL = {"architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "num_local_experts": 6, "num_experts_per_tok": 2}
+MIXTRAL = {
+    "architectures": ["MixtralForCausalLM"],
+    "model_type": "mixtral",
+    "num_local_experts": 6,
+    "num_experts_per_tok": 2,
+}
 
 Run = Callable[..., Config]
 
@@ -70,7 +75,14 @@ def refusal(config: Config, world_size: int = 1) -> str:
         ([], 1),
         ([], 7),
         (["actor.tensor_model_parallel_size=2", "actor.sequence_parallel=true"], 2),
-        (["actor.tensor_model_parallel_size=4", "actor.pipeline_model_parallel_size=3", "rollout.tensor_parallel_size=4"], 24),
+        (
+            [
+                "actor.tensor_model_parallel_size=4",
+                "actor.pipeline_model_parallel_size=3",
+                "rollout.tensor_parallel_size=4",
+            ],
+            24,
+        ),
         (["actor.ppo_mini_batch_size=4", "data.train_batch_size=12"], 1),
         (["rollout.placement=ray", "rollout.engines=3", "rollout.cpus_per_engine=2", "rollout.engine_timeout_s=60"], 2),
         (["rollout.placement=ray", "weights.transport=shared_memory"], 1),
@@ -90,7 +102,11 @@ def test_what_can_work_is_accepted(run: Run, overrides: list[str], world_size: i
 @pytest.mark.parametrize(
     ("overrides", "world_size", "named"),
     [
-        (["actor.tensor_model_parallel_size=2", "actor.pipeline_model_parallel_size=3"], 8, ["8 processes", "2", "3", "multiple of 6"]),
+        (
+            ["actor.tensor_model_parallel_size=2", "actor.pipeline_model_parallel_size=3"],
+            8,
+            ["8 processes", "2", "3", "multiple of 6"],
+        ),
         (["actor.tensor_model_parallel_size=2"], 1, ["1 processes", "multiple of 2"]),
         (["actor.sequence_parallel=true"], 1, ["actor.sequence_parallel", "actor.tensor_model_parallel_size > 1"]),
         (["actor.context_parallel_size=2"], 2, ["actor.context_parallel_size=2", "not supported"]),
@@ -98,19 +114,40 @@ def test_what_can_work_is_accepted(run: Run, overrides: list[str], world_size: i
         (["rollout.engines=2"], 1, ["rollout.engines=2 has no effect", "rollout.placement=ray"]),
         (["weights.transport=collective"], 1, ["weights.transport=collective has no effect", "rollout.placement=ray"]),
         (["rollout.ray_address=auto"], 1, ["rollout.ray_address=auto has no effect", "rollout.placement=ray"]),
-        (["rollout.pipeline=1", "algorithm.importance_cap=2"], 1, ["rollout.pipeline=1 has no effect", "rollout.placement=ray"]),
+        (
+            ["rollout.pipeline=1", "algorithm.importance_cap=2"],
+            1,
+            ["rollout.pipeline=1 has no effect", "rollout.placement=ray"],
+        ),
         (["rollout.placement=ray", "rollout.pipeline=1"], 1, ["rollout.pipeline=1", "algorithm.importance_cap"]),
         (
-            ["rollout.placement=ray", "rollout.pipeline=1", "algorithm.importance_cap=2", "filter.cache_regenerate=false"],
+            [
+                "rollout.placement=ray",
+                "rollout.pipeline=1",
+                "algorithm.importance_cap=2",
+                "filter.cache_regenerate=false",
+            ],
             1,
             ["rollout.pipeline=1", "filter.cache_regenerate=true"],
         ),
         (["algorithm.importance_cap=-1"], 1, ["algorithm.importance_cap=-1", "at least 0"]),
         (["rollout.placement=ray", "rollout.engines=0"], 1, ["rollout.engines=0", "at least 1"]),
-        (["actor.tensor_model_parallel_size=3"], 3, ["actor.tensor_model_parallel_size=3", "8 attention heads", "possible are 1, 2, 4"]),
-        (["actor.tensor_model_parallel_size=8"], 8, ["actor.tensor_model_parallel_size=8", "4 key/value heads", "possible are 1, 2, 4"]),
+        (
+            ["actor.tensor_model_parallel_size=3"],
+            3,
+            ["actor.tensor_model_parallel_size=3", "8 attention heads", "possible are 1, 2, 4"],
+        ),
+        (
+            ["actor.tensor_model_parallel_size=8"],
+            8,
+            ["actor.tensor_model_parallel_size=8", "4 key/value heads", "possible are 1, 2, 4"],
+        ),
         (["rollout.tensor_parallel_size=3"], 3, ["rollout.tensor_parallel_size=3", "8 attention heads"]),
-        (["actor.pipeline_model_parallel_size=4"], 4, ["actor.pipeline_model_parallel_size=4", "6 layers", "possible are 1, 2, 3, 6"]),
+        (
+            ["actor.pipeline_model_parallel_size=4"],
+            4,
+            ["actor.pipeline_model_parallel_size=4", "6 layers", "possible are 1, 2, 3, 6"],
+        ),
         (["actor.pipeline_model_parallel_size=12"], 12, ["actor.pipeline_model_parallel_size=12", "6 layers"]),
         (["actor.ppo_mini_batch_size=3"], 1, ["actor.ppo_mini_batch_size=3", "data.train_batch_size=8"]),
         (["actor.max_tokens_per_micro_batch=1023"], 1, ["actor.max_tokens_per_micro_batch=1023", "at least 1024"]),
@@ -120,11 +157,19 @@ def test_what_can_work_is_accepted(run: Run, overrides: list[str], world_size: i
             ["data.val_max_prompt_length", "at least 3584", "evaluation.score_reward=false"],
         ),
         (["data.max_prompt_length=3585"], 1, ["data.max_prompt_length=3585", "4097 tokens", "max_position_embeddings"]),
-        (["data.val_files={here}/val.parquet", "data.val_max_prompt_length=3600"], 1, ["data.val_max_prompt_length=3600", "4112 tokens"]),
+        (
+            ["data.val_files={here}/val.parquet", "data.val_max_prompt_length=3600"],
+            1,
+            ["data.val_max_prompt_length=3600", "4112 tokens"],
+        ),
         (["rollout.kv_cache_gb=0.001"], 1, ["rollout.kv_cache_gb"]),
         (["rollout.n=1"], 1, ["rollout.n=1", "grpo", "rollout.n >= 2"]),
         (["rollout.temperature=0"], 1, ["rollout.temperature=0.0", "greater than 0"]),
-        (["algorithm.adv_estimator=prnostd_vrstd"], 1, ["algorithm.adv_estimator=prnostd_vrstd", "reward.reward_manager=mix"]),
+        (
+            ["algorithm.adv_estimator=prnostd_vrstd"],
+            1,
+            ["algorithm.adv_estimator=prnostd_vrstd", "reward.reward_manager=mix"],
+        ),
         (["algorithm.kl_ctrl_type=adaptive"], 1, ["algorithm.kl_ctrl_type=adaptive", "algorithm.use_kl_loss=false"]),
         (
             ["algorithm.kl_ctrl_type=adaptive", "algorithm.use_kl_loss=false"],
@@ -149,7 +194,11 @@ def test_what_can_work_is_accepted(run: Run, overrides: list[str], world_size: i
         (["filter.std_filter_beta_per_data_source=maths"], 1, ["filter.std_filter_beta_per_data_source", "'maths'"]),
         (["reward.shaping_function_name=threshhold_0"], 1, ["reward.shaping_function_name", "threshhold_0"]),
         (["reward.discrete_function_name=bin"], 1, ["reward.discrete_function_name", "bin_K"]),
-        (["reward.gt_tokens_one_more_adjusted=true"], 1, ["reward.gt_tokens_one_more_adjusted", "reward.gt_tokens_one_more=true"]),
+        (
+            ["reward.gt_tokens_one_more_adjusted=true"],
+            1,
+            ["reward.gt_tokens_one_more_adjusted", "reward.gt_tokens_one_more=true"],
+        ),
         (["data.prompt_rewrite=llama_gemma"], 1, ["data.prompt_rewrite=llama_gemma", "reward.format_mode=R1_nothink"]),
         (["data.train_files="], 1, ["data.train_files is empty"]),
         (["data.train_files={here}/none.parquet"], 1, ["data.train_files", "none.parquet"]),
@@ -201,7 +250,12 @@ def test_a_model_that_cannot_be_trained_is_refused(run: Run, hf: dict[str, Any],
 @pytest.mark.parametrize(
     ("hf", "overrides", "world_size", "named"),
     [
-        ({}, ["actor.expert_model_parallel_size=2"], 2, ["actor.expert_model_parallel_size=2", "no experts", "set it to 1"]),
+        (
+            {},
+            ["actor.expert_model_parallel_size=2"],
+            2,
+            ["actor.expert_model_parallel_size=2", "no experts", "set it to 1"],
+        ),
         (
             MIXTRAL,
             ["actor.expert_model_parallel_size=2"],
@@ -214,7 +268,12 @@ def test_a_model_that_cannot_be_trained_is_refused(run: Run, hf: dict[str, Any],
             4,
             ["actor.expert_model_parallel_size=4", "6 experts", "possible are 1, 2, 3, 6"],
         ),
-        (MIXTRAL, ["actor.tensor_model_parallel_size=2"], 2, ["mixture of experts", "set actor.sequence_parallel=true"]),
+        (
+            MIXTRAL,
+            ["actor.tensor_model_parallel_size=2"],
+            2,
+            ["mixture of experts", "set actor.sequence_parallel=true"],
+        ),
     ],
 )
 def test_experts_that_cannot_be_spread_so_are_refused(
@@ -225,7 +284,11 @@ def test_experts_that_cannot_be_spread_so_are_refused(
 
 
 def test_experts_are_spread_over_data_parallel_ranks_of_sharded_layers(run: Run) -> None:
-    layout = ["actor.tensor_model_parallel_size=2", "actor.sequence_parallel=true", "actor.expert_model_parallel_size=3"]
+    layout = [
+        "actor.tensor_model_parallel_size=2",
+        "actor.sequence_parallel=true",
+        "actor.expert_model_parallel_size=3",
+    ]
     check(run(*layout, hf=MIXTRAL), 6)
 
 
@@ -258,7 +321,9 @@ def test_replayed_rollouts_need_no_engine(run: Run, tmp_path: Path) -> None:
         (["algorithm.adv_estimator=remax"], ["algorithm.adv_estimator=remax", "greedy"]),
     ],
 )
-def test_replayed_rollouts_cannot_do_everything(run: Run, tmp_path: Path, overrides: list[str], named: list[str]) -> None:
+def test_replayed_rollouts_cannot_do_everything(
+    run: Run, tmp_path: Path, overrides: list[str], named: list[str]
+) -> None:
     stored_rollouts(tmp_path)
     overrides = [override.replace("{folder}", tmp_path.name) for override in overrides]
     message = refusal(run("rollout.replay={here}/rollouts", *overrides))
@@ -303,7 +368,9 @@ def test_ranges(name: str, inside: list[float], outside: list[float]) -> None:
     assert not any(BOUNDS[name].hold(value) for value in outside)
 
 
-def test_a_judge_that_cannot_be_asked_is_refused_when_something_is_validated(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_judge_that_cannot_be_asked_is_refused_when_something_is_validated(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("USED_MODEL", "gpt-4o")
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     check(run(), 1)

@@ -109,7 +109,8 @@ def test_overrides_are_read_as_people_type_them(override: str, expected: object)
         ("data.train_files=[a", "data.train_files on the command line: expected a list like [a, b], got '[a'"),
         (
             "actor.dtype=bf16",
-            "actor.dtype: expected one of 'float32', 'bfloat16', got 'bf16' (from command line): did you mean 'bfloat16'?",
+            "actor.dtype: expected one of 'float32', 'bfloat16', got 'bf16' (from command line): did you mean "
+            "'bfloat16'?",
         ),
     ],
 )
@@ -144,7 +145,9 @@ def test_unknown_keys_are_refused_with_the_nearest_valid_one(tmp_path: Path, key
 
 
 def test_a_key_like_no_other_lists_what_there_is() -> None:
-    assert refusal("qwertz.xyzzy=1") == "unknown key 'qwertz.xyzzy' on the command line: the sections are " + ", ".join(sections())
+    assert refusal("qwertz.xyzzy=1") == "unknown key 'qwertz.xyzzy' on the command line: the sections are " + ", ".join(
+        sections()
+    )
     assert refusal("model.xyzzyqwertz=1").endswith("the keys of model are path, megatron_checkpoint")
 
 
@@ -183,7 +186,9 @@ def test_a_section_without_keys_is_allowed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", sorted((EXAMPLES / "quickstart").glob("*.yaml")) + sorted((EXAMPLES / "recipes").glob("*.yaml")), ids=lambda path: path.stem
+    "path",
+    sorted((EXAMPLES / "quickstart").glob("*.yaml")) + sorted((EXAMPLES / "recipes").glob("*.yaml")),
+    ids=lambda path: path.stem,
 )
 def test_every_recipe_of_the_examples_is_understood(path: Path) -> None:
     assert load_config(["--config", str(path)]) != Config()
@@ -218,7 +223,9 @@ def test_help_lists_every_key_within_100_columns(capsys: pytest.CaptureFixture[s
     assert max(len(line) for line in text.splitlines()) <= 100
 
 
-def test_help_is_printed_by_the_first_rank_only(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_help_is_printed_by_the_first_rank_only(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("RANK", "1")
     with pytest.raises(SystemExit):
         load_config(["--help"])
@@ -230,7 +237,24 @@ def values_of(key: Key) -> st.SearchStrategy[Any]:
     if key.choices:
         return st.sampled_from(key.choices)
     awkward = st.sampled_from(
-        ["", "1e-6", "null", "~", "yes", "010", "a: b", "[x]", "2025-01-31", "'q'", "# c", "é ", "<<", "1_000", "0x1F", "1:30"]
+        [
+            "",
+            "1e-6",
+            "null",
+            "~",
+            "yes",
+            "010",
+            "a: b",
+            "[x]",
+            "2025-01-31",
+            "'q'",
+            "# c",
+            "é ",
+            "<<",
+            "1_000",
+            "0x1F",
+            "1:30",
+        ]
     )
     text = awkward | st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
     strategies: dict[Any, st.SearchStrategy[Any]] = {
@@ -245,14 +269,18 @@ def values_of(key: Key) -> st.SearchStrategy[Any]:
 
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
-def test_the_saved_configuration_reads_back_as_the_same(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_the_saved_configuration_reads_back_as_the_same(
+    data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     config = Config()
     for key in data.draw(st.lists(st.sampled_from(list(all_keys().values())), max_size=12)):
         setattr(getattr(config, key.section), key.name, data.draw(values_of(key), label=key.full_name))
     path = tmp_path_factory.mktemp("run") / "deeper" / "config.yaml"
     save_resolved(config, path)
     assert load_config(["--config", str(path)]) == config
-    assert yaml.safe_load(path.read_text(encoding="utf-8")) == resolved(config), "a YAML 1.1 reader sees the same values"
+    assert yaml.safe_load(path.read_text(encoding="utf-8")) == resolved(config), (
+        "a YAML 1.1 reader sees the same values"
+    )
     assert [p.name for p in path.parent.iterdir()] == ["config.yaml"]
 
 

@@ -23,8 +23,9 @@ class JudgeServer:
             def do_POST(self) -> None:
                 server.requests.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
                 status, text = answer(server.requests[-1], len(server.requests))
-                body = json.dumps({"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [
-                    {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}]}).encode()  # fmt: skip
+                choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
+                completion = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
+                body = json.dumps(completion).encode()
                 self.send_response(status)
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(body)))

@@ -49,7 +49,9 @@ def test_other_prompts_are_no_pairs() -> None:
 
 
 def test_only_what_was_measured_twice_is_compared() -> None:
-    assert list(compare({"reward": [0.1, 0.2], "format": [1, 1]}, {"reward": [0.1, 0.3], "accuracy": [1, 1]})["difference"]) == ["reward"]
+    assert list(
+        compare({"reward": [0.1, 0.2], "format": [1, 1]}, {"reward": [0.1, 0.3], "accuracy": [1, 1]})["difference"]
+    ) == ["reward"]
 
 
 def test_sign_test_counts_prompts_that_changed() -> None:
@@ -71,13 +73,22 @@ def test_sign_test_is_the_exact_binomial_tail(differences: list[float]) -> None:
 
 def test_the_file_holds_what_is_returned(tmp_path: Path) -> None:
     path = tmp_path / "run" / "summary.json"
-    summary = write_summary(path, BEFORE, AFTER, steps=30, wall_time_s=600.04, peak_memory_gb=7.123, extra={"set": "held_out"})
+    summary = write_summary(
+        path, BEFORE, AFTER, steps=30, wall_time_s=600.04, peak_memory_gb=7.123, extra={"set": "held_out"}
+    )
     assert json.loads(path.read_text()) == summary
-    assert (summary["steps"], summary["wall_time_s"], summary["peak_memory_gb"], summary["set"]) == (30, 600.0, 7.12, "held_out")
+    assert (summary["steps"], summary["wall_time_s"], summary["peak_memory_gb"], summary["set"]) == (
+        30,
+        600.0,
+        7.12,
+        "held_out",
+    )
 
 
 def test_one_prompt_has_a_mean_and_no_interval(tmp_path: Path) -> None:
-    summary = write_summary(tmp_path / "s.json", {"reward": [0.3]}, {"reward": [0.4]}, steps=1, wall_time_s=1, peak_memory_gb=1)
+    summary = write_summary(
+        tmp_path / "s.json", {"reward": [0.3]}, {"reward": [0.4]}, steps=1, wall_time_s=1, peak_memory_gb=1
+    )
     assert summary["before"]["reward"] == {"mean": 0.3, "low": None, "high": None}
     assert not summary["difference"]["reward"]["rises_beyond_intervals"]
     file = io.StringIO()

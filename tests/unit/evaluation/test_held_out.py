@@ -1,4 +1,5 @@
-"""A validation grades what the policy answered, asks the judge that the environment names, and reports what the judge did."""
+"""A validation grades what the policy answered, asks the judge that the environment names, and reports what the judge
+did."""
 
 from __future__ import annotations
 
@@ -43,7 +44,8 @@ def scored_group(index: int, responses: tuple[str, ...]) -> ScoredGroup:
 
 
 def validate(folder: Path, judge: Judge | None) -> tuple[ValidationResult, str]:
-    """The result of a validation whose responses are stored, and what it printed. Nothing is scored, so there is no policy."""
+    """The result of a validation whose responses are stored, and what it printed. Nothing is scored, so there is no
+    policy."""
     groups = [scored_group(0, (RIGHT, ODD)), scored_group(1, (WRONG, ODD))]
     write_rollouts(folder, VALIDATION_STEP, groups, advantages=[None] * 2, kept=[True] * 2, decode=str)
     config = Config()
@@ -54,7 +56,9 @@ def validate(folder: Path, judge: Judge | None) -> tuple[ValidationResult, str]:
     no_scorer: Any = None
     with GraderPool(workers=1) as graders:
         console = Console(enabled=False, file=printed)
-        evaluation = HeldOutEvaluation(config, ReplayRollouts(folder), no_scorer, graders, console, ["<|im_end|>"], judge)
+        evaluation = HeldOutEvaluation(
+            config, ReplayRollouts(folder), no_scorer, graders, console, ["<|im_end|>"], judge
+        )
         return evaluation.run([one])[0], printed.getvalue()
 
 
@@ -66,7 +70,9 @@ def test_without_a_judge_the_rules_decide_and_no_judge_is_reported(tmp_path: Pat
 
 
 def test_the_judge_turns_wrong_into_right_and_is_reported(tmp_path: Path) -> None:
-    server = JudgeServer(lambda request, _: (200, "\\boxed{Y}" if "twice two" in request["messages"][1]["content"] else "\\boxed{N}"))
+    server = JudgeServer(
+        lambda request, _: (200, "\\boxed{Y}" if "twice two" in request["messages"][1]["content"] else "\\boxed{N}")
+    )
     settings = judge_settings({"CLIENT_IP": server.url})
     assert settings is not None
     result, printed = validate(tmp_path, Judge(settings))

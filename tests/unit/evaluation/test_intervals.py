@@ -39,7 +39,10 @@ def test_real_values_get_students_interval() -> None:
 
 def test_students_interval_covers_the_truth_as_often_as_it_says() -> None:
     rng = np.random.default_rng(0)
-    covered = sum(interval.low <= 0.5 <= interval.high for interval in (mean_interval(rng.uniform(size=8).tolist()) for _ in range(2000)))
+    covered = sum(
+        interval.low <= 0.5 <= interval.high
+        for interval in (mean_interval(rng.uniform(size=8).tolist()) for _ in range(2000))
+    )
     assert 0.93 < covered / 2000 < 0.97
 
 

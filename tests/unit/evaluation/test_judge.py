@@ -39,10 +39,14 @@ def task(source: str = "Math-500_Avg2", reference: str = "0.5", response: str = 
 
 
 def quick(url: str, **changes: Any) -> Judge:
-    return Judge(JudgeSettings("qwen", url + "/v1", "none", **{"timeout_s": 5.0, "retries": 1, "parallel": 2} | changes))
+    return Judge(
+        JudgeSettings("qwen", url + "/v1", "none", **{"timeout_s": 5.0, "retries": 1, "parallel": 2} | changes)
+    )
 
 
-def test_a_wrong_answer_is_turned_right_and_a_right_one_is_not_asked_about(serve: Callable[[Answer], JudgeServer]) -> None:
+def test_a_wrong_answer_is_turned_right_and_a_right_one_is_not_asked_about(
+    serve: Callable[[Answer], JudgeServer],
+) -> None:
     server = serve(lambda request, _: (200, "Same value: \\boxed{Y}"))
     judge = quick(server.url)
     results = judge.judge_many([task(), task()], [WRONG, RIGHT])
@@ -60,8 +64,12 @@ def test_a_judge_cannot_turn_right_into_wrong(serve: Callable[[Answer], JudgeSer
     assert judge.asked == 2
 
 
-@pytest.mark.parametrize(("reply", "accuracy"), [("I see \\boxed{a}, no: \\boxed{C}", 1.0), ("\\boxed{B}", 0.0), ("Unclear", 0.0)])
-def test_of_a_choice_the_judge_reports_the_letter(serve: Callable[[Answer], JudgeServer], reply: str, accuracy: float) -> None:
+@pytest.mark.parametrize(
+    ("reply", "accuracy"), [("I see \\boxed{a}, no: \\boxed{C}", 1.0), ("\\boxed{B}", 0.0), ("Unclear", 0.0)]
+)
+def test_of_a_choice_the_judge_reports_the_letter(
+    serve: Callable[[Answer], JudgeServer], reply: str, accuracy: float
+) -> None:
     judge = quick(serve(lambda request, _: (200, reply)).url)
     assert judge.judge_many([task("gpqa_diamond_Avg4", "C")], [WRONG])[0].accuracy == accuracy
 
@@ -81,7 +89,10 @@ def test_failures_are_counted_by_kind_and_leave_the_rules_verdict(serve: Callabl
     assert judge.judge_many([task()], [WRONG]) == [WRONG]
     assert judge.failures == {"APITimeoutError": 1}
     judge = quick(serve(lambda request, _: (200, "")).url)
-    assert judge.judge_many([task(), task("unknown"), GradeTask("Math-500", "x", "1", "no turn")], [WRONG] * 3) == [WRONG] * 3
+    assert (
+        judge.judge_many([task(), task("unknown"), GradeTask("Math-500", "x", "1", "no turn")], [WRONG] * 3)
+        == [WRONG] * 3
+    )
     assert judge.failures == {"empty reply": 1, "no question for this data source": 1, "ValueError": 1}
     assert judge.metrics()["judge/failures/empty_reply"] == 1.0
 
@@ -116,6 +127,9 @@ def test_the_judge_does_not_see_turns_a_base_model_invents() -> None:
 
 
 def test_a_prompt_made_from_messages_gives_its_question_back() -> None:
-    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Question:\nWhich?\nOptions:\nA. apple\nB. pear"}]
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Question:\nWhich?\nOptions:\nA. apple\nB. pear"},
+    ]
     assert recover_question(prompt_text(messages)) == "Which?\nOptions:\nA. apple\nB. pear\nassistant"
     assert option_text(prompt_text(messages), "B") == "pear"

@@ -24,13 +24,19 @@ def test_the_best_mean_averages_the_best_style_of_every_group_a_set_has() -> Non
     sources = all_sets("OC", [0.1, 0.2, 0.3, 0.4]) | all_sets("SysR1", [0.5, 0.1, 0.1, 0.5])
     # per set: max(OC, SysR1), then SysR1 alone
     expected = (0.5 + 0.5 + 0.2 + 0.1 + 0.3 + 0.1 + 0.5 + 0.5) / 8
-    assert general_means({"sampling": sources})[f"val_mean_sampling/test_acc/best-mean_{SETS}"] == pytest.approx(expected)
+    assert general_means({"sampling": sources})[f"val_mean_sampling/test_acc/best-mean_{SETS}"] == pytest.approx(
+        expected
+    )
 
 
 def test_with_both_strategies_the_best_of_all_is_averaged() -> None:
     accuracies = {"sampling": all_sets("R1", [0.1, 0.2, 0.3, 0.4]), "greedy": all_sets("R1", [0.2, 0.1, 0.4, 0.3])}
-    assert general_means(accuracies)[f"val_mean/test_acc/best-mean_{SETS}"] == pytest.approx((0.2 + 0.2 + 0.4 + 0.4) / 4)
+    assert general_means(accuracies)[f"val_mean/test_acc/best-mean_{SETS}"] == pytest.approx(
+        (0.2 + 0.2 + 0.4 + 0.4) / 4
+    )
 
 
 def test_bare_names_have_no_means() -> None:
-    assert general_means({"sampling": dict.fromkeys(GENERAL_SETS, 0.5), "greedy": dict.fromkeys(GENERAL_SETS, 0.5)}) == {}
+    assert (
+        general_means({"sampling": dict.fromkeys(GENERAL_SETS, 0.5), "greedy": dict.fromkeys(GENERAL_SETS, 0.5)}) == {}
+    )

@@ -13,7 +13,9 @@ BEFORE = [
 
 
 def last(name: str, strategy: str, prompts: int) -> ValidationResult:
-    return ValidationResult(name, strategy, {"reward": [1.0] * prompts, "accuracy": [1.0] * prompts}, response_length=3.0)
+    return ValidationResult(
+        name, strategy, {"reward": [1.0] * prompts, "accuracy": [1.0] * prompts}, response_length=3.0
+    )
 
 
 def test_results_are_paired_by_set_and_strategy_in_the_last_order() -> None:

@@ -1,4 +1,5 @@
-"""docs/differences.md accounts for every quirk of the reference, in agreement with the values the golden tests correct."""
+"""docs/differences.md accounts for every quirk of the reference, in agreement with the values the golden tests
+correct."""
 
 from __future__ import annotations
 

@@ -18,4 +18,7 @@ def flat(file: str) -> dict[str, Any]:
 def test_the_control_run_differs_by_the_reward_and_the_name_alone() -> None:
     run, control = flat("config.yaml"), flat("format_only.yaml")
     differences = {key: (run[key], control[key]) for key in run if run[key] != control[key]}
-    assert differences == {"reward.format_only": (False, True), "trainer.name": ("quickstart", "quickstart-format-only")}
+    assert differences == {
+        "reward.format_only": (False, True),
+        "trainer.name": ("quickstart", "quickstart-format-only"),
+    }

@@ -201,14 +201,19 @@ def test_a_recipe_validates_on_the_seven_sets_with_their_samples(name: str) -> N
 
 @pytest.fixture
 def present(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A GPU, and a folder with a file for every path a recipe names, as the current one: the model's shape and empty files."""
+    """A GPU, and a folder with a file for every path a recipe names, as the current one: the model's shape and empty
+    files."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     for name in NAMES:
         config = recipe(name)
         model = tmp_path / config.model.path
         model.mkdir(parents=True)
         (model / "config.json").write_text(json.dumps(HF_CONFIGS[name]))
-        for file in (model / "tokenizer.json", model / "model.safetensors", *(tmp_path / f for f in config.data.val_files)):
+        for file in (
+            model / "tokenizer.json",
+            model / "model.safetensors",
+            *(tmp_path / f for f in config.data.val_files),
+        ):
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(b"")
     (tmp_path / "data/train").mkdir()

@@ -1,4 +1,5 @@
-"""reproduce.sh turns the environment that users of the reference know into one torchrun command, or says what is missing."""
+"""reproduce.sh turns the environment that users of the reference know into one torchrun command, or says what is
+missing."""
 
 from __future__ import annotations
 
@@ -60,7 +61,9 @@ def test_one_machine_runs_one_process_per_gpu(model: str) -> None:
 
 
 def test_several_machines_meet_at_the_master(model: str) -> None:
-    options = command(*OWN_DATA, MODEL=model, NNODES="4", RANK="3", MASTER_ADDR="10.0.0.1", MASTER_PORT="6379", GPUS_PER_NODE="4")
+    options = command(
+        *OWN_DATA, MODEL=model, NNODES="4", RANK="3", MASTER_ADDR="10.0.0.1", MASTER_PORT="6379", GPUS_PER_NODE="4"
+    )
     assert options[1 : options.index("pretrain_rlpr.py")] == [
         *("--nnodes", "4", "--node-rank", "3", "--nproc-per-node", "4"),
         *("--master-addr", "10.0.0.1", "--master-port", "6379"),
@@ -91,7 +94,9 @@ def test_the_recipe_can_be_named(tmp_path: Path) -> None:
     assert "RECIPE=none.yaml: there is no such file" in refusal(*OWN_DATA, MODEL=path, RECIPE="none.yaml")
 
 
-def test_further_arguments_are_overrides_and_the_trainer_understands_them(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_further_arguments_are_overrides_and_the_trainer_understands_them(
+    model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     overrides = [*OWN_DATA, "+trainer.val_only=True", "trainer.name=a run with spaces"]
     options = command(*overrides, MODEL=model)
     assert options[-len(overrides) :] == overrides
@@ -111,7 +116,10 @@ def test_a_missing_model_is_one_line_that_says_how_to_get_it() -> None:
 
 def test_a_missing_data_file_is_one_line_that_names_it(model: str, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("data:\n  train_files: [data/train/no_such_training.parquet]\n  val_files: [data/test/no_such_set_Avg2.parquet]\n")
+    recipe.write_text(
+        "data:\n  train_files: [data/train/no_such_training.parquet]\n  val_files: "
+        "[data/test/no_such_set_Avg2.parquet]\n"
+    )
     train, val = OWN_DATA
     assert "no file data/train/no_such_training.parquet" in refusal(MODEL=model, RECIPE=str(recipe))
     assert "no file data/train/no_such_training.parquet" in refusal(val, MODEL=model, RECIPE=str(recipe))
@@ -125,7 +133,9 @@ def test_the_script_finds_every_data_file_that_a_recipe_names(stem: str) -> None
     recipe = ROOT / "examples" / "recipes" / f"{stem}.yaml"
     config = load_config(["--config", str(recipe)])
     for kind, files in (("train", config.data.train_files), ("test", config.data.val_files)):
-        found = subprocess.run(["grep", "-o", rf"data/{kind}/[^],[:space:]]*\.parquet", str(recipe)], capture_output=True, text=True)
+        found = subprocess.run(
+            ["grep", "-o", rf"data/{kind}/[^],[:space:]]*\.parquet", str(recipe)], capture_output=True, text=True
+        )
         assert found.stdout.split() == files
 
 
@@ -133,7 +143,10 @@ def test_the_script_finds_every_data_file_that_a_recipe_names(stem: str) -> None
     ("environment", "message"),
     [
         ({"NNODES": "two"}, "NNODES=two: expected the number of machines"),
-        ({"NNODES": "2", "RANK": "2", "MASTER_ADDR": "10.0.0.1"}, "RANK=2: expected this machine's number, 0 to 1 with NNODES=2"),
+        (
+            {"NNODES": "2", "RANK": "2", "MASTER_ADDR": "10.0.0.1"},
+            "RANK=2: expected this machine's number, 0 to 1 with NNODES=2",
+        ),
         ({"NNODES": "2", "RANK": "0"}, "NNODES=2 needs MASTER_ADDR"),
         ({"GPUS_PER_NODE": "none"}, "GPUS_PER_NODE=8"),
     ],

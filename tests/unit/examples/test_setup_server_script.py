@@ -25,7 +25,9 @@ def free_port() -> str:
 
 def start(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     inherited = {name: value for name, value in os.environ.items() if name not in SCRIPT_VARIABLES}
-    return subprocess.run([str(SCRIPT), *arguments], env=inherited | {"DRY_RUN": "1"} | environment, capture_output=True, text=True)
+    return subprocess.run(
+        [str(SCRIPT), *arguments], env=inherited | {"DRY_RUN": "1"} | environment, capture_output=True, text=True
+    )
 
 
 def refusal(*arguments: str, **environment: str) -> str:

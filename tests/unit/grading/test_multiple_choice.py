@@ -12,7 +12,8 @@ PROMPT = "user\nQuestion:\nWhich fruit?\nOptions:\nA. apple\nB. banana\n(C) cher
 
 
 @pytest.mark.parametrize(
-    "response", ["<answer>banana</answer>", r"\boxed{banana}", "<answer> B) banana </answer>", "**B**: the answer is B."]
+    "response",
+    ["<answer>banana</answer>", r"\boxed{banana}", "<answer> B) banana </answer>", "**B**: the answer is B."],
 )
 def test_the_letter_or_the_text_of_the_right_option_counts(response: str) -> None:
     assert grade_multiple_choice(response, "B", "ABCD", PROMPT).correct

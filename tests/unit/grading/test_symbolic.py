@@ -78,9 +78,17 @@ def test_code_and_towers_are_refused(text: str, implicit: bool) -> None:
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=lambda text: text[:20])
-def test_a_hostile_answer_is_wrong_and_leaves_no_trace(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hostile_answer_is_wrong_and_leaves_no_trace(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    for answer in (text, f"\\pi*{text}", f"[{text}]", f"\\begin{{pmatrix}}{text}\\end{{pmatrix}}", f"\\input{{{text}}}"):
+    for answer in (
+        text,
+        f"\\pi*{text}",
+        f"[{text}]",
+        f"\\begin{{pmatrix}}{text}\\end{{pmatrix}}",
+        f"\\input{{{text}}}",
+    ):
         assert not answers_match(answer, "17.25")
         assert not math_equal("17.25", answer)
     assert list(tmp_path.iterdir()) == []

@@ -12,7 +12,9 @@ from megatron_rlpr.packing.distribute import assign_pieces, cut_into_pieces
 
 def run_tokens(length: np.ndarray, shared: np.ndarray, starts: list[int]) -> list[int]:
     """Distinct tokens of every run."""
-    return [int((length - shared)[a:b].sum() + shared[a]) for a, b in zip(starts, [*starts[1:], len(length)], strict=True)]
+    return [
+        int((length - shared)[a:b].sum() + shared[a]) for a, b in zip(starts, [*starts[1:], len(length)], strict=True)
+    ]
 
 
 @st.composite
@@ -26,7 +28,9 @@ def neighbours(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 @given(neighbours(), st.integers(0, 20))
 @settings(max_examples=200, deadline=None)
-def test_cuts_have_the_lowest_price_of_all_that_fit(columns: tuple[np.ndarray, np.ndarray, np.ndarray], spare: int) -> None:
+def test_cuts_have_the_lowest_price_of_all_that_fit(
+    columns: tuple[np.ndarray, np.ndarray, np.ndarray], spare: int
+) -> None:
     length, shared, price = columns
     budget = int(length.max()) + spare
     starts = cut_under_budget(length, shared, price, budget)

@@ -10,10 +10,22 @@ from megatron_rlpr.packing import CostModel, Plan, TreeMicroBatch, plan
 from megatron_rlpr.types import ScoreRequest, UserError
 
 SMALL_MODEL = CostModel.of_transformer(
-    num_layers=2, hidden_size=8, ffn_hidden_size=16, num_attention_heads=2, num_query_groups=1, head_dim=4, vocab_size=32
+    num_layers=2,
+    hidden_size=8,
+    ffn_hidden_size=16,
+    num_attention_heads=2,
+    num_query_groups=1,
+    head_dim=4,
+    vocab_size=32,
 )
 QWEN_7B = CostModel.of_transformer(
-    num_layers=28, hidden_size=3584, ffn_hidden_size=18944, num_attention_heads=28, num_query_groups=4, head_dim=128, vocab_size=152064
+    num_layers=28,
+    hidden_size=3584,
+    ffn_hidden_size=18944,
+    num_attention_heads=28,
+    num_query_groups=4,
+    head_dim=128,
+    vocab_size=152064,
 )
 
 
@@ -26,8 +38,9 @@ def all_trees(packed: Plan) -> list[TreeMicroBatch]:
 
 
 def rollout_requests(prompts: int, n: int, seed: int, spliced: bool) -> list[ScoreRequest]:
-    """Groups as training makes them: a shared chat template, prompts of 120-260 tokens, log-normal response lengths that
-    depend on the prompt's difficulty (median 700, at most 3,072); optionally the spliced reference of every response."""
+    """Groups as training makes them: a shared chat template, prompts of 120-260 tokens, log-normal response lengths
+    that depend on the prompt's difficulty (median 700, at most 3,072); optionally the spliced reference of every
+    response."""
     draw = np.random.default_rng(seed)
     template = draw.integers(0, 151643, 60).tolist()
     requests = []
@@ -67,7 +80,12 @@ def test_every_wanted_row_is_computed_once_within_the_budget_on_equal_counts(
     assert sorted(wants) == [(i, t) for i, r in enumerate(requests) for t in range(r.stop - r.start)]
     assert packed.num_tokens == sum(tree.num_tokens - tree.padding for tree in trees)
     flops = [
-        sum(SMALL_MODEL.flops(t.num_tokens - t.padding, t.attention_pairs - t.padding * (t.padding + 1) // 2, t.head_rows) for t in rank)
+        sum(
+            SMALL_MODEL.flops(
+                t.num_tokens - t.padding, t.attention_pairs - t.padding * (t.padding + 1) // 2, t.head_rows
+            )
+            for t in rank
+        )
         for rank in packed.micro_batches
     ]
     # Rows shared over a distance count twice in the plan's figure, so it is an upper bound.
@@ -96,7 +114,10 @@ def test_groups_stay_whole_when_they_fit() -> None:
     packed = plan(requests, max_tokens=130, data_parallel_size=2, cost_model=SMALL_MODEL)
     assert packed.num_tokens == 6 * (51 + 4 * 3)
     assert packed.num_micro_batches == 2
-    assert [[t.num_tokens for t in rank] for rank in packed.micro_batches] in ([[126, 63], [126, 63]], [[63, 126], [63, 126]])
+    assert [[t.num_tokens for t in rank] for rank in packed.micro_batches] in (
+        [[126, 63], [126, 63]],
+        [[63, 126], [63, 126]],
+    )
 
 
 def test_a_group_larger_than_the_budget_is_split_and_its_prompt_computed_in_every_part() -> None:
@@ -136,9 +157,13 @@ def test_nothing_wanted_costs_one_filler_per_rank(requests: list[ScoreRequest]) 
 
 
 @pytest.mark.parametrize(("length", "multiple", "needed"), [(9, 1, 8), (8, 4, 8)])
-def test_a_sequence_over_the_budget_is_named_with_the_key_and_the_value_that_would_do(length: int, multiple: int, needed: int) -> None:
+def test_a_sequence_over_the_budget_is_named_with_the_key_and_the_value_that_would_do(
+    length: int, multiple: int, needed: int
+) -> None:
     requests = [ScoreRequest((1, 2), 1, 2), ScoreRequest(tuple(range(length)), 1, length)]
-    with pytest.raises(UserError, match=rf"sequence 1 has {length - 1} tokens.*actor\.max_tokens_per_micro_batch=7.*at least {needed}"):
+    with pytest.raises(
+        UserError, match=rf"sequence 1 has {length - 1} tokens.*actor\.max_tokens_per_micro_batch=7.*at least {needed}"
+    ):
         plan(requests, max_tokens=7, data_parallel_size=1, sequence_multiple=multiple)
     plan(requests, max_tokens=needed, data_parallel_size=1, sequence_multiple=multiple)
 
@@ -150,7 +175,9 @@ def test_a_budget_below_the_sequence_multiple_is_refused() -> None:
 
 @pytest.mark.parametrize("ranks", [8, 16, 32])
 @pytest.mark.parametrize("spliced", [False, True])
-def test_6144_sequences_are_balanced_to_one_percent_with_little_computed_twice(ranks: int, spliced: bool, rollouts: dict) -> None:
+def test_6144_sequences_are_balanced_to_one_percent_with_little_computed_twice(
+    ranks: int, spliced: bool, rollouts: dict
+) -> None:
     requests, distinct = rollouts[spliced]
     assert len(requests) == 6144
     packed = plan(requests, 24_000, ranks, cost_model=QWEN_7B)

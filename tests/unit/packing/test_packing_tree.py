@@ -1,4 +1,5 @@
-"""A micro-batch is the prefix tree of its sequences: paths, subtrees, nodes and rows are checked against plain Python."""
+"""A micro-batch is the prefix tree of its sequences: paths, subtrees, nodes and rows are checked against plain
+Python."""
 
 import numpy as np
 import pytest
@@ -34,12 +35,18 @@ def inputs(request: ScoreRequest) -> tuple[int, ...]:
 def test_every_row_is_predicted_from_exactly_the_tokens_before_it(requests: list[ScoreRequest], share: bool) -> None:
     tree = build_tree(sort_sequences(requests, share))
     found = {}
-    for request, offset, row in zip(tree.want_request.tolist(), tree.want_offset.tolist(), tree.row_of_want.tolist(), strict=True):
+    for request, offset, row in zip(
+        tree.want_request.tolist(), tree.want_offset.tolist(), tree.row_of_want.tolist(), strict=True
+    ):
         assert (request, offset) not in found
         path = ancestors(tree, int(tree.source_row[row]))
         assert tree.positions[path].tolist() == list(range(len(path)))
         found[request, offset] = (tuple(tree.token_ids[path].tolist()), int(tree.target[row]))
-    assert found == {(i, t - r.start): (r.token_ids[:t], r.token_ids[t]) for i, r in enumerate(requests) for t in range(r.start, r.stop)}
+    assert found == {
+        (i, t - r.start): (r.token_ids[:t], r.token_ids[t])
+        for i, r in enumerate(requests)
+        for t in range(r.start, r.stop)
+    }
 
 
 @given(request_lists)
@@ -67,7 +74,9 @@ def test_without_sharing_every_sequence_is_a_root_with_rows_of_its_own(requests:
 
 @given(request_lists, st.integers(1, 5))
 @settings(max_examples=300, deadline=None)
-def test_descendants_are_the_tokens_between_a_nodes_end_and_its_subtrees_end(requests: list[ScoreRequest], multiple: int) -> None:
+def test_descendants_are_the_tokens_between_a_nodes_end_and_its_subtrees_end(
+    requests: list[ScoreRequest], multiple: int
+) -> None:
     tree = build_tree(sort_sequences(requests, share_prefixes=True), multiple)
     assert tree.node_start.tolist() == [0, *tree.node_stop[:-1].tolist()]
     assert tree.node_stop[-1] == tree.num_tokens
@@ -85,7 +94,9 @@ def test_descendants_are_the_tokens_between_a_nodes_end_and_its_subtrees_end(req
 def test_a_node_is_a_maximal_run_of_tokens_with_the_same_sequences_through_it(requests: list[ScoreRequest]) -> None:
     tree = build_tree(sort_sequences(requests, share_prefixes=True))
     wanted = [r for r in requests if r.stop > r.start]
-    through = [frozenset(i for i, r in enumerate(wanted) if inputs(r)[: len(path)] == path) for path in token_paths(tree)]
+    through = [
+        frozenset(i for i, r in enumerate(wanted) if inputs(r)[: len(path)] == path) for path in token_paths(tree)
+    ]
     nodes = zip(tree.node_start.tolist(), tree.node_stop.tolist(), tree.node_parent.tolist(), strict=True)
     for start, stop, parent in nodes if wanted else []:
         assert len(set(through[start:stop])) == 1
@@ -129,7 +140,9 @@ def test_a_prompt_its_response_and_the_spliced_reference_share_what_they_have_in
 
 
 def test_two_sequences_that_want_the_same_token_of_a_shared_prefix_point_at_one_row() -> None:
-    tree = build_tree(sort_sequences([ScoreRequest((1, 2, 3, 4), 2, 4), ScoreRequest((1, 2, 3, 5), 2, 4)], share_prefixes=True))
+    tree = build_tree(
+        sort_sequences([ScoreRequest((1, 2, 3, 4), 2, 4), ScoreRequest((1, 2, 3, 5), 2, 4)], share_prefixes=True)
+    )
     assert tree.source_row.tolist() == [1, 2, 2]
     assert tree.target.tolist() == [3, 4, 5]
     assert tree.row_of_want.tolist() == [0, 1, 0, 2]

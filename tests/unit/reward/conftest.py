@@ -1,4 +1,5 @@
-"""The three small tokenizers of the goldens: byte-level BPE (pad = eos, and a chat one) and a sentence-piece-like one."""
+"""The three small tokenizers of the goldens: byte-level BPE (pad = eos, and a chat one) and a sentence-piece-like
+one."""
 
 from __future__ import annotations
 

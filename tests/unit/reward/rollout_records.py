@@ -8,7 +8,10 @@ from typing import Any
 from megatron_rlpr.types import Prompt, Response, RolloutGroup
 
 TOKENIZERS = Path(__file__).parents[2] / "goldens" / "tokenizers"
-QUESTION = "Give the answer in <answer> </answer> tags, e.g. <think> reasoning </think> <answer> 7 </answer>. What is six times seven?"
+QUESTION = (
+    "Give the answer in <answer> </answer> tags, e.g. <think> reasoning </think> <answer> 7 </answer>. "
+    "What is six times seven?"
+)
 
 
 def prompt(tokenizer: Any, reference_answer: str = "42", data_source: str = "unit") -> Prompt:
@@ -28,4 +31,6 @@ def response(tokenizer: Any, text: str, ends: bool = True) -> Response:
 
 
 def group(tokenizer: Any, *texts: str, reference_answer: str = "42", data_source: str = "unit") -> RolloutGroup:
-    return RolloutGroup(prompt(tokenizer, reference_answer, data_source), tuple(response(tokenizer, text) for text in texts))
+    return RolloutGroup(
+        prompt(tokenizer, reference_answer, data_source), tuple(response(tokenizer, text) for text in texts)
+    )

@@ -14,7 +14,9 @@ from megatron_rlpr.reward.probability import AGGREGATIONS, aggregate, round_to_b
 from megatron_rlpr.reward.shaping import discrete_function, shaping_function
 from megatron_rlpr.types import UserError
 
-log_probs = st.lists(st.floats(-30, 0, width=32), min_size=1, max_size=20).map(lambda values: np.array(values, dtype=np.float32))
+log_probs = st.lists(st.floats(-30, 0, width=32), min_size=1, max_size=20).map(
+    lambda values: np.array(values, dtype=np.float32)
+)
 
 
 @settings(deadline=None)
@@ -70,7 +72,9 @@ def test_random_shaping_repeats_for_a_seed_and_ignores_the_difference() -> None:
     assert 0.9 < max(draws) < 1
 
 
-@pytest.mark.parametrize("name", ["", "relu", "threshold", "threshold_x", "sigmoid_", "comp_threshold_0.3_relu_2", "bin_3"])
+@pytest.mark.parametrize(
+    "name", ["", "relu", "threshold", "threshold_x", "sigmoid_", "comp_threshold_0.3_relu_2", "bin_3"]
+)
 def test_unknown_shaping_names_are_refused_with_the_key(name: str) -> None:
     with pytest.raises(UserError, match=r"reward\.shaping_function_name"):
         shaping_function(name)

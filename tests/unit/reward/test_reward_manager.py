@@ -35,7 +35,9 @@ def scores_of(request: ScoreRequest | None, probability: float) -> TokenScores |
     return TokenScores(np.full(tokens, math.log(probability), dtype=np.float32), np.zeros(tokens, dtype=np.float32))
 
 
-def rewards_of(rewards: RewardManager, rollouts: RolloutGroup, probability: float, base: float) -> tuple[ResponseReward, ...]:
+def rewards_of(
+    rewards: RewardManager, rollouts: RolloutGroup, probability: float, base: float
+) -> tuple[ResponseReward, ...]:
     answers = [scores_of(request, probability) for request in rewards.reference_requests(rollouts)]
     return rewards.rewards(rollouts, answers, base)
 
@@ -55,14 +57,18 @@ def test_the_default_reward_is_the_clipped_difference_and_a_tenth_of_format(chat
 
 
 def test_format_coefficient_minus_one_punishes_a_wrong_format(chat_tokenizer: Any) -> None:
-    good, unclosed = rewards_of(manager(chat_tokenizer, format_coefficient=-1), group(chat_tokenizer, GOOD, UNCLOSED), 0.8, 0.3)
+    good, unclosed = rewards_of(
+        manager(chat_tokenizer, format_coefficient=-1), group(chat_tokenizer, GOOD, UNCLOSED), 0.8, 0.3
+    )
     assert (good.reward, unclosed.reward) == (pytest.approx(0.5), -1.0)
 
 
 def test_a_repetition_is_penalised_once_and_also_at_reward_zero(chat_tokenizer: Any) -> None:
     for settings_, base in (({}, 0.3), ({"reward_manager": "mix"}, 0.3), ({"format_coefficient": 0.0}, 0.9)):
         with_penalty = rewards_of(manager(chat_tokenizer, **settings_), group(chat_tokenizer, REPEATED), 0.8, base)[0]
-        without = rewards_of(manager(chat_tokenizer, repetition_penalty=False, **settings_), group(chat_tokenizer, REPEATED), 0.8, base)[0]
+        without = rewards_of(
+            manager(chat_tokenizer, repetition_penalty=False, **settings_), group(chat_tokenizer, REPEATED), 0.8, base
+        )[0]
         assert with_penalty.repetition == -1.0
         assert with_penalty.reward == pytest.approx(without.reward - 1)
 
@@ -85,7 +91,10 @@ def test_naive_and_mixed_rewards_weigh_the_grade(chat_tokenizer: Any) -> None:
 
 
 def test_the_naive_manager_asks_the_policy_for_nothing(chat_tokenizer: Any) -> None:
-    assert manager(chat_tokenizer, reward_manager="naive").reference_requests(group(chat_tokenizer, GOOD, GOOD)) == [None, None]
+    assert manager(chat_tokenizer, reward_manager="naive").reference_requests(group(chat_tokenizer, GOOD, GOOD)) == [
+        None,
+        None,
+    ]
 
 
 def test_graded_sources_are_graded_and_others_scored(chat_tokenizer: Any) -> None:
@@ -100,18 +109,28 @@ def test_graded_sources_are_graded_and_others_scored(chat_tokenizer: Any) -> Non
 
 
 def test_the_control_run_rewards_the_format_alone(chat_tokenizer: Any) -> None:
-    good, unclosed = rewards_of(manager(chat_tokenizer, format_only=True), group(chat_tokenizer, GOOD, UNCLOSED), 0.9, 0.0)
+    good, unclosed = rewards_of(
+        manager(chat_tokenizer, format_only=True), group(chat_tokenizer, GOOD, UNCLOSED), 0.9, 0.0
+    )
     assert (good.reward, unclosed.reward) == (1.0, 0.0)
 
 
 def test_a_manager_that_grades_needs_a_grader(chat_tokenizer: Any) -> None:
-    for config in (RewardConfig(reward_manager="mix"), RewardConfig(reward_manager="naive"), RewardConfig(reward_type="pr+vr")):
+    for config in (
+        RewardConfig(reward_manager="mix"),
+        RewardConfig(reward_manager="naive"),
+        RewardConfig(reward_type="pr+vr"),
+    ):
         with pytest.raises(UserError, match="graded answers"):
             RewardManager(config, chat_tokenizer, 10, 10)
 
 
 def test_many_groups_are_asked_for_like_each_alone(tokenizer: Any) -> None:
-    groups = [group(tokenizer, GOOD, "no", UNCLOSED), group(tokenizer, "x"), group(tokenizer, UNCLOSED, GOOD, reference_answer="7 apples")]
+    groups = [
+        group(tokenizer, GOOD, "no", UNCLOSED),
+        group(tokenizer, "x"),
+        group(tokenizer, UNCLOSED, GOOD, reference_answer="7 apples"),
+    ]
     for splice in ("text", "tokens"):
         rewards = manager(tokenizer, splice=splice)
         assert rewards.reference_requests_batch(groups) == [rewards.reference_requests(each) for each in groups]
@@ -124,7 +143,8 @@ def test_the_base_request_puts_the_answer_right_after_the_prompt(tokenizer: Any)
 
 
 pieces = st.one_of(
-    st.sampled_from(["<think>", "</think>", "<answer>", "</answer>", "<|im_end|>", "<pad>", "\n", " 42 "]), st.text(max_size=10)
+    st.sampled_from(["<think>", "</think>", "<answer>", "</answer>", "<|im_end|>", "<pad>", "\n", " 42 "]),
+    st.text(max_size=10),
 )
 
 

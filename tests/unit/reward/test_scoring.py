@@ -47,7 +47,11 @@ def prompts(tokenizer: Any, tmp_path: Path) -> tuple[Prompt, ...]:
     import pandas as pd
 
     rows = [
-        {"prompt": [{"role": "user", "content": f"{n}+{n}=?"}], "data_source": "unit", "reward_model": {"ground_truth": str(2 * n)}}
+        {
+            "prompt": [{"role": "user", "content": f"{n}+{n}=?"}],
+            "data_source": "unit",
+            "reward_model": {"ground_truth": str(2 * n)},
+        }
         for n in range(1, 5)
     ]
     pd.DataFrame(rows).to_parquet(tmp_path / "rows.parquet")
@@ -64,8 +68,14 @@ def scorer(tokenizer: Any, policy: KnownPolicy, base: Any) -> GroupScorer:
 
 
 @pytest.mark.parametrize("base", ["initial", "current", "none"])
-def test_a_batch_is_scored_in_one_call_and_each_group_as_if_it_were_alone(tokenizer: Any, prompts: tuple[Prompt, ...], base: str) -> None:
-    groups = [group(tokenizer, prompts[0], GOOD, BAD), group(tokenizer, prompts[1], BAD), group(tokenizer, prompts[2], GOOD, GOOD + " ")]
+def test_a_batch_is_scored_in_one_call_and_each_group_as_if_it_were_alone(
+    tokenizer: Any, prompts: tuple[Prompt, ...], base: str
+) -> None:
+    groups = [
+        group(tokenizer, prompts[0], GOOD, BAD),
+        group(tokenizer, prompts[1], BAD),
+        group(tokenizer, prompts[2], GOOD, GOOD + " "),
+    ]
     policy, table = KnownPolicy(), BaseProbabilityTable({})
     made = scorer(tokenizer, policy, base)
     assert made.complete(table, prompts) == 4
@@ -95,7 +105,10 @@ def test_base_probabilities_come_from_where_the_run_says(tokenizer: Any, prompts
     policy, table = KnownPolicy(), BaseProbabilityTable({})
     groups = [group(tokenizer, prompts[0], GOOD)]
     table.record(prompts[0], 0.125)
-    found = {base: scorer(tokenizer, policy, base).score(groups, table)[0].rewards[0].base_probability for base in ("initial", "none")}
+    found = {
+        base: scorer(tokenizer, policy, base).score(groups, table)[0].rewards[0].base_probability
+        for base in ("initial", "none")
+    }
     assert found == {"initial": 0.125, "none": 0.0}
     current = scorer(tokenizer, policy, "current")
     fresh = BaseProbabilityTable({})
@@ -108,5 +121,9 @@ def test_base_probabilities_come_from_where_the_run_says(tokenizer: Any, prompts
 def test_only_what_a_table_lacks_is_computed(tokenizer: Any, prompts: tuple[Prompt, ...]) -> None:
     policy, table = KnownPolicy(), BaseProbabilityTable({})
     made = scorer(tokenizer, policy, "initial")
-    assert [made.complete(table, prompts[:3]), made.complete(table, prompts), made.complete(table, prompts)] == [3, 1, 0]
+    assert [made.complete(table, prompts[:3]), made.complete(table, prompts), made.complete(table, prompts)] == [
+        3,
+        1,
+        0,
+    ]
     assert [len(call) for call in policy.calls] == [3, 1, 0]

@@ -21,10 +21,14 @@ from megatron_rlpr.types import Prompt, Response
 LIMITS = SpliceLimits(600, 600)
 MODES = {"text": splice_texts, "tokens": splice_tokens}
 modes = pytest.mark.parametrize("mode", list(MODES))
-relaxed = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+relaxed = settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 
 
-def splice_one(mode: str, tokenizer: Any, question: Prompt, answer: Response, limits: SpliceLimits = LIMITS, **config: Any) -> Splice:
+def splice_one(
+    mode: str, tokenizer: Any, question: Prompt, answer: Response, limits: SpliceLimits = LIMITS, **config: Any
+) -> Splice:
     return MODES[mode](tokenizer, [(question, answer)], RewardConfig(**config), limits)[0]
 
 
@@ -46,7 +50,9 @@ def scored_text(tokenizer: Any, splice: Splice) -> str:
         ("<think> a </answer> b </think> <answer> 41 </answer>", "<answer> "),
     ],
 )
-def test_the_reference_answer_takes_the_place_of_the_generated_one(tokenizer: Any, mode: str, text: str, before: str) -> None:
+def test_the_reference_answer_takes_the_place_of_the_generated_one(
+    tokenizer: Any, mode: str, text: str, before: str
+) -> None:
     splice = splice_one(mode, tokenizer, prompt(tokenizer), response(tokenizer, text))
     assert splice.valid
     whole = tokenizer.decode(splice.token_ids)
@@ -87,10 +93,13 @@ def test_without_think_tags_one_answer_tag_is_enough(tokenizer: Any, mode: str) 
 
 @modes
 @pytest.mark.parametrize(
-    "answer", ["use <answer> tags", "a </answer> b", "<think> x </think>", " 42", "42 ", "x\ny", "é", "答案 是 对", "🙂🙃"]
+    "answer",
+    ["use <answer> tags", "a </answer> b", "<think> x </think>", " 42", "42 ", "x\ny", "é", "答案 是 对", "🙂🙃"],
 )
 def test_any_reference_answer_is_found_where_it_was_put(tokenizer: Any, mode: str, answer: str) -> None:
-    splice = splice_one(mode, tokenizer, prompt(tokenizer, answer), response(tokenizer, "<think> r </think> <answer> 41 </answer>"))
+    splice = splice_one(
+        mode, tokenizer, prompt(tokenizer, answer), response(tokenizer, "<think> r </think> <answer> 41 </answer>")
+    )
     assert splice.valid
     assert answer.strip() in scored_text(tokenizer, splice)
     assert len(scored_text(tokenizer, splice).strip()) <= len(answer.strip()) + 1
@@ -117,7 +126,9 @@ def test_a_token_that_runs_from_the_tag_into_the_answer_is_not_kept() -> None:
     into_space = response(tokenizer, "<think> r </think> <answer> \n 41 </answer>")
     splice = splice_one("tokens", tokenizer, question, into_space)
     assert tokenizer.decode(splice.token_ids).endswith("<think> r </think> <answer> \n 42 </answer><|im_end|>")
-    assert tokenizer.convert_tokens_to_ids("> \n") in splice.token_ids, "white space the tag's last token holds stays with it"
+    assert tokenizer.convert_tokens_to_ids("> \n") in splice.token_ids, (
+        "white space the tag's last token holds stays with it"
+    )
 
 
 @modes
@@ -126,7 +137,9 @@ def test_the_token_after_the_answer_can_be_scored_too(tokenizer: Any, mode: str)
     plain = splice_one(mode, tokenizer, prompt(tokenizer), answer)
     one_more = splice_one(mode, tokenizer, prompt(tokenizer), answer, gt_tokens_one_more=True)
     assert one_more.stop - one_more.start == plain.stop - plain.start + 1
-    assert tokenizer.decode(one_more.token_ids).endswith("42\n</answer>" + tokenizer.eos_token), "the response's own white space is kept"
+    assert tokenizer.decode(one_more.token_ids).endswith("42\n</answer>" + tokenizer.eos_token), (
+        "the response's own white space is kept"
+    )
 
 
 @modes
@@ -149,7 +162,13 @@ def test_a_sequence_over_the_limit_is_not_scored_and_its_neighbours_are(tokenize
 @modes
 def test_a_long_reference_answer_is_scored_within_the_response_window(tokenizer: Any, mode: str) -> None:
     question = prompt(tokenizer, "word " * 80)
-    splice = splice_one(mode, tokenizer, question, response(tokenizer, "<think> r </think> <answer> 41 </answer>"), SpliceLimits(600, 30))
+    splice = splice_one(
+        mode,
+        tokenizer,
+        question,
+        response(tokenizer, "<think> r </think> <answer> 41 </answer>"),
+        SpliceLimits(600, 30),
+    )
     assert splice.stop - splice.answer_tag == 30
 
 
@@ -157,17 +176,24 @@ def test_a_batch_is_spliced_like_its_members(tokenizer: Any) -> None:
     texts = ["<think> r </think> <answer> 41 </answer>", "nothing", "<think>\nq\n</think><answer>\n1\n</answer>"]
     pairs = [(prompt(tokenizer), response(tokenizer, text)) for text in texts]
     for splice in MODES.values():
-        assert splice(tokenizer, pairs, RewardConfig(), LIMITS) == [splice(tokenizer, [pair], RewardConfig(), LIMITS)[0] for pair in pairs]
+        assert splice(tokenizer, pairs, RewardConfig(), LIMITS) == [
+            splice(tokenizer, [pair], RewardConfig(), LIMITS)[0] for pair in pairs
+        ]
 
 
 fragments = st.lists(
-    st.one_of(st.sampled_from(["<think>", "</think>", "<answer>", "</answer>", "\n", " ", "$", "41"]), st.text(max_size=8)), max_size=12
+    st.one_of(
+        st.sampled_from(["<think>", "</think>", "<answer>", "</answer>", "\n", " ", "$", "41"]), st.text(max_size=8)
+    ),
+    max_size=12,
 ).map("".join)
 
 
 @relaxed
 @given(thinking=fragments, section=fragments, reference=st.text(min_size=1, max_size=20).filter(str.strip))
-def test_token_mode_leaves_the_sampled_prefix_untouched(tokenizer: Any, thinking: str, section: str, reference: str) -> None:
+def test_token_mode_leaves_the_sampled_prefix_untouched(
+    tokenizer: Any, thinking: str, section: str, reference: str
+) -> None:
     question = prompt(tokenizer, reference)
     answer = response(tokenizer, f"<think>{thinking}</think> <answer>{section}")
     splice = splice_one("tokens", tokenizer, question, answer)
@@ -176,7 +202,9 @@ def test_token_mode_leaves_the_sampled_prefix_untouched(tokenizer: Any, thinking
     sampled = question.token_ids + answer.token_ids
     assert splice.token_ids[: splice.answer_tag] == sampled[: splice.answer_tag]
     kept = tokenizer.decode(answer.token_ids[: splice.answer_tag - len(question.token_ids)])
-    assert len(answer.text[: answer.text.rindex("<answer>")]) - len(kept) <= 8, "only the token that opens the tag may be lost"
+    assert len(answer.text[: answer.text.rindex("<answer>")]) - len(kept) <= 8, (
+        "only the token that opens the tag may be lost"
+    )
     assert splice.answer_tag <= splice.start < splice.stop
 
 

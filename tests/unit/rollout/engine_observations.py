@@ -1,6 +1,7 @@
 """Drives real engines in a process of their own and prints what was observed as JSON.
 
-usage: engine_observations.py FOLDER    (FOLDER holds the models llama_a, llama_b, qwen_a, ..., an a and a b of every family)
+usage: engine_observations.py FOLDER    (FOLDER holds the models llama_a, llama_b, qwen_a, ..., an a and a b of every
+family)
 """
 
 from __future__ import annotations
@@ -71,7 +72,9 @@ def engine(folder: Path, dtype: torch.dtype) -> VllmEngine:
     return VllmEngine(str(folder), dtype=dtype, max_model_len=256, max_num_seqs=16, kv_cache_gb=0.05)
 
 
-def largest_gap_to_transformers(folder: Path, sent: list[GenerationRequest], got: list[Response], temperature: float) -> float:
+def largest_gap_to_transformers(
+    folder: Path, sent: list[GenerationRequest], got: list[Response], temperature: float
+) -> float:
     # Other kinds of attention leave soft caps out.
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     gap = 0.0
@@ -110,7 +113,8 @@ def observe_generation(tested: VllmEngine, folder: Path) -> dict[str, Any]:
         "too_long": error_of(lambda: tested.generate([sent[0], long_prompt], SAMPLED)),
         "interrupted": error_of(lambda: tested.generate(sent, SAMPLED, interrupt)),
         "repeated_is_equal": tested.generate(sent, SAMPLED) == got,
-        "reversed_tokens_are_equal": [r.token_ids for r in tested.generate(sent[::-1], SAMPLED)] == [r.token_ids for r in got][::-1],
+        "reversed_tokens_are_equal": [r.token_ids for r in tested.generate(sent[::-1], SAMPLED)]
+        == [r.token_ids for r in got][::-1],
         "no_requests": tested.generate([], SAMPLED),
     }
 
@@ -126,7 +130,10 @@ def observe_updates(tested: VllmEngine, fresh: VllmEngine, folder: Path) -> dict
         return [(r.token_ids, r.engine_log_probs) for r in got]
 
     def glance(of: VllmEngine) -> list[tuple]:
-        return [(r.token_ids, r.engine_log_probs) for r in of.generate(sent[:1], SamplingSettings(temperature=0.0, max_tokens=4))]
+        return [
+            (r.token_ids, r.engine_log_probs)
+            for r in of.generate(sent[:1], SamplingSettings(temperature=0.0, max_tokens=4))
+        ]
 
     start = outputs(tested)
     misshapen = {**manifest, names[3]: (1, 2)}
@@ -196,10 +203,21 @@ def main(folder: Path) -> None:
         "qwen2, untied, bf16": observe_updates(
             engine(folder / "qwen_a", torch.bfloat16), engine(folder / "qwen_b", torch.bfloat16), folder / "qwen_b"
         ),
-        "mixtral, untied, fp32": observe_updates(mixtral, engine(folder / "mixtral_b", torch.float32), folder / "mixtral_b"),
+        "mixtral, untied, fp32": observe_updates(
+            mixtral, engine(folder / "mixtral_b", torch.float32), folder / "mixtral_b"
+        ),
     }
     gaps = {family: gap_after_an_update(folder, family) for family in ("qwen3", "mistral", "gemma2")}
-    print(json.dumps({"gaps_after_an_update": gaps, "state_kept_by_the_start": kept, "generation": generation, "updates": updates}))
+    print(
+        json.dumps(
+            {
+                "gaps_after_an_update": gaps,
+                "state_kept_by_the_start": kept,
+                "generation": generation,
+                "updates": updates,
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

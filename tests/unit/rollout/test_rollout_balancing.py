@@ -22,7 +22,9 @@ def test_the_chosen_engine_has_room_and_nobody_with_room_has_less_to_do(loads: d
 
 
 @given(st.lists(st.tuples(st.integers(1, 500), st.integers(1, 500)), min_size=1, max_size=40), st.integers(1, 5))
-def test_engines_filled_one_prompt_at_a_time_differ_by_one_prompt_at_most(prompts: list[tuple[int, int]], engines: int) -> None:
+def test_engines_filled_one_prompt_at_a_time_differ_by_one_prompt_at_most(
+    prompts: list[tuple[int, int]], engines: int
+) -> None:
     given_out: dict[int, list[tuple[int, int]]] = {number: [] for number in range(engines)}
     for prompt in prompts:
         loads = {number: Load(len(own), outstanding_tokens(own, 0)) for number, own in given_out.items()}

@@ -16,8 +16,16 @@ from megatron_rlpr.types import UserError
 
 
 def fits(**changes: object) -> None:
-    settings = {"dtype": torch.float32, "max_model_len": 256, "kv_cache_gb": 1.0, "tensor_parallel_size": 1, "on_cpu": True}
-    config = LlamaConfig(num_attention_heads=4, num_key_value_heads=2, hidden_size=128, head_dim=32, max_position_embeddings=512)
+    settings = {
+        "dtype": torch.float32,
+        "max_model_len": 256,
+        "kv_cache_gb": 1.0,
+        "tensor_parallel_size": 1,
+        "on_cpu": True,
+    }
+    config = LlamaConfig(
+        num_attention_heads=4, num_key_value_heads=2, hidden_size=128, head_dim=32, max_position_embeddings=512
+    )
     for name in ("head_dim", "num_key_value_heads", "hidden_size", "num_local_experts"):
         if name in changes:
             setattr(config, name, changes.pop(name))
@@ -34,7 +42,10 @@ def test_a_model_that_fits_is_accepted() -> None:
         ({"max_model_len": 513}, r"513 tokens, but the model has 512 positions; lower data\."),
         ({"tensor_parallel_size": 3}, r"rollout\.tensor_parallel_size=3 does not divide the model's 4 attention heads"),
         ({"head_dim": 24}, r"head_dim is 24; vLLM on CPU supports 32, 64"),
-        ({"hidden_size": 80, "num_local_experts": 4}, r"hidden_size is 80; vLLM's experts on CPU need a multiple of 32"),
+        (
+            {"hidden_size": 80, "num_local_experts": 4},
+            r"hidden_size is 80; vLLM's experts on CPU need a multiple of 32",
+        ),
         ({"kv_cache_gb": 0.004}, r"rollout\.kv_cache_gb=0\.004 cannot hold one sequence of 256 tokens"),
     ],
 )
@@ -78,7 +89,12 @@ def test_a_prompt_the_engine_cannot_take_is_named(token_ids: tuple[int, ...], me
     good = GenerationRequest((1, 99) * 28, seed=0, label="prompt 2")
     check_requests([good], max_tokens=8, max_model_len=64, vocab_size=100)
     with pytest.raises(UserError, match=message):
-        check_requests([good, GenerationRequest(token_ids, seed=0, label="prompt 3")], max_tokens=8, max_model_len=64, vocab_size=100)
+        check_requests(
+            [good, GenerationRequest(token_ids, seed=0, label="prompt 3")],
+            max_tokens=8,
+            max_model_len=64,
+            vocab_size=100,
+        )
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,14 @@ def scored_groups(draw: st.DrawFn) -> ScoredGroup:
         tuple(TokenScores(np.linspace(-2, 0, n, dtype=np.float32), np.ones(n, np.float32)) for n in lengths),
         tuple(
             ResponseReward(
-                draw(PROBABILITIES), draw(PROBABILITIES), draw(PROBABILITIES), 1.0, 0.0, draw(st.booleans()), draw(st.text()), 0.5
+                draw(PROBABILITIES),
+                draw(PROBABILITIES),
+                draw(PROBABILITIES),
+                1.0,
+                0.0,
+                draw(st.booleans()),
+                draw(st.text()),
+                0.5,
             )
             for _ in lengths
         ),
@@ -67,13 +74,17 @@ def scored_groups(draw: st.DrawFn) -> ScoredGroup:
 
 def one_group(index: int = 3, n: int = 2, extra: dict | None = None) -> ScoredGroup:
     prompt = Prompt(index, (5, 6), ({"role": "user", "content": "5+6?"},), "11", "sums", extra or {})
-    made = tuple(Response((7, 8 + i), f"answer {i}", (-0.5, -0.25), "stop", seed=i, weight_versions=(3, 4)) for i in range(n))
+    made = tuple(
+        Response((7, 8 + i), f"answer {i}", (-0.5, -0.25), "stop", seed=i, weight_versions=(3, 4)) for i in range(n)
+    )
     scores = tuple(TokenScores(np.array([-0.5, -0.25], np.float32), np.array([1, 2], np.float32)) for _ in made)
     rewards = tuple(ResponseReward(0.1 * i, 0.6, 0.2, 1.0, -0.5, True, "11", 1.0) for i in range(n))
     return ScoredGroup(RolloutGroup(prompt, made), scores, rewards)
 
 
-def write(folder: Path, step: int, groups: list[ScoredGroup], advantages: list | None = None, kept: list[bool] | None = None) -> Path:
+def write(
+    folder: Path, step: int, groups: list[ScoredGroup], advantages: list | None = None, kept: list[bool] | None = None
+) -> Path:
     return write_rollouts(
         folder,
         step,
@@ -87,7 +98,10 @@ def write(folder: Path, step: int, groups: list[ScoredGroup], advantages: list |
 @settings(max_examples=60, deadline=None)
 @given(st.lists(scored_groups(), max_size=4), st.data())
 def test_every_prompt_and_response_comes_back_equal(groups: list[ScoredGroup], data: st.DataObject) -> None:
-    advantages = [data.draw(st.none() | st.lists(st.floats(-5, 5), min_size=len(g.rewards), max_size=len(g.rewards))) for g in groups]
+    advantages = [
+        data.draw(st.none() | st.lists(st.floats(-5, 5), min_size=len(g.rewards), max_size=len(g.rewards)))
+        for g in groups
+    ]
     with TemporaryDirectory() as folder:
         write(Path(folder), 12, groups, advantages)
         back = read_rollouts(folder, 12)
@@ -112,10 +126,20 @@ def test_a_row_holds_everything_that_was_said_about_a_response(tmp_path: Path) -
     assert second["prompt"] == "5 6"
     assert second["response"] == "answer 1"
     assert (second["reward"], second["reference_probability"], second["base_probability"]) == (0.1, 0.6, 0.2)
-    assert (second["format"], second["repetition"], second["accuracy"], second["splice_valid"]) == (1.0, -0.5, 1.0, True)
+    assert (second["format"], second["repetition"], second["accuracy"], second["splice_valid"]) == (
+        1.0,
+        -0.5,
+        1.0,
+        True,
+    )
     assert (second["reference_answer"], second["extracted_answer"], second["data_source"]) == ("11", "11", "sums")
     assert (second["old_log_probs"], second["entropies"]) == ([-0.5, -0.25], [1.0, 2.0])
-    assert (second["step"], second["seed"], second["weight_versions"], second["finish_reason"]) == (7, 1, [3, 4], "stop")
+    assert (second["step"], second["seed"], second["weight_versions"], second["finish_reason"]) == (
+        7,
+        1,
+        [3, 4],
+        "stop",
+    )
     assert second["messages"] == '[{"role": "user", "content": "5+6?"}]'
     assert [row["advantage"] for row in rows] == [-1.0, 1.0, None, None]
 
@@ -168,7 +192,9 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
 def test_a_foreign_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "step_000001.parquet"
     pq.write_table(pa.table({"prompt": ["a"], "seed": ["not a number"]}), path)
-    with pytest.raises(UserError, match=r"step_000001\.parquet: was not written by this version's rollout store .*step, group.*seed"):
+    with pytest.raises(
+        UserError, match=r"step_000001\.parquet: was not written by this version's rollout store .*step, group.*seed"
+    ):
         read_rollouts(tmp_path, 1)
     pq.write_table(pa.Table.from_pylist([], schema=SCHEMA.with_metadata(None)), path)
     with pytest.raises(UserError, match="was not written by"):
@@ -183,7 +209,9 @@ def test_a_replay_answers_with_the_whole_stored_step(tmp_path: Path) -> None:
     write(tmp_path, 4, groups, advantages=[[0.5, -0.5], None], kept=[True, False])
     seen: list[tuple[int, int, int]] = []
     replay = ReplayRollouts(tmp_path)
-    answer = replay.generate([], n=8, step=4, run_seed=1, sampling=SamplingSettings(), on_progress=lambda *p: seen.append(p))
+    answer = replay.generate(
+        [], n=8, step=4, run_seed=1, sampling=SamplingSettings(), on_progress=lambda *p: seen.append(p)
+    )
     assert answer == [scored.group for scored in groups]
     assert seen == [(8, 4, 4)]
     with pytest.raises(UserError, match="no rollouts of step 5 are stored there; stored steps: 4"):

@@ -24,7 +24,12 @@ def observed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     for family, save in families.items():
         save(folder / f"{family}_a", 0)
         save(folder / f"{family}_b", 1)
-    environment = {**os.environ, "PYTHONPATH": str(HERE.parents[2]), "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(HERE.parents[2]),
+        "OMP_NUM_THREADS": "1",
+        "OMP_WAIT_POLICY": "PASSIVE",
+    }
     run = subprocess.run(
         [sys.executable, str(HERE / "engine_observations.py"), str(folder)],
         env=environment,
@@ -93,7 +98,9 @@ def test_generation_is_a_function_of_weights_and_requests(generation: dict[str, 
     assert generation["no_requests"] == []
 
 
-def test_all_but_the_first_request_share_the_two_whole_blocks_of_the_common_beginning(generation: dict[str, Any]) -> None:
+def test_all_but_the_first_request_share_the_two_whole_blocks_of_the_common_beginning(
+    generation: dict[str, Any],
+) -> None:
     assert generation["shared_prompt_tokens"] == 15 * 64
 
 
@@ -107,7 +114,9 @@ def test_progress_counts_tokens_and_requests_to_the_end(generation: dict[str, An
 
 
 def test_an_over_long_prompt_is_named_and_an_interrupted_call_leaves_nothing_behind(generation: dict[str, Any]) -> None:
-    assert generation["too_long"].startswith("UserError: prompt 7: 200 prompt tokens and up to 60 response tokens exceed")
+    assert generation["too_long"].startswith(
+        "UserError: prompt 7: 200 prompt tokens and up to 60 response tokens exceed"
+    )
     assert generation["interrupted"] == "InterruptedError: stop"
     assert generation["repeated_is_equal"]  # observed after both
 
@@ -119,7 +128,9 @@ def test_an_updated_engine_equals_one_started_with_those_weights(update: dict[st
 
 
 def test_a_wrong_manifest_never_touches_the_engine(update: dict[str, Any]) -> None:
-    assert update["wrong_manifest"].startswith("WeightHandoverError: weights do not fit the engine's model; wrong shape: model.layers.0")
+    assert update["wrong_manifest"].startswith(
+        "WeightHandoverError: weights do not fit the engine's model; wrong shape: model.layers.0"
+    )
     assert update["wrong_manifest_changes_nothing"]
 
 

@@ -12,12 +12,20 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from tiny_models import VOCAB_SIZE, save_llama
 
-from megatron_rlpr.rollout.vllm.weight_update import TensorSpec, VerifiedStream, check_manifest, expected_weights, required_weights
+from megatron_rlpr.rollout.vllm.weight_update import (
+    TensorSpec,
+    VerifiedStream,
+    check_manifest,
+    expected_weights,
+    required_weights,
+)
 from megatron_rlpr.types import UserError
 from megatron_rlpr.weights.hf_tensors import TIED_HEAD
 from megatron_rlpr.weights.receiver import WeightHandoverError
 
-SHAPES = st.dictionaries(st.text("abc.", min_size=1, max_size=6), st.tuples(st.integers(1, 3), st.integers(1, 3)), min_size=1, max_size=8)
+SHAPES = st.dictionaries(
+    st.text("abc.", min_size=1, max_size=6), st.tuples(st.integers(1, 3), st.integers(1, 3)), min_size=1, max_size=8
+)
 
 
 def tensors_of(shapes: dict[str, tuple[int, ...]]) -> list[tuple[str, torch.Tensor]]:

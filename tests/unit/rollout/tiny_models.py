@@ -28,7 +28,8 @@ VOCAB_SIZE = 1603
 EOS = 1602  # <|im_end|>
 SECOND_EOS = 1600  # <|endoftext|>
 EOS_IDS = (SECOND_EOS, *range(100, 160))
-"""End-of-sequence ids of generation_config.json: many, so that random models end some responses; EOS is the tokenizer's alone."""
+"""End-of-sequence ids of generation_config.json: many, so that random models end some responses; EOS is the tokenizer's
+alone."""
 
 
 def save_llama(folder: Path, seed: int, tied: bool = True) -> Path:
@@ -72,14 +73,18 @@ def save_qwen3(folder: Path, seed: int) -> Path:
 def save_mistral(folder: Path, seed: int) -> Path:
     """A random Mistral whose window is shorter than the prompts of the tests."""
     torch.manual_seed(seed)
-    return _save(MistralForCausalLM(MistralConfig(**_sizes(), num_key_value_heads=1, head_dim=32, sliding_window=48)), folder)
+    return _save(
+        MistralForCausalLM(MistralConfig(**_sizes(), num_key_value_heads=1, head_dim=32, sliding_window=48)), folder
+    )
 
 
 def save_gemma2(folder: Path, seed: int) -> Path:
     """A random Gemma 2 with soft caps that matter and a window shorter than the prompts of the tests."""
     torch.manual_seed(seed)
     caps = {"attn_logit_softcapping": 5.0, "final_logit_softcapping": 8.0}
-    config = Gemma2Config(**_sizes(), **caps, num_key_value_heads=1, head_dim=32, query_pre_attn_scalar=32, sliding_window=48)
+    config = Gemma2Config(
+        **_sizes(), **caps, num_key_value_heads=1, head_dim=32, query_pre_attn_scalar=32, sliding_window=48
+    )
     return _save(Gemma2ForCausalLM(config), folder)
 
 

@@ -1,4 +1,5 @@
-"""Without peers, an error is still raised in the common form (with peers: tests/distributed/test_rollout_colocated.py)."""
+"""Without peers, an error is still raised in the common form (with peers:
+tests/distributed/test_rollout_colocated.py)."""
 
 from __future__ import annotations
 
@@ -18,7 +19,9 @@ def test_the_results_come_back_in_rank_order() -> None:
 
 
 def test_a_failure_names_the_rank_and_the_cause() -> None:
-    with pytest.raises(RolloutError, match="generation failed on 1 of 1 ranks: rank 0: ValueError: no such thing") as error:
+    with pytest.raises(
+        RolloutError, match="generation failed on 1 of 1 ranks: rank 0: ValueError: no such thing"
+    ) as error:
         gather_or_raise(lambda: fail(ValueError("no such thing")), None, "generation")
     assert isinstance(error.value.__cause__, ValueError)
 

@@ -20,7 +20,11 @@ START = "from megatron_rlpr.system import process_environment; process_environme
 
 
 def environment(**changes: str) -> dict[str, str]:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("MEGATRON_RLPR", "MALLOC_", "OMP_", "TORCHELASTIC"))}
+    clean = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("MEGATRON_RLPR", "MALLOC_", "OMP_", "TORCHELASTIC"))
+    }
     return {**clean, "PYTHONPATH": str(ROOT), **changes}
 
 
@@ -56,8 +60,13 @@ process_environment.leave(7)
 @pytest.mark.skipif(sys.platform != "linux", reason="the parent-death signal is Linux's")
 def test_a_rank_does_not_outlive_its_killed_launcher(tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
-    rank = START + f"import os, pathlib, time; pathlib.Path({str(pid_file)!r}).write_text(str(os.getpid())); time.sleep(600)"
-    launch = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {rank!r}], start_new_session=True).wait()"
+    rank = (
+        START
+        + f"import os, pathlib, time; pathlib.Path({str(pid_file)!r}).write_text(str(os.getpid())); time.sleep(600)"
+    )
+    launch = (
+        f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {rank!r}], start_new_session=True).wait()"
+    )
     launcher = subprocess.Popen([sys.executable, "-c", launch], env=environment(TORCHELASTIC_RUN_ID="1"))
     deadline = time.monotonic() + 60
     while not (pid_file.exists() and pid_file.read_text()) and time.monotonic() < deadline:

@@ -101,7 +101,9 @@ def test_a_damaged_output_is_refused_and_kept(out: Path, damage, says: str) -> N
 
 def test_an_output_of_another_origin_is_refused(out: Path) -> None:
     make_once(out, ORIGIN, two_files)
-    with pytest.raises(UserError, match=r"was made with seed=3, now seed=4 is asked for; remove the folder or give another --out"):
+    with pytest.raises(
+        UserError, match=r"was made with seed=3, now seed=4 is asked for; remove the folder or give another --out"
+    ):
         make_once(out, {**ORIGIN, "seed": 4}, two_files)
     with pytest.raises(UserError, match=r"was made with size=None, now size=9"):
         make_once(out, {**ORIGIN, "size": 9}, two_files)

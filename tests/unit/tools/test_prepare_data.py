@@ -59,7 +59,9 @@ def test_units_months_and_opposites_are_consistent() -> None:
     following = {question.fact: question.answer for question in ALL["month_after"]}
     assert [following[month] for month in MONTHS] == [*MONTHS[1:], MONTHS[0]]
     every_word = [*OPPOSITES, *OPPOSITES.values()]
-    assert not [word for word, times in Counter(every_word).items() if times > 1], "a word with two opposites has no one answer"
+    assert not [word for word, times in Counter(every_word).items() if times > 1], (
+        "a word with two opposites has no one answer"
+    )
 
 
 def test_a_word_listed_twice_is_refused() -> None:
@@ -154,9 +156,12 @@ def test_the_same_arguments_give_the_same_bytes_and_are_not_repeated(tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("train", "val", "says"), [(0, 5, "--train 0"), (5, -1, "--val -1"), (5000, 5, "--train 5000"), (5, 5000, "--val 5000")]
+    ("train", "val", "says"),
+    [(0, 5, "--train 0"), (5, -1, "--val -1"), (5000, 5, "--train 5000"), (5, 5000, "--val 5000")],
 )
-def test_impossible_sizes_are_refused_with_the_largest_possible(train: int, val: int, says: str, tmp_path: Path) -> None:
+def test_impossible_sizes_are_refused_with_the_largest_possible(
+    train: int, val: int, says: str, tmp_path: Path
+) -> None:
     with pytest.raises(UserError, match=f"{says}.*at (least|most)"):
         prepare_data.prepare(tmp_path / "data", train, val, seed=0)
     assert not (tmp_path / "data").exists()
@@ -173,7 +178,17 @@ def test_the_named_largest_size_is_possible(split: str) -> None:
 
 
 def test_the_command_says_what_it_wrote(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tools.prepare_data", "--out", str(tmp_path / "data"), "--train", "20", "--val", "10"]
+    command = [
+        sys.executable,
+        "-m",
+        "tools.prepare_data",
+        "--out",
+        str(tmp_path / "data"),
+        "--train",
+        "20",
+        "--val",
+        "10",
+    ]
     first, second = (subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60) for _ in range(2))
     assert first.returncode == second.returncode == 0
     assert first.stdout.startswith(f"{tmp_path / 'data'}: written\n")

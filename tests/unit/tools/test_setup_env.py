@@ -1,4 +1,5 @@
-"""setup_env.sh: it recognises a finished environment, says what is wrong in one line, and believes nothing half-made."""
+"""setup_env.sh: it recognises a finished environment, says what is wrong in one line, and believes nothing
+half-made."""
 
 from __future__ import annotations
 
@@ -37,7 +38,9 @@ def set_up(checkout: Path, *arguments: str, **environment: str) -> subprocess.Co
     settings = {key: value for key, value in os.environ.items() if not key.startswith("PIP_") and key != "PYTHON"}
     offline = {"PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": os.devnull}
     command = [str(checkout / "setup_env.sh"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env={**settings, **offline, **environment})
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=120, env={**settings, **offline, **environment}
+    )
 
 
 def errors(result: subprocess.CompletedProcess[str]) -> list[str]:
@@ -64,7 +67,9 @@ def environment_without_pip(checkout: Path) -> Path:
 def finished(checkout: Path, kind: str = "cpu") -> Path:
     """A .venv with the stamp of a finished run, made the way the script makes the stamp."""
     sources = "cat setup_env.sh setup.py requirements/*.txt | sha256sum | cut -d' ' -f1"
-    digest = subprocess.run(["bash", "-c", sources], cwd=checkout, capture_output=True, text=True, check=True).stdout.strip()
+    digest = subprocess.run(
+        ["bash", "-c", sources], cwd=checkout, capture_output=True, text=True, check=True
+    ).stdout.strip()
     venv = environment_without_pip(checkout)
     (venv / STAMP).write_text(f"{kind} {checkout} {digest}\n")
     return venv
@@ -112,11 +117,15 @@ def test_an_environment_it_did_not_make_is_never_removed(checkout: Path) -> None
         assert not (checkout / ".venv" / STAMP).exists()
 
 
-def test_an_environment_of_another_folder_is_made_anew_once_there_is_a_python_for_it(checkout: Path, tmp_path: Path) -> None:
+def test_an_environment_of_another_folder_is_made_anew_once_there_is_a_python_for_it(
+    checkout: Path, tmp_path: Path
+) -> None:
     venv = finished(checkout)
     (venv / STAMP).write_text("cpu /some/where/else 0\n")
     refused = set_up(checkout, "cpu", PYTHON="/no/such/python")
-    assert errors(refused) == ["setup_env.sh: error: PYTHON=/no/such/python is no command; give the path of a Python 3.11 or newer"]
+    assert errors(refused) == [
+        "setup_env.sh: error: PYTHON=/no/such/python is no command; give the path of a Python 3.11 or newer"
+    ]
     assert venv.exists()
     failed = set_up(checkout, "cpu", PYTHON=str(interpreter(tmp_path / "bin", "python3", WITHOUT_VENVS)))
     assert "made for another kind, folder or Python; starting over" in failed.stdout
@@ -126,7 +135,9 @@ def test_an_environment_of_another_folder_is_made_anew_once_there_is_a_python_fo
 
 
 def test_an_unknown_kind_is_refused(checkout: Path) -> None:
-    assert errors(set_up(checkout, "gpu")) == ["setup_env.sh: error: unknown kind 'gpu'; use ./setup_env.sh cpu or ./setup_env.sh cuda"]
+    assert errors(set_up(checkout, "gpu")) == [
+        "setup_env.sh: error: unknown kind 'gpu'; use ./setup_env.sh cpu or ./setup_env.sh cuda"
+    ]
 
 
 def test_a_python_that_is_too_old_is_named(checkout: Path, tmp_path: Path) -> None:

@@ -27,7 +27,13 @@ class Terminal(io.StringIO):
         return True
 
 
-METRICS = {"reward/mean": 0.3125, "actor/loss": -0.0123, "response_length/mean": 42.0, "tokens/s": 412.4, "time/step": 20.0}
+METRICS = {
+    "reward/mean": 0.3125,
+    "actor/loss": -0.0123,
+    "response_length/mean": 42.0,
+    "tokens/s": 412.4,
+    "time/step": 20.0,
+}
 
 
 def lines(file: io.StringIO) -> list[str]:
@@ -37,7 +43,9 @@ def lines(file: io.StringIO) -> list[str]:
 def test_a_step_is_one_line_of_the_numbers_that_are_there() -> None:
     file = io.StringIO()
     Console(file=file, clock=Clock()).step(3, 60, {**METRICS, "actor/grad_norm": None, "unknown": 1})
-    assert lines(file) == ["step  3/60  reward  0.312  length   42.0  loss -1.23e-02     412 tok/s    20.0 s  ETA 0:19:00"]
+    assert lines(file) == [
+        "step  3/60  reward  0.312  length   42.0  loss -1.23e-02     412 tok/s    20.0 s  ETA 0:19:00"
+    ]
 
 
 def test_lines_of_one_run_are_aligned() -> None:
@@ -46,7 +54,9 @@ def test_lines_of_one_run_are_aligned() -> None:
     for step, reward in ((9, -0.5), (10, 0.25)):
         console.step(step, 60, {**METRICS, "reward/mean": reward})
     first, second = lines(file)
-    assert [m.start() for m in re.finditer("reward|loss|tok/s", first)] == [m.start() for m in re.finditer("reward|loss|tok/s", second)]
+    assert [m.start() for m in re.finditer("reward|loss|tok/s", first)] == [
+        m.start() for m in re.finditer("reward|loss|tok/s", second)
+    ]
 
 
 def test_the_time_left_includes_what_lies_between_steps() -> None:
@@ -109,7 +119,12 @@ def test_pieces_add_up() -> None:
         clock.now += 2.0
         phase.advance(300)
         phase.advance(100, done=2)
-        assert (phase.done, phase.tokens, phase.tokens_per_s, phase.remaining_s) == (3, 400, 200.0, pytest.approx(2 / 3))
+        assert (phase.done, phase.tokens, phase.tokens_per_s, phase.remaining_s) == (
+            3,
+            400,
+            200.0,
+            pytest.approx(2 / 3),
+        )
 
 
 def test_a_phase_of_unknown_length_shows_no_time_left() -> None:

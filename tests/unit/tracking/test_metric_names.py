@@ -10,7 +10,9 @@ from megatron_rlpr.tracking.metric_names import REQUIRED, VALIDATION_METRICS, do
 
 def test_the_document_is_made_from_the_table() -> None:
     path = Path(__file__).parents[3] / "docs" / "metrics.md"
-    assert path.read_text(encoding="utf-8") == document(), "run python -m megatron_rlpr.tracking.metric_names > docs/metrics.md"
+    assert path.read_text(encoding="utf-8") == document(), (
+        "run python -m megatron_rlpr.tracking.metric_names > docs/metrics.md"
+    )
 
 
 def test_what_is_required_or_shown_is_documented() -> None:

@@ -31,7 +31,11 @@ def write(folder: Path, first: int, last: int) -> None:
 
 
 @settings(max_examples=30, deadline=None)
-@given(killed_at=st.integers(0, 6), resumed_at=st.integers(0, 6), torn=st.sampled_from(["", '{"step": 7, "rew', '{"step": 1}', "\n"]))
+@given(
+    killed_at=st.integers(0, 6),
+    resumed_at=st.integers(0, 6),
+    torn=st.sampled_from(["", '{"step": 7, "rew', '{"step": 1}', "\n"]),
+)
 def test_a_resumed_log_equals_an_uninterrupted_one(
     killed_at: int, resumed_at: int, torn: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -79,7 +83,16 @@ def test_numbers_that_json_does_not_know_become_null_or_plain(tmp_path: Path) ->
             "none": None,
         },
     )
-    expected = {"step": 1, "nan": None, "inf": None, "numpy": 0.25, "integer": 3, "torch": 1.5, "torch_nan": None, "none": None}
+    expected = {
+        "step": 1,
+        "nan": None,
+        "inf": None,
+        "numpy": 0.25,
+        "integer": 3,
+        "torch": 1.5,
+        "torch_nan": None,
+        "none": None,
+    }
     assert records(log.path) == [expected]
 
 

@@ -13,11 +13,24 @@ from megatron_rlpr.algorithm.std_filter import StdFilter
 from megatron_rlpr.algorithm.training_batch import with_advantages
 from megatron_rlpr.config.schema import Config
 from megatron_rlpr.tracking.metric_names import REQUIRED, undocumented
-from megatron_rlpr.tracking.step_metrics import filter_metrics, log_prob_gap, reward_metrics, speed_metrics, update_metrics
+from megatron_rlpr.tracking.step_metrics import (
+    filter_metrics,
+    log_prob_gap,
+    reward_metrics,
+    speed_metrics,
+    update_metrics,
+)
 
 
 def update(loss: float, tokens: int, **changes: float) -> UpdateResult:
-    values = {"entropy": loss * 2, "clip_fraction": 0.5, "kl_to_old": 0.1, "grad_norm": 3.0, "computed_tokens": 30, "sequence_tokens": 40}
+    values = {
+        "entropy": loss * 2,
+        "clip_fraction": 0.5,
+        "kl_to_old": 0.1,
+        "grad_norm": 3.0,
+        "computed_tokens": 30,
+        "sequence_tokens": 40,
+    }
     return UpdateResult(loss=loss, trained_tokens=tokens, **{**values, **changes})  # type: ignore[arg-type]
 
 
@@ -26,13 +39,24 @@ def test_means_are_over_responses_and_lengths_over_tokens() -> None:
     assert metrics["reward/mean"] == pytest.approx(0.5)
     assert metrics["reward/std_per_group"] == pytest.approx((0.5**0.5 + 4.5**0.5) / 2)
     assert metrics["reward/reference_probability"] == pytest.approx(0.25)
-    assert (metrics["reward/accuracy"], metrics["reward/splice_valid"], metrics["reward/repetition"]) == (0.25, 0.5, -0.25)
-    assert [metrics[f"response_length/{what}"] for what in ("mean", "min", "max", "truncated_fraction")] == [4.0, 1, 7, 0.5]
+    assert (metrics["reward/accuracy"], metrics["reward/splice_valid"], metrics["reward/repetition"]) == (
+        0.25,
+        0.5,
+        -0.25,
+    )
+    assert [metrics[f"response_length/{what}"] for what in ("mean", "min", "max", "truncated_fraction")] == [
+        4.0,
+        1,
+        7,
+        0.5,
+    ]
 
 
 def test_the_gap_between_engine_and_actor_is_absolute_and_leaves_empty_responses_out() -> None:
     gap = log_prob_gap([scored(0, [0.0], [4], gap=0.5), scored(1, [0.0, 0.0], [0, 12], gap=-0.25)])
-    assert gap == pytest.approx({"rollout/log_prob_gap": 0.25 * 12 / 16 + 0.5 * 4 / 16, "rollout/log_prob_gap_max": 0.5})
+    assert gap == pytest.approx(
+        {"rollout/log_prob_gap": 0.25 * 12 / 16 + 0.5 * 4 / 16, "rollout/log_prob_gap_max": 0.5}
+    )
     assert log_prob_gap([scored(0, [0.0], [0])]) == {}
 
 
@@ -45,7 +69,9 @@ def test_losses_are_averaged_over_optimizer_steps_and_entropies_over_tokens() ->
 
 
 def test_a_skipped_step_is_counted() -> None:
-    metrics = update_metrics([update(1.0, 1), update(1.0, 1, grad_norm=math.inf), update(1.0, 1, grad_norm=math.nan)], lr=0.1)
+    metrics = update_metrics(
+        [update(1.0, 1), update(1.0, 1, grad_norm=math.inf), update(1.0, 1, grad_norm=math.nan)], lr=0.1
+    )
     assert metrics["actor/skipped_steps"] == 2
 
 

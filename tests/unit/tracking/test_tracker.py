@@ -45,7 +45,14 @@ def test_a_resumed_run_leaves_the_same_logs(config: Config, tmp_path: Path, caps
     steps(config, tmp_path / "resumed", 4, 6)
     for name in ("metrics.jsonl", "validation.jsonl"):
         assert (tmp_path / "resumed" / name).read_text() == (tmp_path / "whole" / name).read_text()
-    assert [json.loads(line)["step"] for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3, 4, 5, 6]
+    assert [json.loads(line)["step"] for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()] == [
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+    ]
     assert capsys.readouterr().out.splitlines()[5].startswith("step 6/6  reward  0.600")
 
 
@@ -141,7 +148,8 @@ def test_wandb_without_a_login_is_a_user_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "by_config", "expected"), [("true", False, True), ("1", False, True), ("", False, False), ("false", True, True)]
+    ("value", "by_config", "expected"),
+    [("true", False, True), ("1", False, True), ("", False, False), ("false", True, True)],
 )
 def test_wandb_is_wanted_by_the_configuration_or_the_environment(
     value: str, by_config: bool, expected: bool, monkeypatch: pytest.MonkeyPatch

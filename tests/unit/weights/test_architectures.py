@@ -1,4 +1,5 @@
-"""A config.json gives the shape transformers would build, every parameter has both names, and what we cannot honour is refused."""
+"""A config.json gives the shape transformers would build, every parameter has both names, and what we cannot honour is
+refused."""
 
 from __future__ import annotations
 
@@ -20,7 +21,13 @@ from transformers import (
 )
 
 from megatron_rlpr.types import UserError
-from megatron_rlpr.weights.architectures import SUPPORTED, architecture_for, model_shape, parameter_table, read_hf_config
+from megatron_rlpr.weights.architectures import (
+    SUPPORTED,
+    architecture_for,
+    model_shape,
+    parameter_table,
+    read_hf_config,
+)
 from megatron_rlpr.weights.hf_tensors import HfTensors
 from megatron_rlpr.weights.load_hf import hf_manifest
 from megatron_rlpr.weights.shape import ExpertShape, RopeScaling
@@ -34,7 +41,13 @@ SIZES = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 256,
 }
-SMALL = {"vocab_size": 128, "hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2}
+SMALL = {
+    "vocab_size": 128,
+    "hidden_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
 LLAMA3 = {
     "rope_type": "llama3",
     "factor": 8.0,
@@ -53,7 +66,12 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     "mistral": MistralConfig(**SIZES, architectures=["MistralForCausalLM"], sliding_window=16),
     "gemma2": Gemma2Config(**SIZES, architectures=["Gemma2ForCausalLM"], head_dim=10, sliding_window=16),
     "qwen3_moe": Qwen3MoeConfig(
-        **SIZES, architectures=["Qwen3MoeForCausalLM"], head_dim=10, num_experts=6, num_experts_per_tok=3, moe_intermediate_size=24
+        **SIZES,
+        architectures=["Qwen3MoeForCausalLM"],
+        head_dim=10,
+        num_experts=6,
+        num_experts_per_tok=3,
+        moe_intermediate_size=24,
     ),
     "mixtral": MixtralConfig(**SIZES, architectures=["MixtralForCausalLM"], num_local_experts=4, num_experts_per_tok=2),
 }
@@ -127,10 +145,15 @@ def test_megatron_names_are_unique(name: str) -> None:
             ),
         ),
         ("mixtral", mixtral(**SMALL, intermediate_size=48, num_local_experts=4)),
-        ("qwen3_moe", qwen3_moe(**SMALL, moe_intermediate_size=32, num_local_experts=4, num_experts_per_tok=2, head_dim=32)),
+        (
+            "qwen3_moe",
+            qwen3_moe(**SMALL, moe_intermediate_size=32, num_local_experts=4, num_experts_per_tok=2, head_dim=32),
+        ),
     ],
 )
-def test_transformer_engine_parameters_have_the_names_and_shapes_its_library_builds(model: str, config: dict[str, Any]) -> None:
+def test_transformer_engine_parameters_have_the_names_and_shapes_its_library_builds(
+    model: str, config: dict[str, Any]
+) -> None:
     """transformer_engine_names.json: first layer and ends of models, listed from Megatron's Transformer Engine spec."""
     built = json.loads((Path(__file__).parent / "transformer_engine_names.json").read_text())[model]
     table = {mapping.megatron[-1]: list(mapping.shard_shape(1)) for mapping in parameter_table(model_shape(config))}
@@ -139,9 +162,19 @@ def test_transformer_engine_parameters_have_the_names_and_shapes_its_library_bui
 
 def test_shape_of_a_plain_llama() -> None:
     shape = model_shape(llama())
-    assert (shape.architecture, shape.num_layers, shape.hidden_size, shape.ffn_hidden_size) == ("LlamaForCausalLM", 3, 48, 80)
+    assert (shape.architecture, shape.num_layers, shape.hidden_size, shape.ffn_hidden_size) == (
+        "LlamaForCausalLM",
+        3,
+        48,
+        80,
+    )
     assert (shape.num_attention_heads, shape.num_query_groups, shape.head_dim, shape.vocab_size) == (6, 2, 8, 131)
-    assert (shape.rope_theta, shape.rope_scaling, shape.norm_eps, shape.max_position_embeddings) == (10000.0, None, 1e-6, 256)
+    assert (shape.rope_theta, shape.rope_scaling, shape.norm_eps, shape.max_position_embeddings) == (
+        10000.0,
+        None,
+        1e-6,
+        256,
+    )
     assert not shape.tied_embeddings
     assert not shape.qkv_bias
     assert model_shape(qwen2()).qkv_bias
@@ -153,7 +186,10 @@ def test_shape_of_a_plain_llama() -> None:
         {"rope_theta": 5e5, "rope_scaling": LLAMA3, "rope_parameters": None},
         {"rope_parameters": {**LLAMA3, "rope_theta": 5e5}},
         {"rope_theta": 5e5, "rope_parameters": LLAMA3},
-        {"rope_theta": 5e5, "rope_scaling": {"type" if key == "rope_type" else key: value for key, value in LLAMA3.items()}},
+        {
+            "rope_theta": 5e5,
+            "rope_scaling": {"type" if key == "rope_type" else key: value for key, value in LLAMA3.items()},
+        },
     ],
 )
 def test_llama3_rotary_scaling_is_read_from_either_spelling(fields: dict[str, Any]) -> None:
@@ -179,7 +215,10 @@ def test_plain_rotary_base_is_read_from_the_older_spelling(older: dict[str, Any]
         (llama(hidden_act="gelu"), "hidden_act='gelu'"),
         (llama(quantization_config={"quant_method": "gptq"}), "quantization_config="),
         (llama(partial_rotary_factor=0.5), "partial_rotary_factor=0.5"),
-        (llama(rope_parameters={"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}), "partial_rotary_factor=0.5"),
+        (
+            llama(rope_parameters={"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}),
+            "partial_rotary_factor=0.5",
+        ),
         (llama(rope_parameters={"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}), "rotary scaling 'yarn'"),
         (llama(rope_scaling={"type": "linear", "factor": 2.0}), "rotary scaling 'linear'"),
         (llama(rope_parameters={**LLAMA3, "factor": "8"}), "'factor'"),
@@ -269,11 +308,19 @@ def test_shape_of_a_mixtral() -> None:
 
 
 def test_shape_of_a_qwen3_moe() -> None:
-    published = {"num_experts": 6, "num_local_experts": None, "norm_topk_prob": True, "mlp_only_layers": [], "decoder_sparse_step": 1}
+    published = {
+        "num_experts": 6,
+        "num_local_experts": None,
+        "norm_topk_prob": True,
+        "mlp_only_layers": [],
+        "decoder_sparse_step": 1,
+    }
     shape = model_shape(qwen3_moe(**published))
     assert shape.experts == ExpertShape(count=6, top_k=3, ffn_hidden_size=24, normalised=True)
     assert (shape.ffn_hidden_size, shape.qk_norm, shape.head_dim) == (24, True, 10)
-    assert model_shape(qwen3_moe(norm_topk_prob=None)).experts == ExpertShape(count=6, top_k=3, ffn_hidden_size=24, normalised=False)
+    assert model_shape(qwen3_moe(norm_topk_prob=None)).experts == ExpertShape(
+        count=6, top_k=3, ffn_hidden_size=24, normalised=False
+    )
 
 
 def test_every_family_is_found_by_its_file() -> None:

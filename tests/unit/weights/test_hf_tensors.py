@@ -47,7 +47,9 @@ def test_missing_unexpected_and_misshapen_tensors_are_named(folder: Path) -> Non
 
 
 def test_old_rotary_tables_are_no_weights(tmp_path: Path) -> None:
-    save_file({**TENSORS, "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}, tmp_path / "model.safetensors")
+    save_file(
+        {**TENSORS, "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}, tmp_path / "model.safetensors"
+    )
     HfTensors(tmp_path).check(SHAPES)
 
 
@@ -65,7 +67,9 @@ def test_a_folder_without_safetensors_a_cut_file_and_an_odd_dtype_are_refused(tm
 
 
 @pytest.mark.parametrize(("max_bytes", "files"), [(48, 2), (70, 2), (1000, 1), (1, 3)])
-def test_files_are_filled_in_order_up_to_the_limit_and_read_back_alike(tmp_path: Path, max_bytes: int, files: int) -> None:
+def test_files_are_filled_in_order_up_to_the_limit_and_read_back_alike(
+    tmp_path: Path, max_bytes: int, files: int
+) -> None:
     save_hf_weights(TENSORS.items(), SHAPES, torch.float32, tmp_path, max_bytes)
     assert len(list(tmp_path.glob("*.safetensors"))) == files
     assert (tmp_path / INDEX).exists() == (files > 1)
@@ -91,7 +95,9 @@ def test_an_index_that_does_not_agree_with_its_files_is_refused(tmp_path: Path) 
         with pytest.raises(UserError, match=message):
             HfTensors(tmp_path)
 
-    refuse({"d": "model-00001-of-00003.safetensors"}, "says that d is in model-00001-of-00003.safetensors, but it is not")
+    refuse(
+        {"d": "model-00001-of-00003.safetensors"}, "says that d is in model-00001-of-00003.safetensors, but it is not"
+    )
     refuse({"d": "elsewhere.safetensors"}, r"elsewhere\.safetensors is missing")
     refuse({"d": "../x.safetensors"}, "must name files of this folder")
     (tmp_path / INDEX).write_text("{}")
@@ -106,7 +112,9 @@ def test_the_dtype_that_loses_nothing(tmp_path: Path) -> None:
         ([torch.bfloat16, torch.float32], torch.float32),
         ([torch.float16], torch.float32),
     ):
-        save_file({str(i): torch.ones(2, dtype=dtype) for i, dtype in enumerate(dtypes)}, tmp_path / "model.safetensors")
+        save_file(
+            {str(i): torch.ones(2, dtype=dtype) for i, dtype in enumerate(dtypes)}, tmp_path / "model.safetensors"
+        )
         assert HfTensors(tmp_path).widest_dtype() == widest
 
 
@@ -115,13 +123,17 @@ def test_the_dtype_that_loses_nothing(tmp_path: Path) -> None:
     dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
     max_bytes=st.integers(1, 400),
 )
-def test_safetensors_own_reader_loads_what_was_streamed(shapes: list[tuple[int, ...]], dtype: torch.dtype, max_bytes: int) -> None:
+def test_safetensors_own_reader_loads_what_was_streamed(
+    shapes: list[tuple[int, ...]], dtype: torch.dtype, max_bytes: int
+) -> None:
     tensors = {f"t{number}": torch.randn(shape).to(dtype) for number, shape in enumerate(shapes)}
     manifest = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     written: list[int] = []
     with tempfile.TemporaryDirectory() as folder:
         save_hf_weights(iter(tensors.items()), manifest, dtype, Path(folder), max_bytes, written.append)
-        loaded = {name: tensor for file in Path(folder).glob("*.safetensors") for name, tensor in load_file(file).items()}
+        loaded = {
+            name: tensor for file in Path(folder).glob("*.safetensors") for name, tensor in load_file(file).items()
+        }
     assert written == [tensor.nbytes for tensor in tensors.values()]
     assert loaded.keys() == tensors.keys()
     assert all(torch.equal(loaded[name], tensor) and loaded[name].dtype == dtype for name, tensor in tensors.items())
@@ -136,6 +148,8 @@ def test_safetensors_own_reader_loads_what_was_streamed(shapes: list[tuple[int, 
         ({**TENSORS, "d": TENSORS["a"]}, "goes on with d"),
     ],
 )
-def test_a_stream_that_is_not_the_announced_one_is_refused(tmp_path: Path, stream: dict[str, torch.Tensor], message: str) -> None:
+def test_a_stream_that_is_not_the_announced_one_is_refused(
+    tmp_path: Path, stream: dict[str, torch.Tensor], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         save_hf_weights(stream.items(), SHAPES, torch.float32, tmp_path, 10**6)

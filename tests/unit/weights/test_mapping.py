@@ -9,7 +9,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_rlpr.weights.mapping import Column, GateUp, HfTensor, ParamMapping, Qkv, Replicated, Row, TensorLayout, Vocab
+from megatron_rlpr.weights.mapping import (
+    Column,
+    GateUp,
+    HfTensor,
+    ParamMapping,
+    Qkv,
+    Replicated,
+    Row,
+    TensorLayout,
+    Vocab,
+)
 
 
 @dataclass(frozen=True)
@@ -29,7 +39,11 @@ def cases(draw: st.DrawFn) -> Case:
     layout: TensorLayout
     kind = draw(st.sampled_from(["replicated", "column", "row", "vocab", "qkv", "qkv bias", "gate_up"]))
     if kind.startswith("qkv"):
-        head_dim, groups, heads_per_group = draw(st.integers(1, 4)), tp * draw(st.integers(1, 3)), draw(st.integers(1, 4))
+        head_dim, groups, heads_per_group = (
+            draw(st.integers(1, 4)),
+            tp * draw(st.integers(1, 3)),
+            draw(st.integers(1, 4)),
+        )
         rows = (groups * heads_per_group * head_dim, groups * head_dim, groups * head_dim)
         shapes = [(r,) if kind == "qkv bias" else (r, columns) for r in rows]
         layout = Qkv(head_dim)
@@ -101,9 +115,16 @@ def test_vocabulary_padding_is_zero_and_comes_last() -> None:
 
 @pytest.mark.parametrize(
     ("layout", "shapes", "tp_size"),
-    [(Column(), [(6, 2)], 4), (Row(), [(2, 6)], 4), (GateUp(), [(6, 2), (6, 2)], 4), (Qkv(4), [(16, 2), (4, 2), (4, 2)], 2)],
+    [
+        (Column(), [(6, 2)], 4),
+        (Row(), [(2, 6)], 4),
+        (GateUp(), [(6, 2), (6, 2)], 4),
+        (Qkv(4), [(16, 2), (4, 2), (4, 2)], 2),
+    ],
 )
-def test_a_tensor_parallel_size_that_does_not_divide_is_refused(layout: TensorLayout, shapes: list[tuple[int, ...]], tp_size: int) -> None:
+def test_a_tensor_parallel_size_that_does_not_divide_is_refused(
+    layout: TensorLayout, shapes: list[tuple[int, ...]], tp_size: int
+) -> None:
     mapping = ParamMapping(("p",), tuple(HfTensor(str(i), shape) for i, shape in enumerate(shapes)), layout)
     with pytest.raises(ValueError, match=f"{tp_size} tensor-parallel ranks do not divide"):
         mapping.piece_shapes(tp_size)

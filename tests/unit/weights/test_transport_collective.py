@@ -38,7 +38,9 @@ def test_every_reader_gets_every_bit_and_keeps_it(started: Readers, bucket: int,
             started.start([sender.source(0)], worker)
         sent = send(sender, tensors)
     assert sent.lost == {}
-    assert started.reports() == [{"checksums": [weights_checksum(tensors)], "still": True, "taken": len(tensors)}] * count
+    assert (
+        started.reports() == [{"checksums": [weights_checksum(tensors)], "still": True, "taken": len(tensors)}] * count
+    )
 
 
 def test_the_group_goes_on_while_its_members_stay_and_is_made_anew_for_others(started: Readers) -> None:
@@ -93,7 +95,10 @@ def test_a_member_that_is_known_to_have_ended_is_not_waited_for(started: Readers
 
 
 def test_a_member_that_never_comes_is_an_error_within_the_timeout() -> None:
-    with transport(timeout_s=1.0).sender(["a"]) as sender, pytest.raises(WeightTransportError, match="waited 1 s for the other members"):
+    with (
+        transport(timeout_s=1.0).sender(["a"]) as sender,
+        pytest.raises(WeightTransportError, match="waited 1 s for the other members"),
+    ):
         send(sender, weights())
 
 
@@ -125,7 +130,9 @@ def test_a_failed_group_holds_neither_side_up() -> None:
 
 
 @pytest.mark.parametrize(("signal_name", "limit_s"), [("SIGKILL", 2.0), ("SIGSTOP", 15.0)])
-def test_a_sender_that_dies_or_stops_leaves_no_reader_waiting(started: Readers, signal_name: str, limit_s: float) -> None:
+def test_a_sender_that_dies_or_stops_leaves_no_reader_waiting(
+    started: Readers, signal_name: str, limit_s: float
+) -> None:
     with failing_sender('CollectiveTransport("127.0.0.1", 40_000, 2.0)', signal_name) as (_, source):
         started.start([source], 0)
         begun = time.monotonic()

@@ -50,7 +50,9 @@ def test_every_tensor_comes_out_as_it_went_in(tensors: list[NamedTensor], capaci
 @settings(max_examples=50)
 def test_all_buckets_but_the_last_are_full(tensors: list[NamedTensor], capacity: int) -> None:
     _, buckets = through_buckets(tensors, capacity)
-    assert all(filled.payload + filled.description > capacity - 100 for filled in buckets[:-1])  # 100: more than any description here
+    assert all(
+        filled.payload + filled.description > capacity - 100 for filled in buckets[:-1]
+    )  # 100: more than any description here
 
 
 def test_views_of_any_stride_travel() -> None:

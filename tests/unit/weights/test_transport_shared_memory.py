@@ -71,7 +71,9 @@ def test_the_segment_is_one_bucket_and_is_gone_afterwards(started: Readers) -> N
     assert started.reports()[0]["still"]
 
 
-@pytest.mark.parametrize(("misdeed", "reason"), [("dies", "went away"), ("leaves", "went away"), ("stops", "took no weights for 6 s")])
+@pytest.mark.parametrize(
+    ("misdeed", "reason"), [("dies", "went away"), ("leaves", "went away"), ("stops", "took no weights for 6 s")]
+)
 def test_a_lost_reader_is_named_and_the_others_get_everything(started: Readers, misdeed: str, reason: str) -> None:
     tensors = weights()
     with transport(timeout_s=TIMEOUT_S).sender(["a", "b", "c"]) as sender:

@@ -1,6 +1,7 @@
 """Real processes at the other end of a transport: readers that take a stream, or misbehave at a chosen tensor.
 
-Run as a program: transport_readers.py serves one reader, asked for over its standard input (a pickled task), and prints one JSON line.
+Run as a program: transport_readers.py serves one reader, asked for over its standard input (a pickled task), and prints
+one JSON line.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ ROOT = Path(__file__).parents[3]
 
 @dataclass(frozen=True)
 class Task:
-    """What a reader does with the streams of its sources: take all, or `misdeed` at tensor number `at` of the last one."""
+    """What a reader does with the streams of its sources: take all, or `misdeed` at tensor number `at` of the last
+    one."""
 
     sources: tuple[WeightSource, ...]
     worker: int
@@ -116,7 +118,8 @@ with {transport}.sender(["a"]) as sender:
 
 @contextmanager
 def failing_sender(transport: str, signal_name: str) -> Iterator[tuple[subprocess.Popen[bytes], WeightSource]]:
-    """A process that sends through `transport` (an expression) and gets the signal in the middle of its stream; and its source."""
+    """A process that sends through `transport` (an expression) and gets the signal in the middle of its stream; and its
+    source."""
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{Path(__file__).parent}", "OMP_NUM_THREADS": "1"}
     program = _SENDER.format(transport=transport)
     process = subprocess.Popen([sys.executable, "-c", program, signal_name], stdout=subprocess.PIPE, env=environment)
@@ -145,7 +148,8 @@ def send(sender: WeightSender, tensors: Iterable[NamedTensor], ended: Sequence[i
 
 
 def weights(count: int = 12, rows: int = 300, seed: int = 0) -> list[NamedTensor]:
-    """Tensors of several dtypes whose bits are all kinds of values, NaNs among them; one larger than all others together."""
+    """Tensors of several dtypes whose bits are all kinds of values, NaNs among them; one larger than all others
+    together."""
     generator = torch.Generator().manual_seed(seed)
     dtypes = (torch.float32, torch.bfloat16, torch.float8_e4m3fn, torch.int64, torch.bool)
     named: list[NamedTensor] = [("scalar", torch.tensor(3.5)), ("empty", torch.zeros(0, 4))]
@@ -153,7 +157,11 @@ def weights(count: int = 12, rows: int = 300, seed: int = 0) -> list[NamedTensor
         dtype = dtypes[number % len(dtypes)]
         shape = (rows * 4 if number == 3 else 7 + number, 33)
         raw = torch.randint(
-            0, 2 if dtype == torch.bool else 256, (shape[0] * shape[1] * dtype.itemsize,), dtype=torch.uint8, generator=generator
+            0,
+            2 if dtype == torch.bool else 256,
+            (shape[0] * shape[1] * dtype.itemsize,),
+            dtype=torch.uint8,
+            generator=generator,
         )
         named.append((f"layer.{number}.weight", raw.view(dtype).view(shape)))
     return named
@@ -174,7 +182,11 @@ def serve(task: Task) -> dict[str, Any]:
                 if task.misdeed and source is task.sources[-1] and len(taken) == task.at:
                     misbehave(task.misdeed)
         except RuntimeError as error:
-            return {"error": f"{type(error).__name__}: {error}", "taken": len(taken), "seconds": time.monotonic() - started}
+            return {
+                "error": f"{type(error).__name__}: {error}",
+                "taken": len(taken),
+                "seconds": time.monotonic() - started,
+            }
         checksums.append(stream.checksum)
     again = ChecksummedStream(zip(taken, kept[-len(taken) :], strict=True))
     for _ in again:
