@@ -1,12 +1,14 @@
 """The plain records that move through the training loop, in the order they are made.
 
-Prompt -> Response / RolloutGroup -> ScoreRequest -> TokenScores -> ResponseReward / ScoredGroup -> TrainSequence.
+Prompt -> Response / RolloutGroup -> ScoreRequest -> TokenScores -> ResponseReward / ScoredGroup -> TrainSequence
+-> UpdateResult.
 No configuration, no engine, no framework object lives in them; everything is ids, numbers and text, so any room
 can be tested alone and any record can be written to a parquet file.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float32]
+DoubleArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+
+TokensDone = Callable[[int], None]
+"""Called with the number of tokens of each piece of work that is finished."""
 
 
 class UserError(Exception):
@@ -76,6 +83,12 @@ class ScoreRequest:
     start: int
     stop: int
 
+    @staticmethod
+    def of_response(prompt: Prompt, token_ids: Sequence[int]) -> ScoreRequest:
+        """The request for the log-probs of a whole response."""
+        start = len(prompt.token_ids)
+        return ScoreRequest((*prompt.token_ids, *token_ids), start, start + len(token_ids))
+
 
 @dataclass(frozen=True)
 class TokenScores:
@@ -136,3 +149,20 @@ class TrainSequence:
     advantages: FloatArray
     reference_log_probs: FloatArray | None = None
     engine_log_probs: FloatArray | None = None
+
+
+@dataclass(frozen=True)
+class UpdateResult:
+    """One optimizer step: means over the trained tokens, and the gradient norm before clipping.
+
+    computed_tokens: distinct tokens of the micro-batches; sequence_tokens: what they would be without prefix sharing.
+    """
+
+    loss: float
+    entropy: float
+    clip_fraction: float
+    kl_to_old: float
+    grad_norm: float
+    trained_tokens: int
+    computed_tokens: int
+    sequence_tokens: int

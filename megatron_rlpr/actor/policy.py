@@ -7,7 +7,6 @@ the data-parallel ranks and run through Megatron's pipeline schedule; results co
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -20,28 +19,11 @@ from megatron_rlpr.actor.model.tree_policy import DTYPES, build_model
 from megatron_rlpr.actor.optimizer import apply_gradients, set_learning_rate, wrap_for_training
 from megatron_rlpr.actor.parallel import Layout
 from megatron_rlpr.actor.policy_gradient import STATISTICS, LossTerms, RowValues, policy_gradient
-from megatron_rlpr.actor.schedule import MicroBatchRunner, Progress
+from megatron_rlpr.actor.schedule import MicroBatchRunner
 from megatron_rlpr.config.schema import ActorConfig
 from megatron_rlpr.packing import Plan, TreeMicroBatch, plan
-from megatron_rlpr.types import ScoreRequest, TokenScores, TrainSequence
+from megatron_rlpr.types import ScoreRequest, TokenScores, TokensDone, TrainSequence, UpdateResult
 from megatron_rlpr.weights.shape import ModelShape
-
-
-@dataclass(frozen=True)
-class UpdateResult:
-    """One optimizer step: means over the trained tokens, and the gradient norm before clipping.
-
-    computed_tokens: distinct tokens of the micro-batches; sequence_tokens: what they would be without prefix sharing.
-    """
-
-    loss: float
-    entropy: float
-    clip_fraction: float
-    kl_to_old: float
-    grad_norm: float
-    trained_tokens: int
-    computed_tokens: int
-    sequence_tokens: int
 
 
 class MegatronPolicy:
@@ -74,7 +56,7 @@ class MegatronPolicy:
         if self.optimizer is not None:
             self.optimizer.reload_model_params()
 
-    def score(self, requests: Sequence[ScoreRequest], progress: Progress | None = None) -> list[TokenScores]:
+    def score(self, requests: Sequence[ScoreRequest], progress: TokensDone | None = None) -> list[TokenScores]:
         """Log-probs and entropies of the wanted tokens of every request, in request order, on every rank.
 
         progress is called with the number of tokens of each micro-batch this rank has computed.
@@ -100,7 +82,7 @@ class MegatronPolicy:
         sequence_weights: Sequence[float],
         terms: LossTerms,
         lr: float,
-        progress: Progress | None = None,
+        progress: TokensDone | None = None,
     ) -> UpdateResult:
         """One optimizer step on a mini-batch.
 

@@ -18,9 +18,8 @@ from megatron_rlpr.actor.attention.paged_layout import paged_paths
 from megatron_rlpr.actor.attention.rotary import cos_sin, inverse_frequencies
 from megatron_rlpr.actor.cpu.megatron import device
 from megatron_rlpr.packing import TreeMicroBatch
+from megatron_rlpr.types import TokensDone
 from megatron_rlpr.weights.shape import ModelShape
-
-Progress = Callable[[int], None]
 
 
 class MicroBatchRunner:
@@ -39,7 +38,7 @@ class MicroBatchRunner:
         self._head_chunk_rows = head_chunk_rows
 
     def forward(
-        self, model: torch.nn.Module, micro_batches: Sequence[TreeMicroBatch], progress: Progress | None = None
+        self, model: torch.nn.Module, micro_batches: Sequence[TreeMicroBatch], progress: TokensDone | None = None
     ) -> list[torch.Tensor]:
         """fp32 [U, 2] (log-prob, entropy of every distinct row) per micro-batch on the last stage; [] on other
         stages."""
@@ -57,7 +56,7 @@ class MicroBatchRunner:
         model: torch.nn.Module,
         micro_batches: Sequence[TreeMicroBatch],
         loss: Callable[[TreeMicroBatch, torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
-        progress: Progress | None = None,
+        progress: TokensDone | None = None,
     ) -> list[torch.Tensor]:
         """Accumulate gradients of sum(loss) over the micro-batches.
 
@@ -79,7 +78,7 @@ class MicroBatchRunner:
         model: torch.nn.Module,
         micro_batches: Sequence[TreeMicroBatch],
         loss_func_of: Callable[[TreeMicroBatch], Any],
-        progress: Progress | None,
+        progress: TokensDone | None,
         **schedule: Any,
     ) -> list[torch.Tensor]:
         def step(iterator: Iterable[TreeMicroBatch], stage: torch.nn.Module) -> tuple[torch.Tensor, Any]:

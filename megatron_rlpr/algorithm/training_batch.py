@@ -18,8 +18,7 @@ from megatron_rlpr.algorithm.advantage import (
 from megatron_rlpr.algorithm.aggregation import row_weights
 from megatron_rlpr.algorithm.kl import penalised_token_rewards
 from megatron_rlpr.config.schema import Config
-from megatron_rlpr.reward.scoring import response_request
-from megatron_rlpr.types import FloatArray, ScoredGroup, TrainSequence
+from megatron_rlpr.types import FloatArray, ScoredGroup, ScoreRequest, TrainSequence
 
 
 @dataclass(frozen=True)
@@ -124,7 +123,7 @@ def _sequences(batch: TrainingBatch, index: int) -> list[TrainSequence]:
     for response, scores, advantage, reference in zip(
         scored.group.responses, scored.scores, advantages, references, strict=True
     ):
-        request = response_request(scored.group.prompt, response.token_ids)
+        request = ScoreRequest.of_response(scored.group.prompt, response.token_ids)
         engine = np.asarray(response.engine_log_probs, dtype=np.float32)
         sequences.append(
             TrainSequence(

@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from megatron_rlpr.packing.sequences import IntArray, SortedSequences
-
-FloatArray = npt.NDArray[np.float64]
+from megatron_rlpr.packing.sequences import SortedSequences
+from megatron_rlpr.types import DoubleArray, IntArray
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ class CostModel:
             + self.head_flops_per_row * head_rows
         )
 
-    def prefix_flops(self, length: IntArray) -> FloatArray:
+    def prefix_flops(self, length: IntArray) -> DoubleArray:
         """Cost of the first `length` tokens of a sequence in linear layers and attention: float64, shape of length."""
         pairs = length * (length + 1) / 2
         return self.linear_flops_per_token * length + self.attention_flops_per_pair * pairs
@@ -73,8 +71,8 @@ class SequenceCosts:
     Rows are compared with the direct predecessor only, so a row shared over a distance is counted twice.
     """
 
-    added: FloatArray
-    again: FloatArray
+    added: DoubleArray
+    again: DoubleArray
 
     @classmethod
     def of(cls, sequences: SortedSequences, model: CostModel) -> SequenceCosts:

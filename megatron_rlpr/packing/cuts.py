@@ -11,14 +11,13 @@ from collections import deque
 
 import numpy as np
 
-from megatron_rlpr.packing.cost import FloatArray
-from megatron_rlpr.packing.sequences import IntArray
+from megatron_rlpr.types import DoubleArray, IntArray
 
 EVENNESS_STEPS = 5
 EVENNESS_PRICE = 1.05
 
 
-def cut_under_budget(length: IntArray, shared: IntArray, price: FloatArray, max_tokens: int) -> list[int]:
+def cut_under_budget(length: IntArray, shared: IntArray, price: DoubleArray, max_tokens: int) -> list[int]:
     """Starts of the cheapest runs with at most max_tokens distinct tokens each; every length must fit.
 
     length, shared: [n] input tokens and those in common with the predecessor; price: [n] of starting a run there.
@@ -48,7 +47,7 @@ def cut_under_budget(length: IntArray, shared: IntArray, price: FloatArray, max_
     return starts[::-1]
 
 
-def cut_evenly(length: IntArray, shared: IntArray, price: FloatArray, max_tokens: int) -> list[int]:
+def cut_evenly(length: IntArray, shared: IntArray, price: DoubleArray, max_tokens: int) -> list[int]:
     """As `cut_under_budget`, with the largest run as small as no more runs at nearly the same price allow.
 
     Even micro-batches need less memory at their peak and leave smaller bubbles in a pipeline.

@@ -17,15 +17,16 @@ import heapq
 
 import numpy as np
 
-from megatron_rlpr.packing.cost import CostModel, FloatArray, SequenceCosts
+from megatron_rlpr.packing.cost import CostModel, SequenceCosts
 from megatron_rlpr.packing.cuts import cut_under_budget
-from megatron_rlpr.packing.sequences import IntArray, SortedSequences
+from megatron_rlpr.packing.sequences import SortedSequences
+from megatron_rlpr.types import DoubleArray, IntArray
 
 PIECES_PER_RANK = (1, 2, 4, 8, 16, 32, 64)
 FINER_MUST_GAIN = 0.002
 
 
-def cut_into_pieces(until: FloatArray, again: FloatArray, num_pieces: int, pieces_per_rank: int) -> list[int]:
+def cut_into_pieces(until: DoubleArray, again: DoubleArray, num_pieces: int, pieces_per_rank: int) -> list[int]:
     """Starts of at most num_pieces contiguous runs of near-equal cost.
 
     until: [n + 1] cost of everything before a position; again: [n] cost of computing what a cut there separates again.
@@ -41,7 +42,7 @@ def cut_into_pieces(until: FloatArray, again: FloatArray, num_pieces: int, piece
     return sorted(starts)
 
 
-def assign_pieces(cost: FloatArray, num_ranks: int) -> IntArray:
+def assign_pieces(cost: DoubleArray, num_ranks: int) -> IntArray:
     """The rank of every piece: int64 [len(cost)]; costliest first, each to the least loaded rank (Graham's LPT
     rule)."""
     rank_of = np.zeros(len(cost), dtype=np.int64)

@@ -18,9 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from megatron_rlpr.types import ScoreRequest
-
-IntArray = npt.NDArray[np.int64]
+from megatron_rlpr.types import IntArray, ScoreRequest
 
 
 @dataclass(frozen=True)

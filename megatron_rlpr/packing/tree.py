@@ -20,7 +20,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from megatron_rlpr.packing.sequences import IntArray, SortedSequences
+from megatron_rlpr.packing.sequences import SortedSequences
+from megatron_rlpr.types import IntArray
 
 PADDING_TOKEN_ID = 0
 

@@ -10,19 +10,12 @@ from collections.abc import Sequence
 from typing import Literal
 
 from megatron_rlpr.actor.policy import MegatronPolicy
-from megatron_rlpr.actor.schedule import Progress
 from megatron_rlpr.reward.base_probability import BaseProbabilityTable
 from megatron_rlpr.reward.manager import RewardManager
 from megatron_rlpr.system.clock import Clock
-from megatron_rlpr.types import Prompt, RolloutGroup, ScoredGroup, ScoreRequest
+from megatron_rlpr.types import Prompt, RolloutGroup, ScoredGroup, ScoreRequest, TokensDone
 
 BaseMode = Literal["initial", "current", "none"]
-
-
-def response_request(prompt: Prompt, token_ids: Sequence[int]) -> ScoreRequest:
-    """The request for the log-probs of a whole response."""
-    start = len(prompt.token_ids)
-    return ScoreRequest((*prompt.token_ids, *token_ids), start, start + len(token_ids))
 
 
 class GroupScorer:
@@ -38,7 +31,7 @@ class GroupScorer:
         self,
         groups: Sequence[RolloutGroup],
         table: BaseProbabilityTable | None = None,
-        progress: Progress | None = None,
+        progress: TokensDone | None = None,
     ) -> list[ScoredGroup]:
         """Scored groups in the given order. Responses whose splice is invalid cost no reference forward.
 
@@ -48,7 +41,11 @@ class GroupScorer:
             spliced = self._rewards.reference_requests_batch(groups)
             prompts = [group.prompt for group in groups]
             base_requests = self._rewards.base_requests(prompts) if self._base == "current" else []
-        own = [response_request(group.prompt, response.token_ids) for group in groups for response in group.responses]
+        own = [
+            ScoreRequest.of_response(group.prompt, response.token_ids)
+            for group in groups
+            for response in group.responses
+        ]
         wanted = [request for requests in spliced for request in requests if request is not None]
         with self._clock.phase("score"):
             scores = self._policy.score([*own, *wanted, *base_requests], progress)
@@ -67,7 +64,9 @@ class GroupScorer:
                 scored.append(ScoredGroup(group, token_scores, self._rewards.rewards(group, references, base)))
         return scored
 
-    def complete(self, table: BaseProbabilityTable, prompts: Sequence[Prompt], progress: Progress | None = None) -> int:
+    def complete(
+        self, table: BaseProbabilityTable, prompts: Sequence[Prompt], progress: TokensDone | None = None
+    ) -> int:
         """Add the current policy's base probability of every prompt the table lacks; returns how many were added."""
         missing = table.missing(prompts)
         scores = self._policy.score(self._rewards.base_requests(missing), progress)

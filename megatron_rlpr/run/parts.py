@@ -21,14 +21,14 @@ from megatron_rlpr.algorithm.training_batch import TrainingBatch, with_advantage
 from megatron_rlpr.config.schema import Config
 from megatron_rlpr.data.prompt_source import PromptSource
 from megatron_rlpr.evaluation.schedule import ValidationSchedule
-from megatron_rlpr.reward.scoring import GroupScorer, response_request
+from megatron_rlpr.reward.scoring import GroupScorer
 from megatron_rlpr.rollout.engine import Rollouts, SamplingSettings
 from megatron_rlpr.rollout.ray.pipeline import RolloutPipeline
 from megatron_rlpr.rollout.store import write_rollouts
 from megatron_rlpr.system.clock import Clock
 from megatron_rlpr.tracking.console import Console
 from megatron_rlpr.tracking.tracker import Tracker
-from megatron_rlpr.types import FloatArray, Prompt, RolloutGroup, ScoredGroup
+from megatron_rlpr.types import FloatArray, Prompt, RolloutGroup, ScoredGroup, ScoreRequest
 from megatron_rlpr.weights.handover import HandOver
 from megatron_rlpr.weights.hf_export import HfExport
 
@@ -118,7 +118,7 @@ class RunParts:
     def _reference_log_probs(self, groups: Sequence[ScoredGroup]) -> list[list[FloatArray]] | None:
         if self.reference is None:
             return None
-        requests = [response_request(g.group.prompt, r.token_ids) for g in groups for r in g.group.responses]
+        requests = [ScoreRequest.of_response(g.group.prompt, r.token_ids) for g in groups for r in g.group.responses]
         with self.clock.phase("score"):
             scores = iter(self.reference.score(requests))
         return [[next(scores).log_probs for _ in g.group.responses] for g in groups]

@@ -8,12 +8,11 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from megatron_rlpr.actor.policy import UpdateResult
 from megatron_rlpr.algorithm.batch_fill import BatchFill
 from megatron_rlpr.algorithm.std_filter import StdFilter
 from megatron_rlpr.algorithm.training_batch import TrainingBatch
 from megatron_rlpr.tracking.memory import peak_device_gb, peak_resident_gb
-from megatron_rlpr.types import ScoredGroup
+from megatron_rlpr.types import ScoredGroup, UpdateResult
 
 
 def reward_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:

@@ -19,8 +19,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from megatron_rlpr.types import IntArray
+
 BLOCK_ROWS = 128
-IntArray = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)

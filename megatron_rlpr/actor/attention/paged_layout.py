@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from megatron_rlpr.actor.attention.block_layout import AttentionRun, attention_runs
+from megatron_rlpr.types import IntArray
 
 PAGE_TOKENS = 32
 """The kernel takes multiples of 32; small pages repeat less."""
-IntArray = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)

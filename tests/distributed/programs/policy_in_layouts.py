@@ -17,10 +17,10 @@ from megatron.core import parallel_state
 from megatron_rlpr.actor import parallel
 from megatron_rlpr.actor.checkpoint import CheckpointStore
 from megatron_rlpr.actor.parallel import Layout
-from megatron_rlpr.actor.policy import MegatronPolicy, UpdateResult
+from megatron_rlpr.actor.policy import MegatronPolicy
 from megatron_rlpr.actor.policy_gradient import LossTerms
 from megatron_rlpr.config.schema import ActorConfig
-from megatron_rlpr.types import ScoreRequest, TrainSequence
+from megatron_rlpr.types import ScoreRequest, TrainSequence, UpdateResult
 from megatron_rlpr.weights.architectures import model_shape
 from megatron_rlpr.weights.load_hf import load_hf_weights
 from megatron_rlpr.weights.shape import ModelShape, read_hf_config

@@ -7,7 +7,6 @@ import math
 import pytest
 from training_records import scored
 
-from megatron_rlpr.actor.policy import UpdateResult
 from megatron_rlpr.algorithm.batch_fill import BatchFill
 from megatron_rlpr.algorithm.std_filter import StdFilter
 from megatron_rlpr.algorithm.training_batch import with_advantages
@@ -20,6 +19,7 @@ from megatron_rlpr.tracking.step_metrics import (
     speed_metrics,
     update_metrics,
 )
+from megatron_rlpr.types import UpdateResult
 
 
 def update(loss: float, tokens: int, **changes: float) -> UpdateResult:
