@@ -46,6 +46,11 @@ class DataConfig:
         "none", "llama_gemma: drop the system message and append the reference's answer-tag instruction to the user's"
     )
 
+    @property
+    def longest_prompt(self) -> int:
+        """Most tokens a prompt of the run may have."""
+        return max(self.max_prompt_length, self.val_max_prompt_length if self.val_files else 0)
+
 
 @dataclass
 class RolloutConfig:

@@ -17,7 +17,8 @@ from megatron_rlpr.grading.result import GradeResult, GradeTask
 from megatron_rlpr.reward.base_probability import BaseProbabilityTable
 from megatron_rlpr.reward.format import format_score
 from megatron_rlpr.reward.scoring import GroupScorer
-from megatron_rlpr.rollout.engine import Rollouts, SamplingSettings
+from megatron_rlpr.rollout.engine import Rollouts
+from megatron_rlpr.rollout.requests import RolloutRequest, SamplingSettings
 from megatron_rlpr.tracking.console import Console
 from megatron_rlpr.types import Prompt, RolloutGroup
 
@@ -110,14 +111,8 @@ class HeldOutEvaluation:
         )
         prompts: tuple[Prompt, ...] = one.prompts.prompts
         with self._console.phase(f"answer {one.name}", total=len(prompts) * samples) as progress:
-            return self._rollouts.generate(
-                prompts,
-                samples,
-                VALIDATION_STEP,
-                settings.seed,
-                sampling,
-                lambda tokens, done, _: progress.update(done, tokens),
-            )
+            asked = RolloutRequest(prompts, samples, VALIDATION_STEP, settings.seed, sampling)
+            return self._rollouts.generate(asked, lambda tokens, done, _: progress.update(done, tokens))
 
     def _grade(self, groups: Sequence[RolloutGroup]) -> tuple[list[float], dict[str, float]]:
         """Mean accuracy of every group's responses, graded on the first rank, and what the judge did."""

@@ -1,60 +1,50 @@
-"""What the trainer and the rest of this room know about an inference engine."""
+"""What the trainer and the rest of this room know about inference engines, whatever they are made of."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
-from megatron_rlpr.types import Prompt, Response, RolloutGroup, UserError
-from megatron_rlpr.weights.receiver import Confirmation
+from megatron_rlpr.rollout.requests import GenerationRequest, RolloutRequest, SamplingSettings
+from megatron_rlpr.types import Response, RolloutGroup
+from megatron_rlpr.weights.receiver import Announcement, Confirmation, WeightReceiver
 
 ProgressCallback = Callable[[int, int, int], None]
 """Called as (tokens generated so far, requests finished, requests in all) while an engine generates."""
 
 
 class RolloutError(RuntimeError):
-    """Generation failed; the message names the rank and the cause."""
+    """Generation failed; the message names the cause."""
 
 
 @dataclass(frozen=True)
-class GenerationRequest:
-    """One response to sample.
+class EngineSettings:
+    """How an engine is made.
 
-    prompt_token_ids: templated prompt, no padding.
-    seed: of this request alone; the same engine weights, requests and seeds give the same tokens.
-    label: how error messages call the prompt, e.g. "prompt 17".
+    model_path: the HF folder it starts from. dtype: a torch dtype's name. max_model_len: most tokens of prompt and
+    response together. max_num_seqs: sequences it decodes at once. kv_cache_gb: GiB of key/value cache on CPU; on GPU
+    gpu_memory_utilization decides. threads: intra-op threads of its process.
     """
 
-    prompt_token_ids: tuple[int, ...]
-    seed: int
-    label: str = field(default="", compare=False)
+    model_path: str
+    dtype: str
+    max_model_len: int
+    max_num_seqs: int = 64
+    kv_cache_gb: float = 1.0
+    gpu_memory_utilization: float = 0.4
+    enforce_eager: bool = True
+    tensor_parallel_size: int = 1
+    seed: int = 0
+    threads: int = 1
 
-
-@dataclass(frozen=True)
-class SamplingSettings:
-    """How every request of one call is sampled.
-
-    temperature: 0 is greedy. top_p: nucleus threshold. top_k: -1 for all tokens. max_tokens: most new tokens of a
-    response.
-    """
-
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = -1
-    max_tokens: int = 512
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.temperature < float("inf"):
-            raise UserError(f"sampling temperature is {self.temperature}; use 0 (greedy) or a positive number")
-        if not 0 < self.top_p <= 1:
-            raise UserError(f"sampling top_p is {self.top_p}; use a number above 0 and up to 1")
-        if self.top_k != -1 and self.top_k < 1:
-            raise UserError(f"sampling top_k is {self.top_k}; use -1 (all tokens) or at least 1")
-        if self.max_tokens < 1:
-            raise UserError(f"max_tokens of a response is {self.max_tokens}; use at least 1")
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The dtype of that name."""
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return dtype
 
 
 class RolloutEngine(Protocol):
@@ -72,50 +62,30 @@ class RolloutEngine(Protocol):
     ) -> list[Response]:
         """One response per request, in request order."""
 
-    def check_weights(self, manifest: Mapping[str, tuple[int, ...]]) -> None:
+    def check_weights(self, announced: Announcement) -> None:
         """Raise WeightHandoverError unless the announced names and shapes are exactly the engine's."""
 
-    def update_weights(
-        self, manifest: Mapping[str, tuple[int, ...]], tensors: Iterable[tuple[str, torch.Tensor]], version: int
-    ) -> Confirmation:
-        """Replace all weights by a stream of full, HF-named tensors that was announced by its manifest.
+    def update_weights(self, announced: Announcement, tensors: Iterable[tuple[str, torch.Tensor]]) -> Confirmation:
+        """Replace all weights by the announced stream of full, HF-named tensors.
 
         A tensor's storage must stay as it is until the stream ends: engines fuse q, k, v and keep parts until the
         last one has come. Raises WeightHandoverError; the engine then refuses to generate until a good update.
         """
 
     def rebuild(self) -> None:
-        """Start anew from the model folder, at version 0; what was in flight is given up. Collective, as the first
-        start."""
+        """Start anew from the model folder, at version 0, without what was in flight. Collective, as any start."""
 
 
-class Rollouts(Protocol):
-    """Where the trainer gets its rollouts from: engines, or a store."""
+class Rollouts(WeightReceiver, Protocol):
+    """Where the trainer gets its rollouts from, on every rank: engines, or a store. Every method is collective."""
 
     @property
     def weight_version(self) -> int:
-        """The hand-over that gave the engines their weights."""
+        """The hand-over that gave the engines their weights; 0 = the initial weights."""
 
     @property
     def engines_replaced(self) -> int:
-        """Engines that died, hung or failed and were made anew so far, as far as this rank knows; the first rank knows
-        of all."""
+        """Engines that died, hung or failed and were made anew so far; the first rank knows of all."""
 
-    def generate(
-        self,
-        prompts: Sequence[Prompt],
-        n: int,
-        step: int,
-        run_seed: int,
-        sampling: SamplingSettings,
-        on_progress: ProgressCallback | None = None,
-    ) -> list[RolloutGroup]:
+    def generate(self, asked: RolloutRequest, on_progress: ProgressCallback | None = None) -> list[RolloutGroup]:
         """n responses for every prompt, in prompt order; the same on every rank."""
-
-    def update_weights(
-        self, manifest: Mapping[str, tuple[int, ...]], tensors: Iterable[tuple[str, torch.Tensor]], version: int
-    ) -> Confirmation | None:
-        """Hand new weights to every engine (see `weights.handover.WeightReceiver`)."""
-
-    def rebuild_engines(self) -> None:
-        """Make the engines anew after a hand-over that failed. Collective over all ranks."""

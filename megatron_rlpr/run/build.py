@@ -11,7 +11,6 @@ import torch.distributed as dist
 
 from megatron_rlpr.actor import parallel
 from megatron_rlpr.actor.checkpoint import CheckpointStore
-from megatron_rlpr.actor.model.tree_policy import DTYPES
 from megatron_rlpr.actor.policy import MegatronPolicy
 from megatron_rlpr.algorithm.kl import AdaptiveKL, FixedKL, KLController
 from megatron_rlpr.algorithm.std_filter import StdFilter
@@ -31,16 +30,10 @@ from megatron_rlpr.grading.result import GradeTask
 from megatron_rlpr.reward.base_probability import BaseProbabilityTable
 from megatron_rlpr.reward.manager import Grade, RewardManager
 from megatron_rlpr.reward.scoring import GroupScorer
-from megatron_rlpr.rollout.engine import Rollouts
-from megatron_rlpr.rollout.ray.pipeline import RolloutPipeline
-from megatron_rlpr.rollout.ray.rollouts import RayRollouts
-from megatron_rlpr.rollout.replay import ReplayRollouts
 from megatron_rlpr.rollout.store import forget_after, read_rollouts, stored_steps
-from megatron_rlpr.rollout.vllm.colocated import ColocatedRollouts
-from megatron_rlpr.rollout.vllm.engine import VllmEngine
+from megatron_rlpr.run import engines
 from megatron_rlpr.run import lock as run_lock
-from megatron_rlpr.run.build_ray import longest_prompt, ray_rollouts
-from megatron_rlpr.run.parts import RunParts, training_sampling
+from megatron_rlpr.run.parts import RunParts
 from megatron_rlpr.system.clock import Clock
 from megatron_rlpr.system.process_environment import default_threads
 from megatron_rlpr.tracking.console import Console
@@ -80,7 +73,7 @@ def build_parts(config: Config) -> RunParts:
     rewards = RewardManager(
         config.reward,
         tokenizer,
-        longest_prompt(config),
+        config.data.longest_prompt,
         config.data.max_response_length,
         _grade(config, tokenizer, graders),
     )
@@ -114,7 +107,7 @@ def build_parts(config: Config) -> RunParts:
         ValidationSet(name, found, samples_per_prompt(name), tables.of(_table_name(name), found) if scored else None)
         for name, found in val_prompts.items()
     ]
-    rollouts = _rollouts(config, threads, console)
+    rollouts = engines.rollouts(config, console)
     evaluation = HeldOutEvaluation(
         config, rollouts, scorer, graders, console, _special_tokens(tokenizer), _judge(layout.rank)
     )
@@ -127,7 +120,7 @@ def build_parts(config: Config) -> RunParts:
         reference=_reference_policy(shape, config, layout),
         kl_controller=_kl_controller(config),
         rollouts=rollouts,
-        pipeline=_pipeline(config, rollouts, source, total_steps),
+        pipeline=engines.pipeline(config, rollouts, source, total_steps),
         scorer=scorer,
         prompts=source,
         std_filter=StdFilter(config.filter),
@@ -249,41 +242,6 @@ def _kl_controller(config: Config) -> KLController:
     if settings.kl_ctrl_type == "adaptive":
         return AdaptiveKL(settings.kl_loss_coef, settings.kl_target, settings.kl_horizon)
     return FixedKL(settings.kl_loss_coef)
-
-
-def _rollouts(config: Config, threads: int, console: Console) -> Rollouts:
-    if config.rollout.replay:
-        return ReplayRollouts(config.rollout.replay)
-    if config.rollout.placement == "ray":
-        return ray_rollouts(config, console)
-    dtype = DTYPES[config.actor.dtype if config.rollout.dtype == "auto" else config.rollout.dtype]
-    with console.phase("starting vLLM"):
-        engine = VllmEngine(
-            config.model.path,
-            dtype=dtype,
-            max_model_len=longest_prompt(config) + config.data.max_response_length,
-            max_num_seqs=config.rollout.max_num_seqs,
-            kv_cache_gb=config.rollout.kv_cache_gb,
-            gpu_memory_utilization=config.rollout.gpu_memory_utilization,
-            enforce_eager=config.rollout.enforce_eager,
-            tensor_parallel_size=config.rollout.tensor_parallel_size,
-            seed=config.trainer.seed,
-            threads=threads,
-        )
-        return ColocatedRollouts(engine, config.rollout.tensor_parallel_size)
-
-
-def _pipeline(config: Config, rollouts: Rollouts, prompts: PromptSource, total_steps: int) -> RolloutPipeline | None:
-    if not config.rollout.pipeline or not isinstance(rollouts, RayRollouts):
-        return None
-    return RolloutPipeline(
-        rollouts,
-        prompts,
-        n=config.rollout.n,
-        run_seed=config.trainer.seed,
-        sampling=training_sampling(config),
-        last_step=total_steps,
-    )
 
 
 def _grade(config: Config, tokenizer: Any, graders: GraderPool) -> Grade:

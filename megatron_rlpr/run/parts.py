@@ -22,9 +22,11 @@ from megatron_rlpr.config.schema import Config
 from megatron_rlpr.data.prompt_source import PromptSource
 from megatron_rlpr.evaluation.schedule import ValidationSchedule
 from megatron_rlpr.reward.scoring import GroupScorer
-from megatron_rlpr.rollout.engine import Rollouts, SamplingSettings
+from megatron_rlpr.rollout.engine import Rollouts
 from megatron_rlpr.rollout.ray.pipeline import RolloutPipeline
+from megatron_rlpr.rollout.requests import RolloutRequest, SamplingSettings
 from megatron_rlpr.rollout.store import write_rollouts
+from megatron_rlpr.run.engines import training_request
 from megatron_rlpr.system.clock import Clock
 from megatron_rlpr.tracking.console import Console
 from megatron_rlpr.tracking.tracker import Tracker
@@ -99,12 +101,7 @@ class RunParts:
         n = self.config.rollout.n
         with self.console.phase("rollout", total=len(prompts) * n) as progress:
             return self.rollouts.generate(
-                prompts,
-                n,
-                step,
-                self.config.trainer.seed,
-                training_sampling(self.config),
-                lambda tokens, done, _: progress.update(done, tokens),
+                training_request(self.config, prompts, step), lambda tokens, done, _: progress.update(done, tokens)
             )
 
     def with_advantages(self, groups: Sequence[ScoredGroup], step: int) -> TrainingBatch:
@@ -128,7 +125,7 @@ class RunParts:
         sampling = SamplingSettings(temperature=0.0, max_tokens=self.config.data.max_response_length)
         prompts = [group.group.prompt for group in groups]
         with self.clock.phase("rollout"):
-            greedy = self.rollouts.generate(prompts, 1, step, self.config.trainer.seed, sampling)
+            greedy = self.rollouts.generate(RolloutRequest(prompts, 1, step, self.config.trainer.seed, sampling))
         return [float(group.rewards[0].reward) for group in self.scorer.score(greedy, self.prompts.base_table)]
 
     def store_rollouts(self, step: int, fill: BatchFill, batch: TrainingBatch) -> None:
@@ -182,9 +179,3 @@ class RunParts:
             if self.hf_export is not None:
                 self.hf_export.save(step)  # first: a run that is killed in between makes this step again
             self.checkpoints.save(step, self.policy, state)
-
-
-def training_sampling(config: Config) -> SamplingSettings:
-    """How training responses are sampled."""
-    rollout = config.rollout
-    return SamplingSettings(rollout.temperature, rollout.top_p, rollout.top_k, config.data.max_response_length)

@@ -1,5 +1,4 @@
-"""An error on one rank becomes an error on all ranks, so that nobody waits in a collective for a rank that has
-failed."""
+"""An error on one rank becomes an error on all, so that nobody waits in a collective for a rank that has failed."""
 
 from __future__ import annotations
 
@@ -8,18 +7,20 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-from megatron_rlpr.rollout.engine import RolloutError
 from megatron_rlpr.types import UserError
 
 Result = TypeVar("Result")
+
+
+class RankError(RuntimeError):
+    """Work of all ranks failed; the message names the work, the ranks and their causes."""
 
 
 def gather_or_raise(work: Callable[[], Result], group: dist.ProcessGroup | None, what: str) -> list[Result]:
     """Collective over group (None: this process alone): run work on every rank, return all results in rank order.
 
     If work raises on any rank, every rank raises after all have finished: UserError with the first message when all
-    failures are users' mistakes, else RolloutError that names `what`, the ranks and their causes. Results are pickled
-    between ranks of this run only.
+    failures are users' mistakes, else RankError. Results are pickled between ranks of this run only.
     """
     result: Result | None = None
     own_error: Exception | None = None
@@ -34,7 +35,7 @@ def gather_or_raise(work: Callable[[], Result], group: dist.ProcessGroup | None,
     if all(is_user_error for _, (is_user_error, _) in failures):
         raise UserError(failures[0][1][1]) from own_error
     causes = "; ".join(f"rank {rank}: {message}" for rank, (_, message) in failures)
-    raise RolloutError(f"{what} failed on {len(failures)} of {len(outcomes)} ranks: {causes}") from own_error
+    raise RankError(f"{what} failed on {len(failures)} of {len(outcomes)} ranks: {causes}") from own_error
 
 
 def _described(error: Exception | None) -> tuple[bool, str] | None:

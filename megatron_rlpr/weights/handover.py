@@ -1,7 +1,7 @@
 """Give the engines the policy's current weights: announced first, checksummed as they flow, confirmed by who took them.
 
-Whatever takes weights is a `WeightReceiver`, wherever its engines are: in this process (`rollout.colocated`, views of
-the live weights), or in others (`rollout.ray_rollouts`, through one of `weights.transports`). A hand-over that any rank
+Whatever takes weights is a `WeightReceiver`, wherever its engines are: in this process (`rollout.vllm`, views of the
+live weights), or in others (`rollout.ray`, through one of `weights.transports`). A hand-over that any rank
 could not finish, or whose engines hold other bytes than were sent, is never used: the engines are made anew and get the
 weights once more.
 """
@@ -16,7 +16,7 @@ import torch.distributed as dist
 from megatron_rlpr.types import UserError
 from megatron_rlpr.weights.checksum import ChecksummedStream
 from megatron_rlpr.weights.export import WeightExporter
-from megatron_rlpr.weights.receiver import Confirmation, WeightHandoverError, WeightReceiver
+from megatron_rlpr.weights.receiver import Announcement, Confirmation, WeightHandoverError, WeightReceiver
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class HandOver:
         failure: Exception | None = None
         confirmation: Confirmation | None = None
         try:
-            confirmation = self._rollouts.update_weights(self._exporter.manifest(), stream, version)
+            confirmation = self._rollouts.update_weights(Announcement(self._exporter.manifest(), version), stream)
         except Exception as error:
             failure = error
         # A receiver without engines, on every rank alike, took nothing, and the export costs nothing.

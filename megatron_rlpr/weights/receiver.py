@@ -14,9 +14,16 @@ class WeightHandoverError(RuntimeError):
 
 
 @dataclass(frozen=True)
+class Announcement:
+    """What a hand-over will bring. manifest: name -> shape of every tensor. version: the number of the hand-over."""
+
+    manifest: Mapping[str, tuple[int, ...]]
+    version: int
+
+
+@dataclass(frozen=True)
 class Confirmation:
-    """What the engines of one rank say they hold now. checksum: of the tensors that reached them
-    (`weights.checksum`)."""
+    """What the engines of one rank say they hold. checksum: of the tensors that reached them (`weights.checksum`)."""
 
     version: int
     checksum: str
@@ -26,14 +33,13 @@ class WeightReceiver(Protocol):
     """Whatever takes new weights: `rollout.Rollouts`, on every rank."""
 
     def update_weights(
-        self, manifest: Mapping[str, tuple[int, ...]], tensors: Iterable[tuple[str, torch.Tensor]], version: int
+        self, announced: Announcement, tensors: Iterable[tuple[str, torch.Tensor]]
     ) -> Confirmation | None:
         """Replace all weights by the announced stream; a tensor's storage stays as it is until the stream ends.
 
         Every iteration of `tensors` is collective over all ranks, and begins the stream anew: a receiver may keep them,
         and iterate again until the weights change, for an engine that has lost them. None, on every rank alike, when
-        there is
-        no engine: the stream was left alone.
+        there is no engine: the stream was left alone.
         """
 
     def rebuild_engines(self) -> None:

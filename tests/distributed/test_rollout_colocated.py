@@ -27,22 +27,19 @@ def observe(models: Path, tensor_parallel_size: int) -> dict[str, Any]:
     """What this rank sees; every call is made on all ranks."""
     from safetensors.torch import load_file
 
-    from megatron_rlpr.rollout.engine import SamplingSettings
+    from megatron_rlpr.rollout.engine import EngineSettings
+    from megatron_rlpr.rollout.requests import RolloutRequest, SamplingSettings
     from megatron_rlpr.rollout.vllm.colocated import ColocatedRollouts
     from megatron_rlpr.rollout.vllm.engine import VllmEngine
     from megatron_rlpr.system.agreement import gather_or_raise
     from megatron_rlpr.types import Prompt
+    from megatron_rlpr.weights.receiver import Announcement
 
     rank = dist.get_rank() if dist.is_initialized() else 0
-    engine = VllmEngine(
-        str(models / "a"),
-        dtype=torch.float32,
-        max_model_len=128,
-        max_num_seqs=16,
-        kv_cache_gb=0.05,
-        tensor_parallel_size=tensor_parallel_size,
+    settings = EngineSettings(
+        str(models / "a"), "float32", 128, max_num_seqs=16, kv_cache_gb=0.05, tensor_parallel_size=tensor_parallel_size
     )
-    rollouts = ColocatedRollouts(engine, tensor_parallel_size)
+    rollouts = ColocatedRollouts(VllmEngine(settings), tensor_parallel_size)
     token_ids = [tuple(range(200 + 10 * i, 240 + 10 * i)) for i in range(5)]
     prompts = [
         Prompt(index=20 + i, token_ids=ids, messages=(), reference_answer="", data_source="sums")
@@ -54,9 +51,7 @@ def observe(models: Path, tensor_parallel_size: int) -> dict[str, Any]:
     taken: list[str] = []
 
     def groups(of: list[Prompt], step: int = 1) -> list[list[Any]]:
-        made = rollouts.generate(
-            of, n=3, step=step, run_seed=7, sampling=SamplingSettings(temperature=0.7, max_tokens=24)
-        )
+        made = rollouts.generate(RolloutRequest(of, 3, step, 7, SamplingSettings(temperature=0.7, max_tokens=24)))
         return [
             [g.prompt.index, [[r.seed, r.token_ids, r.engine_log_probs, r.weight_versions] for r in g.responses]]
             for g in made
@@ -85,18 +80,18 @@ def observe(models: Path, tensor_parallel_size: int) -> dict[str, Any]:
         "unknown_token_on_one_rank": error_of(lambda: groups([prompts[0], unknown_token])),
         "wrong_manifest_on_one_rank": error_of(
             lambda: rollouts.update_weights(
-                {**manifest, **({"surplus": (1,)} if rank == last else {})}, stream(breaks=False), 1
+                Announcement({**manifest, **({"surplus": (1,)} if rank == last else {})}, 1), stream(breaks=False)
             )
         ),
         "tensors_taken_before_agreement": len(taken),
         "broken_stream_on_one_rank": error_of(
-            lambda: rollouts.update_weights(manifest, stream(breaks=rank == last), 1)
+            lambda: rollouts.update_weights(Announcement(manifest, 1), stream(breaks=rank == last))
         ),
         "generation_after_a_broken_hand_over": error_of(lambda: groups(prompts))
         if tensor_parallel_size == 1
         else "not tried",
         "rebuild": error_of(rollouts.rebuild_engines),
-        "update": error_of(lambda: rollouts.update_weights(manifest, stream(breaks=False), 2)),
+        "update": error_of(lambda: rollouts.update_weights(Announcement(manifest, 2), stream(breaks=False))),
         "groups_after_update": groups(prompts),
         "version": rollouts.weight_version,
     }
@@ -193,7 +188,7 @@ def test_a_users_mistake_on_one_rank_is_raised_on_all(observed: dict[str, Any]) 
 def test_a_failure_on_one_rank_is_raised_on_all_and_named(observed: dict[str, Any]) -> None:
     for layout in ("2 engines", "1 engine over 2 ranks"):
         seen = observed[layout]
-        prefix = "RolloutError: the weight hand-over failed on 1 of 2 ranks: rank 1: WeightHandoverError: "
+        prefix = "RankError: the weight hand-over failed on 1 of 2 ranks: rank 1: WeightHandoverError: "
         assert (
             seen["wrong_manifest_on_one_rank"] == prefix + "weights do not fit the engine's model; unexpected: surplus"
         )
@@ -201,7 +196,7 @@ def test_a_failure_on_one_rank_is_raised_on_all_and_named(observed: dict[str, An
         assert seen["tensors_taken_before_agreement"] == 0
     refused = observed["2 engines"]["generation_after_a_broken_hand_over"]
     assert refused.startswith(
-        "RolloutError: generation failed on 1 of 2 ranks: rank 1: RolloutError: the engine holds no usable weights"
+        "RankError: generation failed on 1 of 2 ranks: rank 1: RolloutError: the engine holds no usable weights"
     )
 
 

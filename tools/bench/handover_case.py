@@ -17,9 +17,8 @@ from typing import Any
 import torch
 
 from megatron_rlpr.config.schema import ActorConfig
+from megatron_rlpr.rollout.engine import EngineSettings
 from megatron_rlpr.rollout.ray import cluster as ray_cluster
-from megatron_rlpr.rollout.ray.actor import EngineSettings
-from megatron_rlpr.rollout.ray.engine import EngineResources
 from megatron_rlpr.rollout.ray.pool import EnginePool
 from megatron_rlpr.rollout.ray.rollouts import RayRollouts
 from megatron_rlpr.rollout.vllm.colocated import ColocatedRollouts
@@ -34,7 +33,6 @@ from megatron_rlpr.weights.transports.shared_memory import SharedMemoryTransport
 from tools.bench import policy
 from tools.bench.measure import timed, with_peak_memory
 
-_MODEL_LENGTH, _KV_CACHE_GB = 512, 0.1
 _TIMEOUT_S = 600.0
 _OTHER_PROCESS: tuple[TransportName, ...] = ("auto", "collective")
 
@@ -53,7 +51,7 @@ def run(folder: Path, actor: ActorConfig, bucket_mb: int, repetitions: int, thre
     exporter = WeightExporter(built.policy.model, built.shape, bucket_mb)
     parameters = [p.detach() for p in built.policy.model.parameters()]
     copies = [torch.empty_like(p) for p in parameters]
-    here = HandOver(exporter, ColocatedRollouts(_engine(folder, actor)))
+    here = HandOver(exporter, ColocatedRollouts(VllmEngine(_settings(folder, actor, threads))))
     ray_cluster.connect("", cpus=2 * threads)
     there = {
         name: HandOver(exporter, RayRollouts(partial(_pool, folder, actor, bucket_mb, threads, name)))
@@ -119,24 +117,17 @@ def _use_up(stream: Iterator[Any]) -> None:
         continue
 
 
-def _engine(folder: Path, actor: ActorConfig) -> VllmEngine:
-    return VllmEngine(
-        str(folder), dtype=policy.dtype_of(actor), max_model_len=_MODEL_LENGTH, max_num_seqs=8, kv_cache_gb=_KV_CACHE_GB
-    )
+def _settings(folder: Path, actor: ActorConfig, threads: int) -> EngineSettings:
+    return EngineSettings(os.path.abspath(folder), actor.dtype, 512, max_num_seqs=8, kv_cache_gb=0.1, threads=threads)
 
 
 def _pool(folder: Path, actor: ActorConfig, bucket_mb: int, threads: int, transport: TransportName) -> EnginePool:
     """One engine in Ray, with half of the threads: it works while this process sends."""
-    threads = max(1, threads // 2)
-    settings = EngineSettings(
-        os.path.abspath(folder), actor.dtype, _MODEL_LENGTH, max_num_seqs=8, kv_cache_gb=_KV_CACHE_GB, threads=threads
-    )
-    resources = EngineResources(threads, 1 if torch.cuda.is_available() else 0)
+    settings = _settings(folder, actor, max(1, threads // 2))
     transports = Transports(transport, ray_cluster.node_address(), bucket_mb * 2**20, _TIMEOUT_S)
     return EnginePool(
         1,
         settings,
-        resources,
         timeout_s=_TIMEOUT_S,
         transports=transports,
         on_event=logging.getLogger(__name__).warning,

@@ -22,7 +22,9 @@ def check(config: Config) -> None:
     _check_experts(config, shape)
     _check_lengths(config, shape)
     _check_fp8_sizes(config, shape)
-    _check_engine(config)
+    from megatron_rlpr.config.checks import engine  # imports torch, which waits until all else is right
+
+    engine.check(config)
 
 
 def _shape(path: str) -> ModelShape:
@@ -164,22 +166,3 @@ def _check_fp8_sizes(config: Config, shape: ModelShape) -> None:
                 f"actor.fp8_recipe={config.actor.fp8_recipe} needs multiples of {block}, but the {what} of "
                 f"{config.model.path} is {size}: lower actor.tensor_model_parallel_size or choose another recipe"
             )
-
-
-def _check_engine(config: Config) -> None:
-    """What the engine can run, unless stored rollouts replace it and nothing is validated."""
-    if config.rollout.replay and not config.data.val_files:
-        return
-    import torch
-
-    from megatron_rlpr.rollout.vllm.limits import check_engine_fits, read_model_config
-
-    name = config.actor.dtype if config.rollout.dtype == "auto" else config.rollout.dtype
-    check_engine_fits(
-        read_model_config(config.model.path),
-        dtype={"float32": torch.float32, "bfloat16": torch.bfloat16}[name],
-        max_model_len=max(_prompt_lengths(config).values(), default=0) + config.data.max_response_length,
-        kv_cache_gb=config.rollout.kv_cache_gb,
-        tensor_parallel_size=config.rollout.tensor_parallel_size,
-        on_cpu=not torch.cuda.is_available(),
-    )

@@ -1,44 +1,27 @@
-"""One vLLM engine in a Ray actor's process. It works only while it is called, so a pause is a call that does not
-come."""
+"""One vLLM engine in a Ray actor's process. It works only while it is called: a pause is a call that does not come."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import psutil
 import torch
 
-from megatron_rlpr.rollout.engine import GenerationRequest, SamplingSettings
+from megatron_rlpr.rollout.engine import EngineSettings
+from megatron_rlpr.rollout.requests import GenerationRequest, SamplingSettings
 from megatron_rlpr.rollout.vllm.engine import VllmEngine
 from megatron_rlpr.types import Response
-from megatron_rlpr.weights.receiver import Confirmation, WeightHandoverError
+from megatron_rlpr.weights.receiver import Announcement, Confirmation, WeightHandoverError
 from megatron_rlpr.weights.transports.host import this_host
 from megatron_rlpr.weights.transports.interface import WeightSource
 
 
 @dataclass(frozen=True)
-class EngineSettings:
-    """How every engine of a pool is made (see VllmEngine). dtype: a torch dtype's name."""
-
-    model_path: str
-    dtype: str
-    max_model_len: int
-    max_num_seqs: int = 64
-    kv_cache_gb: float = 1.0
-    gpu_memory_utilization: float = 0.4
-    enforce_eager: bool = True
-    tensor_parallel_size: int = 1
-    seed: int = 0
-    threads: int = 1
-
-
-@dataclass(frozen=True)
 class Whereabouts:
-    """Where an engine lives. pids: its process, then those that vLLM started for it. host: who shares memory with
-    it."""
+    """Where an engine lives. pids: its process, then those that vLLM started. host: who shares memory with it."""
 
     node_id: str
     pids: tuple[int, ...]
@@ -55,8 +38,8 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Progress:
-    """What one call finished, by key, and the tokens written so far for what is unfinished."""
+class Advance:
+    """What one call of `advance` finished, by key, and the tokens written so far for what is unfinished."""
 
     finished: list[tuple[str, Response]]
     tokens_in_flight: int
@@ -75,18 +58,7 @@ class EngineActor:
 
     def __init__(self, settings: EngineSettings) -> None:
         torch.set_num_threads(settings.threads)
-        self._engine = VllmEngine(
-            settings.model_path,
-            dtype=getattr(torch, settings.dtype),
-            max_model_len=settings.max_model_len,
-            max_num_seqs=settings.max_num_seqs,
-            kv_cache_gb=settings.kv_cache_gb,
-            gpu_memory_utilization=settings.gpu_memory_utilization,
-            enforce_eager=settings.enforce_eager,
-            tensor_parallel_size=settings.tensor_parallel_size,
-            seed=settings.seed,
-            threads=settings.threads,
-        )
+        self._engine = VllmEngine(settings)
 
     def where(self) -> Whereabouts:
         """Answers when the engine has started."""
@@ -95,7 +67,7 @@ class EngineActor:
         workers = [child.pid for child in psutil.Process().children(recursive=True)]
         return Whereabouts(ray.get_runtime_context().get_node_id(), (os.getpid(), *workers), this_host())
 
-    def advance(self, new: Sequence[Request], seconds: float) -> Progress:
+    def advance(self, new: Sequence[Request], seconds: float) -> Advance:
         """Take new requests in and decode for about `seconds` (one step at least), or until nothing is in flight."""
         for one in new:
             self._engine.submit(one.key, one.request, one.sampling)
@@ -105,13 +77,11 @@ class EngineActor:
             finished += self._engine.step()
             if time.monotonic() > end:
                 break
-        return Progress(finished, self._engine.in_flight[1])
+        return Advance(finished, self._engine.in_flight[1])
 
-    def load(
-        self, manifest: Mapping[str, tuple[int, ...]], source: WeightSource, version: int
-    ) -> Confirmation | Refusal:
+    def load(self, announced: Announcement, source: WeightSource) -> Confirmation | Refusal:
         """Load a hand-over, each worker from the source; what is in flight goes on with it."""
         try:
-            return self._engine.load(manifest, source, version)
+            return self._engine.load(announced, source)
         except WeightHandoverError as error:
             return Refusal(str(error), self._engine.loadable)

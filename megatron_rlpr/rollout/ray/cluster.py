@@ -9,7 +9,9 @@ import sys
 from typing import Any
 
 import psutil
+import torch
 
+from megatron_rlpr.rollout.engine import EngineSettings
 from megatron_rlpr.rollout.ray import guard as ray_guard
 from megatron_rlpr.system.process_environment import ON_CPU
 from megatron_rlpr.types import UserError
@@ -49,13 +51,7 @@ def connect(address: str, *, cpus: int) -> bool:
                 f"--head`, or leave both empty to start a local one ({cause})"
             ) from error
         return False
-    ray.init(
-        address="local",
-        num_cpus=cpus,
-        include_dashboard=False,
-        object_store_memory=_OBJECT_STORE,
-        **options,
-    )
+    ray.init(address="local", num_cpus=cpus, include_dashboard=False, object_store_memory=_OBJECT_STORE, **options)
     node = [str(process.pid) for process in psutil.Process().children(recursive=True)]
     subprocess.Popen(
         [sys.executable, "-S", ray_guard.__file__, str(os.getpid()), *node], start_new_session=True, close_fds=True
@@ -68,6 +64,25 @@ def node_address() -> str:
     import ray
 
     return str(ray.util.get_node_ip_address())
+
+
+def engine_resources(settings: EngineSettings) -> dict[str, int]:
+    """What Ray reserves for an engine, by Ray's names."""
+    return {"CPU": settings.threads, "GPU": settings.tensor_parallel_size if torch.cuda.is_available() else 0}
+
+
+def check_room(engines: int, settings: EngineSettings) -> None:
+    """UserError when the connected cluster cannot hold so many engines."""
+    import ray
+
+    there = ray.cluster_resources()
+    keys = {"CPU": "rollout.cpus_per_engine", "GPU": "rollout.tensor_parallel_size"}
+    for name, each in engine_resources(settings).items():
+        if engines * each > there.get(name, 0):
+            raise UserError(
+                f"rollout.engines={engines} with {each} {name}s each ({keys[name]}) need {engines * each}, the Ray "
+                f"cluster has {there.get(name, 0):g}: use fewer engines, or add nodes"
+            )
 
 
 def actor_environment(threads: int, cuda: bool) -> dict[str, str]:

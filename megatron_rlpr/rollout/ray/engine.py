@@ -1,5 +1,4 @@
-"""One engine of the pool as the trainer sees it: its actor, the one call that is outstanding, and what it is working
-on."""
+"""One engine of the pool as the trainer sees it: its actor, its one outstanding call, and what it is working on."""
 
 from __future__ import annotations
 
@@ -7,14 +6,15 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from megatron_rlpr.rollout.ray.actor import EngineActor, EngineSettings, Progress, Request, Whereabouts
+from megatron_rlpr.rollout.engine import EngineSettings
+from megatron_rlpr.rollout.ray.actor import Advance, EngineActor, Request, Whereabouts
 from megatron_rlpr.rollout.ray.balancing import Load, outstanding_tokens
-from megatron_rlpr.rollout.ray.cluster import actor_environment
-from megatron_rlpr.types import UserError
+from megatron_rlpr.rollout.ray.cluster import actor_environment, engine_resources
+from megatron_rlpr.weights.receiver import Announcement
 from megatron_rlpr.weights.transports.interface import WeightSource
 
 Call = Literal["start", "load", "advance"]
@@ -30,40 +30,15 @@ class Edition:
     """
 
     number: int
-    version: int
-    manifest: Mapping[str, tuple[int, ...]]
+    announced: Announcement
     checksum: str | None = None
-
-
-@dataclass(frozen=True)
-class EngineResources:
-    """What Ray reserves per engine."""
-
-    cpus: int
-    gpus: int
-
-    def check(self, engines: int) -> None:
-        """UserError when the connected cluster cannot hold so many engines."""
-        import ray
-
-        there = ray.cluster_resources()
-        for name, each, key in (
-            ("CPU", self.cpus, "rollout.cpus_per_engine"),
-            ("GPU", self.gpus, "rollout.tensor_parallel_size"),
-        ):
-            if engines * each > there.get(name, 0):
-                raise UserError(
-                    f"rollout.engines={engines} with {each} {name}s each ({key}) need {engines * each}, the Ray "
-                    f"cluster has {there.get(name, 0):g}: use fewer engines, or add nodes"
-                )
 
 
 class PooledEngine:
     """Not thread-safe; the pool's lock covers it."""
 
-    def __init__(self, number: int, settings: EngineSettings, resources: EngineResources, timeout_s: float) -> None:
-        """Starts the actor; `reference` is ready when it has started. timeout_s: longest silence of a started
-        engine."""
+    def __init__(self, number: int, settings: EngineSettings, timeout_s: float) -> None:
+        """Starts the actor; `reference` is ready when it has started. timeout_s: longest silence once it has."""
         self.number = number
         self.edition: int | None = None
         """The number of the edition it holds; None: it has not started."""
@@ -72,7 +47,6 @@ class PooledEngine:
         self.unfinished: dict[str, Request] = {}
         self.whereabouts: Whereabouts | None = None
         self._settings = settings
-        self._resources = resources
         self._timeout_s = timeout_s
         self._starts = 0
         self.reference: Any | None = None
@@ -86,13 +60,15 @@ class PooledEngine:
         self.edition = self.loading = self.whereabouts = None
         self._tokens_in_flight = 0
         self._starts += 1
+        reserved = engine_resources(self._settings)
+        environment = actor_environment(self._settings.threads, cuda=reserved["GPU"] > 0)
         self._actor = (
             ray.remote(EngineActor)
             .options(
-                num_cpus=self._resources.cpus,
-                num_gpus=self._resources.gpus,
+                num_cpus=reserved["CPU"],
+                num_gpus=reserved["GPU"],
                 max_restarts=0,
-                runtime_env={"env_vars": actor_environment(self._settings.threads, cuda=self._resources.gpus > 0)},
+                runtime_env={"env_vars": environment},
             )
             .remote(self._settings)
         )
@@ -119,13 +95,13 @@ class PooledEngine:
         return self.reference is not None and time.monotonic() > self._deadline
 
     def advance(self, new: Sequence[Request], seconds: float) -> None:
-        """Send requests and let it decode; `reference` becomes its Progress."""
+        """Send requests and let it decode; `reference` becomes an Advance."""
         self._called("advance", self._actor.advance.remote(list(new), seconds), self._timeout_s + seconds)
 
     def load(self, edition: Edition, source: WeightSource) -> None:
         """Have its workers read an edition from the source; `reference` becomes a Confirmation or a Refusal."""
         self.loading = edition
-        self._called("load", self._actor.load.remote(edition.manifest, source, edition.version), self._timeout_s)
+        self._called("load", self._actor.load.remote(edition.announced, source), self._timeout_s)
 
     def has_time_again(self) -> None:
         """Whoever it waits for has just been heard of: its time to answer begins anew."""
@@ -135,7 +111,7 @@ class PooledEngine:
         """Take over the answer of the outstanding call."""
         if isinstance(answer, Whereabouts):
             self.whereabouts, self.edition = answer, 0
-        elif isinstance(answer, Progress):
+        elif isinstance(answer, Advance):
             self._tokens_in_flight = answer.tokens_in_flight
             for key, _ in answer.finished:
                 del self.unfinished[key]

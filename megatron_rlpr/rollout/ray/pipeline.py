@@ -7,12 +7,14 @@ prompts and generates them again, with the checkpoint's weights.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from megatron_rlpr.data.prompt_source import PromptSource
-from megatron_rlpr.rollout.engine import ProgressCallback, SamplingSettings
+from megatron_rlpr.rollout.engine import ProgressCallback
 from megatron_rlpr.rollout.ray.rollouts import RayRollouts
-from megatron_rlpr.types import RolloutGroup
+from megatron_rlpr.rollout.requests import RolloutRequest
+from megatron_rlpr.types import Prompt, RolloutGroup
 
 
 class RolloutPipeline:
@@ -22,17 +24,13 @@ class RolloutPipeline:
         self,
         rollouts: RayRollouts,
         prompts: PromptSource,
-        *,
-        n: int,
-        run_seed: int,
-        sampling: SamplingSettings,
+        request: Callable[[Sequence[Prompt], int], RolloutRequest],
         last_step: int,
     ) -> None:
+        """request: what to ask for these prompts in that step."""
         self._rollouts = rollouts
         self._prompts = prompts
-        self._n = n
-        self._run_seed = run_seed
-        self._sampling = sampling
+        self._request = request
         self._last_step = last_step
         self._state_before: dict[str, Any] | None = None
 
@@ -41,7 +39,7 @@ class RolloutPipeline:
         if step > self._last_step:
             return
         self._state_before = self._prompts.state_dict()
-        self._rollouts.begin(self._prompts.next_batch(), self._n, step, self._run_seed, self._sampling)
+        self._rollouts.begin(self._request(self._prompts.next_batch(), step))
 
     @property
     def begun(self) -> bool:

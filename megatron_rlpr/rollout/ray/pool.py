@@ -16,18 +16,20 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from megatron_rlpr.rollout.engine import GenerationRequest, ProgressCallback, RolloutError, SamplingSettings
-from megatron_rlpr.rollout.ray.actor import EngineSettings, Progress, Refusal, Request
+from megatron_rlpr.rollout.engine import EngineSettings, ProgressCallback, RolloutError
+from megatron_rlpr.rollout.ray.actor import Advance, Refusal, Request
 from megatron_rlpr.rollout.ray.balancing import least_loaded
-from megatron_rlpr.rollout.ray.engine import Edition, EngineResources, PooledEngine
+from megatron_rlpr.rollout.ray.cluster import check_room
+from megatron_rlpr.rollout.ray.engine import Edition, PooledEngine
 from megatron_rlpr.rollout.ray.turn_lock import TurnLock
+from megatron_rlpr.rollout.requests import GenerationRequest, SamplingSettings
 from megatron_rlpr.rollout.vllm.limits import check_requests, read_model_config
 from megatron_rlpr.rollout.vllm.weight_update import check_manifest, required_weights
 from megatron_rlpr.types import Response
-from megatron_rlpr.weights.receiver import Confirmation, WeightHandoverError
+from megatron_rlpr.weights.receiver import Announcement, Confirmation, WeightHandoverError
 from megatron_rlpr.weights.transports.choice import Transports
 from megatron_rlpr.weights.transports.interface import NamedTensor, WeightTransportError
 
@@ -59,7 +61,6 @@ class EnginePool:
         self,
         engines: int,
         settings: EngineSettings,
-        resources: EngineResources,
         *,
         timeout_s: float,
         transports: Transports,
@@ -69,7 +70,7 @@ class EnginePool:
 
         on_event: told in one line about every replacement. UserError when the cluster is too small.
         """
-        resources.check(engines)
+        check_room(engines, settings)
         self._required, self._tied_head = required_weights(settings.model_path)
         self._room = settings.max_num_seqs
         self._max_model_len = settings.max_model_len
@@ -81,12 +82,12 @@ class EnginePool:
         self._lock = TurnLock()
         self._queue: deque[list[Request]] = deque()
         self._tickets: dict[str, Ticket] = {}
-        self._current = Edition(0, 0, self._required)
+        self._current = Edition(0, Announcement(self._required, 0))
         self._made = 0
         self._failures = 0
         self.replaced = 0
         """Engines replaced so far."""
-        self._engines = [PooledEngine(number, settings, resources, timeout_s) for number in range(engines)]
+        self._engines = [PooledEngine(number, settings, timeout_s) for number in range(engines)]
         while any(engine.edition is None for engine in self._engines):
             self._turn()
 
@@ -134,23 +135,23 @@ class EnginePool:
                 on_progress(finished + written, len(ticket.responses), len(ticket.keys))
         return [ticket.responses[key] for key in ticket.keys]
 
-    def deliver(self, manifest: Mapping[str, tuple[int, ...]], version: int, ask: Callable[[], None]) -> Confirmation:
+    def deliver(self, announced: Announcement, ask: Callable[[], None]) -> Confirmation:
         """Give every started engine new weights; requests in flight pause, survive and go on with the new ones.
 
         ask: has the weights exported to `supply`; called again for engines that did not get them whole. An engine that
         is just starting gets them later, when `finish` asks. WeightHandoverError for a manifest that does not fit the
         model, before anything is exported, and after failures in a row.
         """
-        check_manifest(manifest, self._required, self._tied_head)
+        check_manifest(announced.manifest, self._required, self._tied_head)
         with self._lock:
-            self._current = Edition(self._current.number + 1, version, dict(manifest))
+            self._current = Edition(self._current.number + 1, announced)
         while not self._delivered:
             if self.lacking:
                 ask()
             with self._lock:
                 self._turn()
         assert self._current.checksum is not None, "an engine has confirmed it"
-        return Confirmation(version, self._current.checksum)
+        return Confirmation(announced.version, self._current.checksum)
 
     @property
     def _delivered(self) -> bool:
@@ -181,7 +182,7 @@ class EnginePool:
                         engine.load(edition, sender.source(position * self._workers))
                     lost = sender.send(tensors, lambda: self._ended(taking))
             except WeightTransportError as error:
-                self._on_event(f"hand-over {edition.version} broke off and is repeated: {error}")
+                self._on_event(f"hand-over {edition.announced.version} broke off and is repeated: {error}")
                 return
             finally:
                 for engine in taking:
@@ -194,8 +195,8 @@ class EnginePool:
     def _sent(self, edition: Edition, checksum: str) -> None:
         if edition.checksum not in (None, checksum):
             raise WeightHandoverError(
-                f"an engine needs the weights of hand-over {edition.version} (checksum {edition.checksum}) again, but "
-                f"the policy's are others now ({checksum})"
+                f"an engine needs the weights of hand-over {edition.announced.version} (checksum {edition.checksum}) "
+                f"again, but the policy's are others now ({checksum})"
             )
         edition.checksum = checksum
 
@@ -262,7 +263,7 @@ class EnginePool:
             self._replace(engine, f"failed ({engine.call}): {_first_line(error)}")
             return
         engine.answered(answer)
-        if isinstance(answer, Progress):
+        if isinstance(answer, Advance):
             for key, response in answer.finished:
                 self._tickets.pop(key).responses[key] = response
                 self._failures = 0
@@ -276,11 +277,9 @@ class EnginePool:
             # it may have been another's fault, and the next stream makes it whole
             engine.edition = _NOTHING_USABLE
             self._failed(f"engine {engine.number} did not get its weights: {answer.reason}", WeightHandoverError)
-        elif answer != Confirmation(edition.version, edition.checksum or ""):
-            self._replace(
-                engine,
-                f"did not get the weights of hand-over {edition.version} (checksum {edition.checksum}): {answer}",
-            )
+        elif answer != Confirmation(edition.announced.version, edition.checksum or ""):
+            given = f"hand-over {edition.announced.version} (checksum {edition.checksum})"
+            self._replace(engine, f"did not get the weights of {given}: {answer}")
         else:
             engine.edition = edition.number
 

@@ -7,20 +7,20 @@ more.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
-from megatron_rlpr.rollout.engine import GenerationRequest, ProgressCallback, RolloutError, SamplingSettings
+from megatron_rlpr.rollout.engine import ProgressCallback, RolloutError
 from megatron_rlpr.rollout.ray.pool import EnginePool, Ticket
-from megatron_rlpr.rollout.requests import group_requests
+from megatron_rlpr.rollout.requests import RolloutRequest, group_requests
 from megatron_rlpr.system.agreement import gather_or_raise
-from megatron_rlpr.types import Prompt, Response, RolloutGroup
+from megatron_rlpr.types import Response, RolloutGroup
 from megatron_rlpr.weights.checksum import ChecksummedStream
-from megatron_rlpr.weights.receiver import Confirmation
+from megatron_rlpr.weights.receiver import Announcement, Confirmation
 
 Result = TypeVar("Result")
 _DONE, _EXPORT = 0, 1
@@ -33,10 +33,11 @@ class RayRollouts:
         """make_pool: called on the first rank alone. Collective: makes a gloo group for groups and errors."""
         self._group = dist.new_group(backend="gloo") if dist.is_initialized() and dist.get_world_size() > 1 else None
         self._pool: EnginePool | None = None
-        self._version = 0
+        self.weight_version = 0
+        """The hand-over that gave the engines their weights; 0 = the initial weights."""
         self._weights: ChecksummedStream | None = None
         """The policy's, to be exported again as long as they are the last hand-over's."""
-        self._begun: tuple[tuple[Prompt, ...], int] | None = None
+        self._begun: RolloutRequest | None = None
         self._ticket: Ticket | None = None
         self._worker: Future[list[Response]] | None = None
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="rollouts")
@@ -49,51 +50,39 @@ class RayRollouts:
 
     @property
     def engines_replaced(self) -> int:
-        """Engines that died, hung or failed and were replaced so far; known to the first rank alone, 0 on the
-        others."""
+        """Engines that died, hung or failed and were replaced so far, as the first rank knows; 0 on the others."""
         return 0 if self._pool is None else self._pool.replaced
 
-    @property
-    def weight_version(self) -> int:
-        """The hand-over that gave the engines their weights; 0 = the initial weights."""
-        return self._version
-
-    def generate(
-        self,
-        prompts: Sequence[Prompt],
-        n: int,
-        step: int,
-        run_seed: int,
-        sampling: SamplingSettings,
-        on_progress: ProgressCallback | None = None,
-    ) -> list[RolloutGroup]:
-        """n responses for every prompt, in prompt order, the same list on every rank, with the seeds of colocated
-        rollouts.
+    def generate(self, asked: RolloutRequest, on_progress: ProgressCallback | None = None) -> list[RolloutGroup]:
+        """n responses for every prompt, in prompt order, the same list on every rank; as colocated rollouts do.
 
         on_progress is called on the first rank and sees all engines.
         """
-        requests = group_requests(prompts, n, step, run_seed)
+        requests = group_requests(asked)
 
         def work(pool: EnginePool) -> list[Response]:
-            return pool.finish(pool.begin(requests, sampling), on_progress, self._ask)
+            return pool.finish(pool.begin(requests, asked.sampling), on_progress, self._ask)
 
-        return _groups(prompts, n, self._with_the_pool(work, "generation"))
+        return asked.groups(self._with_the_pool(work, "generation"))
 
-    def begin(self, prompts: Sequence[Prompt], n: int, step: int, run_seed: int, sampling: SamplingSettings) -> None:
-        """Start to generate in a thread of the first rank, whatever else the ranks do; `collect` waits for the
-        groups."""
+    def begin(self, asked: RolloutRequest) -> None:
+        """Start to generate in a thread of the first rank, whatever else the ranks do; `collect` waits for it."""
         if self._begun is not None:
             raise RolloutError("rollouts were begun that nobody has collected")
-        requests = group_requests(prompts, n, step, run_seed)
-        gather_or_raise(lambda: self._start(requests, sampling), self._group, "generation")
-        self._begun = (tuple(prompts), n)
+
+        def start() -> None:
+            if self._pool is not None:
+                self._ticket = self._pool.begin(group_requests(asked), asked.sampling)
+                self._worker = self._threads.submit(self._pool.finish, self._ticket)
+
+        gather_or_raise(start, self._group, "generation")
+        self._begun = asked
 
     def collect(self, on_progress: ProgressCallback | None = None) -> list[RolloutGroup]:
-        """What `generate` would have returned for the arguments of the last `begin`, but for the weights that wrote
-        it."""
+        """What `generate` would have returned for the last `begin`, but for the weights that wrote it."""
         if self._begun is None:
             raise RolloutError("no rollouts were begun")
-        (prompts, n), self._begun = self._begun, None
+        asked, self._begun = self._begun, None
 
         def work(pool: EnginePool) -> list[Response]:
             assert self._ticket is not None, "begin has made it"
@@ -102,26 +91,17 @@ class RayRollouts:
             self._worker.result()
             return responses
 
-        return _groups(prompts, n, self._with_the_pool(work, "generation"))
+        return asked.groups(self._with_the_pool(work, "generation"))
 
-    def _start(self, requests: Sequence[Sequence[GenerationRequest]], sampling: SamplingSettings) -> None:
-        if self._pool is not None:
-            self._ticket = self._pool.begin(requests, sampling)
-            self._worker = self._threads.submit(self._pool.finish, self._ticket)
-
-    def update_weights(
-        self, manifest: Mapping[str, tuple[int, ...]], tensors: Iterable[tuple[str, torch.Tensor]], version: int
-    ) -> Confirmation:
+    def update_weights(self, announced: Announcement, tensors: Iterable[tuple[str, torch.Tensor]]) -> Confirmation:
         """Hand new weights to every engine, from the first rank's view of the stream; the other ranks consume theirs.
 
         `tensors` are iterated once or more, as often on every rank, here and later (`generate`, `collect`) for engines
         that have lost them. Returns, on every rank, what all engines of the pool have confirmed.
         """
         self._weights = ChecksummedStream.over(tensors)
-        confirmation = self._with_the_pool(
-            lambda pool: pool.deliver(manifest, version, self._ask), "the weight hand-over"
-        )
-        self._version = version
+        confirmation = self._with_the_pool(lambda pool: pool.deliver(announced, self._ask), "the weight hand-over")
+        self.weight_version = announced.version
         return confirmation
 
     def _with_the_pool(self, work: Callable[[EnginePool], Result], what: str) -> Result:
@@ -154,8 +134,7 @@ class RayRollouts:
                 continue
 
     def _follow(self) -> None:
-        """On the other ranks: take part in every export until the first rank is done. An error of one is raised at the
-        end."""
+        """On the other ranks: take part in every export until the first rank is done, then raise its error."""
         failure: Exception | None = None
         while self._told() == _EXPORT:
             try:
@@ -177,8 +156,3 @@ class RayRollouts:
 
     def rebuild_engines(self) -> None:
         """Nothing to do: the pool replaces an engine by itself, and gives up after several that failed in a row."""
-
-
-def _groups(prompts: Sequence[Prompt], n: int, responses: Sequence[Response]) -> list[RolloutGroup]:
-    each = iter(responses)
-    return [RolloutGroup(prompt, tuple(next(each) for _ in range(n))) for prompt in prompts]

@@ -6,16 +6,16 @@ so that the n responses of a prompt share its key/value blocks, and all groups c
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 
 import torch
 import torch.distributed as dist
 
-from megatron_rlpr.rollout.engine import ProgressCallback, RolloutEngine, SamplingSettings
-from megatron_rlpr.rollout.requests import group_requests
+from megatron_rlpr.rollout.engine import ProgressCallback, RolloutEngine
+from megatron_rlpr.rollout.requests import RolloutRequest, group_requests
 from megatron_rlpr.system.agreement import gather_or_raise
-from megatron_rlpr.types import Prompt, Response, RolloutGroup, UserError
-from megatron_rlpr.weights.receiver import Confirmation
+from megatron_rlpr.types import Response, RolloutGroup, UserError
+from megatron_rlpr.weights.receiver import Announcement, Confirmation
 
 
 class ColocatedRollouts:
@@ -35,10 +35,9 @@ class ColocatedRollouts:
                 f"rollout.tensor_parallel_size={tensor_parallel_size} does not divide the {world_size} ranks of this "
                 "run; use a divisor"
             )
+        self._rank: int = rank
         self._tensor_parallel_size = tensor_parallel_size
-        self._engine_number = rank // tensor_parallel_size
         self._number_of_engines = world_size // tensor_parallel_size
-        self._answers = rank % tensor_parallel_size == 0
         self.engines_replaced = 0
         """Engines started anew so far, on all ranks together."""
 
@@ -47,47 +46,35 @@ class ColocatedRollouts:
         """The hand-over that gave the engines their weights; 0 = the initial weights."""
         return self._engine.weight_version
 
-    def generate(
-        self,
-        prompts: Sequence[Prompt],
-        n: int,
-        step: int,
-        run_seed: int,
-        sampling: SamplingSettings,
-        on_progress: ProgressCallback | None = None,
-    ) -> list[RolloutGroup]:
-        """n responses for every prompt, in prompt order, the same list on every rank. All ranks pass the same prompts.
+    def generate(self, asked: RolloutRequest, on_progress: ProgressCallback | None = None) -> list[RolloutGroup]:
+        """n responses for every prompt, in prompt order, the same list on every rank. All ranks ask for the same.
 
-        Seeds come from (run_seed, step, prompt.index, sample). A prompt that occurs again in the call goes on counting
-        its samples, so it gets other responses. on_progress sees this rank's own engine.
+        on_progress sees this rank's own engine.
         """
-        requests = group_requests(prompts, n, step, run_seed)
-        mine = range(self._engine_number, len(prompts), self._number_of_engines)
+        requests = group_requests(asked)
+        engine, place = divmod(self._rank, self._tensor_parallel_size)
+        mine = [request for group in requests[engine :: self._number_of_engines] for request in group]
 
         def work() -> list[Response]:
-            responses = self._engine.generate([r for p in mine for r in requests[p]], sampling, on_progress)
-            return responses if self._answers else []
+            responses = self._engine.generate(mine, asked.sampling, on_progress)
+            return responses if place == 0 else []
 
         results = gather_or_raise(work, self._group, "generation")
         per_engine = [iter(responses) for responses in results[:: self._tensor_parallel_size]]
-        return [
-            RolloutGroup(prompt, tuple(next(per_engine[number % self._number_of_engines]) for _ in range(n)))
-            for number, prompt in enumerate(prompts)
-        ]
+        dealt = [per_engine[number % self._number_of_engines] for number in range(len(requests))]
+        return asked.groups(next(responses) for responses in dealt for _ in range(asked.n))
 
-    def update_weights(
-        self, manifest: Mapping[str, tuple[int, ...]], tensors: Iterable[tuple[str, torch.Tensor]], version: int
-    ) -> Confirmation:
+    def update_weights(self, announced: Announcement, tensors: Iterable[tuple[str, torch.Tensor]]) -> Confirmation:
         """Hand the same full, HF-named weights to every engine; each rank passes its own view of the stream.
 
         The manifest is checked on all ranks before any rank takes the first tensor. Returns what this rank's engine
         confirms.
         """
-        gather_or_raise(lambda: self._engine.check_weights(manifest), self._group, "the weight hand-over")
+        gather_or_raise(lambda: self._engine.check_weights(announced), self._group, "the weight hand-over")
         confirmed = gather_or_raise(
-            lambda: self._engine.update_weights(manifest, tensors, version), self._group, "the weight hand-over"
+            lambda: self._engine.update_weights(announced, tensors), self._group, "the weight hand-over"
         )
-        return confirmed[dist.get_rank() if self._group is not None else 0]
+        return confirmed[self._rank]
 
     def rebuild_engines(self) -> None:
         """Start every engine anew; it has no usable weights before the next hand-over."""

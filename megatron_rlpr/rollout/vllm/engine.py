@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from transformers import AutoTokenizer
 
-from megatron_rlpr.rollout.engine import GenerationRequest, ProgressCallback, RolloutError, SamplingSettings
+from megatron_rlpr.rollout.engine import EngineSettings, ProgressCallback, RolloutError
+from megatron_rlpr.rollout.requests import GenerationRequest, SamplingSettings
 from megatron_rlpr.rollout.vllm.limits import (
     CPU_BLOCK_SIZE,
     check_engine_fits,
@@ -27,9 +28,9 @@ from megatron_rlpr.rollout.vllm.process import (
 )
 from megatron_rlpr.rollout.vllm.requests_in_flight import RequestsInFlight, Sampled
 from megatron_rlpr.rollout.vllm.weight_update import check_manifest, required_weights
-from megatron_rlpr.rollout.vllm.worker_load import Announced, Loaded, load_stream
+from megatron_rlpr.rollout.vllm.worker_load import Loaded, load_stream
 from megatron_rlpr.types import Response
-from megatron_rlpr.weights.receiver import Confirmation, WeightHandoverError
+from megatron_rlpr.weights.receiver import Announcement, Confirmation, WeightHandoverError
 from megatron_rlpr.weights.transports.interface import InProcess, WeightSource
 
 
@@ -41,42 +42,16 @@ class VllmEngine:
     start is collective, and the ranks of one engine are consecutive.
     """
 
-    def __init__(
-        self,
-        model_path: str,
-        *,
-        dtype: torch.dtype,
-        max_model_len: int,
-        max_num_seqs: int = 64,
-        kv_cache_gb: float = 1.0,
-        gpu_memory_utilization: float = 0.4,
-        enforce_eager: bool = True,
-        tensor_parallel_size: int = 1,
-        seed: int = 0,
-        threads: int | None = None,
-    ) -> None:
-        """Start the engine with the weights of the HF folder model_path.
-
-        max_model_len: most tokens of prompt and response together. kv_cache_gb: GiB of key/value cache on CPU; on GPU
-        gpu_memory_utilization decides. threads: intra-op threads of this process afterwards; None: unchanged.
-        """
-        on_cpu = not torch.cuda.is_available()
-        config = read_model_config(model_path)
-        check_engine_fits(
-            config,
-            dtype=dtype,
-            max_model_len=max_model_len,
-            kv_cache_gb=kv_cache_gb,
-            tensor_parallel_size=tensor_parallel_size,
-            on_cpu=on_cpu,
-        )
-        self._required, self._tied_head = required_weights(model_path)
-        self._tokenizer = AutoTokenizer.from_pretrained(model_path, trust_remote_code=False)
-        self._stop_ids = list(end_of_sequence_ids(model_path, config, self._tokenizer))
-        self._max_model_len = max_model_len
+    def __init__(self, settings: EngineSettings) -> None:
+        """Start the engine with the weights of the model folder. UserError when its settings do not fit the model."""
+        folder, on_cpu = settings.model_path, not torch.cuda.is_available()
+        config = read_model_config(folder)
+        check_engine_fits(config, settings, on_cpu=on_cpu)
+        self._settings = settings
+        self._required, self._tied_head = required_weights(folder)
+        self._tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        self._stop_ids = list(end_of_sequence_ids(folder, config, self._tokenizer))
         self._vocab_size = config.vocab_size
-        self._eager = enforce_eager
-        self._dtype = dtype
         self._version = 0
         self._unusable: str | None = None
         self._broken = False
@@ -84,45 +59,16 @@ class VllmEngine:
         """Prompt tokens of the last call that came from the prefix cache instead of a forward pass."""
 
         prepare_environment()
-        self._arguments: dict[str, Any] = {
-            "model": model_path,
-            "skip_tokenizer_init": True,
-            "dtype": str(dtype).removeprefix("torch."),
-            "max_model_len": max_model_len,
-            "max_num_seqs": max_num_seqs,
-            "enforce_eager": enforce_eager,
-            "tensor_parallel_size": tensor_parallel_size,
-            "seed": seed,
-            # the log-probs of the distribution that was sampled from (temperature, top_p and top_k applied)
-            "logprobs_mode": "processed_logprobs",
-            "generation_config": "vllm",
-            "enable_prefix_caching": True,
-            "use_tqdm_on_load": False,
-            **(
-                _cpu_arguments(max_model_len, kv_cache_gb)
-                if on_cpu
-                else _gpu_arguments(max_model_len, gpu_memory_utilization)
-            ),
-        }
-        if dist.is_initialized() and dist.get_world_size() > 1:
-            self._arguments["distributed_executor_backend"] = "external_launcher"
-        elif tensor_parallel_size > 1:
-            self._arguments["distributed_executor_backend"] = "mp"
-        self._threads = threads
+        self._arguments = _arguments(settings, on_cpu)
         self._start()
 
     def _start(self) -> None:
-        ranks_meet = self._arguments.get("distributed_executor_backend") == "external_launcher"
-        several_ranks = ranks_meet and self._arguments["tensor_parallel_size"] > 1
-        meeting = (
-            shared_memory_of_this_start()
-            if several_ranks and not torch.cuda.is_available()
-            else contextlib.nullcontext()
-        )
+        several_ranks = self._arguments["distributed_executor_backend"] == "external_launcher"
+        meet = several_ranks and self._settings.tensor_parallel_size > 1 and not torch.cuda.is_available()
         with (
-            meeting,
-            process_state_kept(self._threads),
-            torch.compiler.set_stance("force_eager" if self._eager else "default"),
+            shared_memory_of_this_start() if meet else contextlib.nullcontext(),
+            process_state_kept(self._settings.threads),
+            torch.compiler.set_stance("force_eager" if self._settings.enforce_eager else "default"),
         ):
             from vllm import LLM
 
@@ -196,16 +142,16 @@ class VllmEngine:
     def _check(self, requests: Sequence[GenerationRequest], sampling: SamplingSettings) -> None:
         if self._unusable:
             raise RolloutError(f"the engine holds no usable weights: {self._unusable}")
-        check_requests(requests, sampling.max_tokens, self._max_model_len, self._vocab_size)
+        check_requests(requests, sampling.max_tokens, self._settings.max_model_len, self._vocab_size)
 
     def _submit(self, key: str, request: GenerationRequest, sampling: SamplingSettings) -> None:
-        with engine_call(self._eager):
+        with engine_call(self._settings.enforce_eager):
             if not self._requests:
                 self._llm.reset_prefix_cache()
             self._requests.add(key, request, sampling)
 
     def _step(self) -> list[tuple[str, Sampled]]:
-        with engine_call(self._eager):
+        with engine_call(self._settings.enforce_eager):
             return list(self._requests.step(self._version))
 
     def _response(self, sampled: Sampled) -> Response:
@@ -218,39 +164,38 @@ class VllmEngine:
             weight_versions=tuple(sampled.weight_versions),
         )
 
-    def check_weights(self, manifest: Mapping[str, tuple[int, ...]]) -> None:
+    def check_weights(self, announced: Announcement) -> None:
         """Raise WeightHandoverError unless this engine can take an update of exactly these names and shapes.
 
         All ranks ask this first, so that none enters the stream's collectives alone.
         """
         if self._broken:
             raise WeightHandoverError(f"the engine cannot be loaded before it is rebuilt: {self._unusable}")
-        check_manifest(manifest, self._required, self._tied_head)
+        check_manifest(announced.manifest, self._required, self._tied_head)
 
-    def update_weights(
-        self, manifest: Mapping[str, tuple[int, ...]], tensors: Iterable[tuple[str, torch.Tensor]], version: int
-    ) -> Confirmation:
-        """`load` from tensors of this process, in which the engine's workers must live, too: WeightHandoverError if
-        they do not."""
-        if self._arguments.get("distributed_executor_backend") == "mp":
+    def update_weights(self, announced: Announcement, tensors: Iterable[tuple[str, torch.Tensor]]) -> Confirmation:
+        """`load` from tensors of this process; WeightHandoverError unless the engine's workers live in it, too."""
+        if self._arguments["distributed_executor_backend"] == "mp":
             raise WeightHandoverError(
                 "the engine's workers are processes of their own: load it through one of weights.transports"
             )
-        return self.load(manifest, InProcess(tensors), version)
+        return self.load(announced, InProcess(tensors))
 
-    def load(self, manifest: Mapping[str, tuple[int, ...]], source: WeightSource, version: int) -> Confirmation:
+    def load(self, announced: Announcement, source: WeightSource) -> Confirmation:
         """Replace all weights; on success the engine equals one started from a folder with these weights, bit for bit.
 
         Every worker of the engine reads the stream of the source by itself. Requests in flight survive and go on with
         the new weights. A wrong manifest changes nothing. A fault in the stream is a WeightHandoverError and leaves the
         engine unusable until the next good load. The confirmation is of the tensors that were loaded, by all workers.
         """
-        self.check_weights(manifest)
-        announced = Announced(dict(manifest), self._dtype, self._tied_head)
+        self.check_weights(announced)
+        version = announced.version
         self._unusable = f"hand-over {version} was interrupted"
         try:
-            with engine_call(self._eager):
-                loaded: list[Loaded] = self._llm.collective_rpc(load_stream, args=(source, announced))
+            with engine_call(self._settings.enforce_eager):
+                loaded: list[Loaded] = self._llm.collective_rpc(
+                    load_stream, args=(source, announced, self._settings.torch_dtype, self._tied_head)
+                )
                 # what is in flight goes on with the new weights: its keys and values are computed again from its tokens
                 self._llm.reset_prefix_cache(reset_running_requests=bool(self._requests))
         except Exception as error:
@@ -291,15 +236,37 @@ class VllmEngine:
         self._unusable = "it was started anew and has not been given the current weights yet"
 
 
-def _cpu_arguments(max_model_len: int, kv_cache_gb: float) -> dict[str, Any]:
-    return {
-        "kv_cache_memory_bytes": int(kv_cache_gb * 2**30),
-        "block_size": CPU_BLOCK_SIZE,
-        # seeded requests and chunked prefill together kill the CPU engine, so every prompt must fit into one batch
-        "enable_chunked_prefill": False,
-        "max_num_batched_tokens": max(max_model_len, 4096),
+def _arguments(settings: EngineSettings, on_cpu: bool) -> dict[str, Any]:
+    """The arguments of vLLM's LLM."""
+    backend = "mp" if settings.tensor_parallel_size > 1 else None
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        backend = "external_launcher"
+    on_device: dict[str, Any] = {
+        "gpu_memory_utilization": settings.gpu_memory_utilization,
+        "max_num_batched_tokens": max(settings.max_model_len, 8192),
     }
-
-
-def _gpu_arguments(max_model_len: int, gpu_memory_utilization: float) -> dict[str, Any]:
-    return {"gpu_memory_utilization": gpu_memory_utilization, "max_num_batched_tokens": max(max_model_len, 8192)}
+    if on_cpu:
+        on_device = {
+            "kv_cache_memory_bytes": int(settings.kv_cache_gb * 2**30),
+            "block_size": CPU_BLOCK_SIZE,
+            # seeded requests and chunked prefill together kill the CPU engine, so every prompt must fit into one batch
+            "enable_chunked_prefill": False,
+            "max_num_batched_tokens": max(settings.max_model_len, 4096),
+        }
+    return {
+        "model": settings.model_path,
+        "skip_tokenizer_init": True,
+        "dtype": settings.dtype,
+        "max_model_len": settings.max_model_len,
+        "max_num_seqs": settings.max_num_seqs,
+        "enforce_eager": settings.enforce_eager,
+        "tensor_parallel_size": settings.tensor_parallel_size,
+        "distributed_executor_backend": backend,
+        "seed": settings.seed,
+        # the log-probs of the distribution that was sampled from (temperature, top_p and top_k applied)
+        "logprobs_mode": "processed_logprobs",
+        "generation_config": "vllm",
+        "enable_prefix_caching": True,
+        "use_tqdm_on_load": False,
+        **on_device,
+    }

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from transformers import AutoConfig, GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
-from megatron_rlpr.rollout.engine import GenerationRequest
+from megatron_rlpr.rollout.engine import EngineSettings
+from megatron_rlpr.rollout.requests import GenerationRequest
 from megatron_rlpr.types import UserError
 
 CPU_HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
@@ -40,28 +40,21 @@ def read_model_config(model_path: str | Path) -> PretrainedConfig:
         raise UserError(f"{folder / 'config.json'}: cannot be read as a model configuration: {error}") from error
 
 
-def check_engine_fits(
-    config: PretrainedConfig,
-    *,
-    dtype: torch.dtype,
-    max_model_len: int,
-    kv_cache_gb: float,
-    tensor_parallel_size: int,
-    on_cpu: bool,
-) -> None:
-    """Raise UserError when an engine with these settings cannot serve one sequence of max_model_len tokens."""
-    heads = config.num_attention_heads
+def check_engine_fits(config: PretrainedConfig, settings: EngineSettings, *, on_cpu: bool) -> None:
+    """Raise UserError when an engine with these settings cannot serve one sequence of its max_model_len tokens."""
+    heads, tensor_parallel = config.num_attention_heads, settings.tensor_parallel_size
     key_value_heads = getattr(config, "num_key_value_heads", None) or heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    if heads % tensor_parallel_size:
+    if heads % tensor_parallel:
         raise UserError(
-            f"rollout.tensor_parallel_size={tensor_parallel_size} does not divide the model's {heads} attention heads; "
+            f"rollout.tensor_parallel_size={tensor_parallel} does not divide the model's {heads} attention heads; "
             "use a divisor"
         )
+    longest = settings.max_model_len
     limit = getattr(config, "max_position_embeddings", None)
-    if limit is not None and max_model_len > limit:
+    if limit is not None and longest > limit:
         raise UserError(
-            f"prompt and response may reach {max_model_len} tokens, but the model has {limit} positions; "
+            f"prompt and response may reach {longest} tokens, but the model has {limit} positions; "
             "lower data.max_prompt_length, data.val_max_prompt_length or data.max_response_length"
         )
     if not on_cpu:
@@ -75,12 +68,13 @@ def check_engine_fits(
             f"the model's hidden_size is {config.hidden_size}; vLLM's experts on CPU need a multiple of "
             f"{CPU_EXPERT_MULTIPLE}"
         )
-    shard_heads = max(1, key_value_heads // tensor_parallel_size)
-    blocks = -(-max_model_len // CPU_BLOCK_SIZE) + 1
-    needed = 2 * config.num_hidden_layers * shard_heads * head_dim * dtype.itemsize * blocks * CPU_BLOCK_SIZE
-    if kv_cache_gb * 2**30 < needed:
+    shard_heads = max(1, key_value_heads // tensor_parallel)
+    blocks = -(-longest // CPU_BLOCK_SIZE) + 1
+    values = 2 * config.num_hidden_layers * shard_heads * head_dim * blocks * CPU_BLOCK_SIZE
+    needed = values * settings.torch_dtype.itemsize
+    if settings.kv_cache_gb * 2**30 < needed:
         raise UserError(
-            f"rollout.kv_cache_gb={kv_cache_gb:g} cannot hold one sequence of {max_model_len} tokens; it takes "
+            f"rollout.kv_cache_gb={settings.kv_cache_gb:g} cannot hold one sequence of {longest} tokens; it takes "
             f"{needed / 2**30:.3f} GiB"
         )
 

@@ -33,14 +33,12 @@ def prepare_environment() -> None:
 
 
 @contextlib.contextmanager
-def process_state_kept(threads: int | None) -> Iterator[None]:
-    """Put back what vLLM's start changes: random states, torch.set_num_threads, the thread count, launcher variables,
-    frozen garbage.
+def process_state_kept(threads: int) -> Iterator[None]:
+    """Put back what vLLM's start changes: random states, torch.set_num_threads, launcher variables, frozen garbage.
 
-    threads: intra-op threads afterwards; None: as many as before.
+    threads: intra-op threads afterwards.
     """
     set_num_threads = torch.set_num_threads
-    threads = threads or torch.get_num_threads()
     variables = {name: os.environ.get(name) for name in _LAUNCHER_VARIABLES}
     python_state, numpy_state = random.getstate(), np.random.get_state()
     try:

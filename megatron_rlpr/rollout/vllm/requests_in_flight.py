@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from megatron_rlpr.rollout.engine import GenerationRequest, RolloutError, SamplingSettings
+from megatron_rlpr.rollout.engine import RolloutError
+from megatron_rlpr.rollout.requests import GenerationRequest, SamplingSettings
 
 
 @dataclass

@@ -14,40 +14,33 @@ from megatron_rlpr.rollout.vllm.weight_update import VerifiedStream
 from megatron_rlpr.system.process_environment import release_free_memory
 from megatron_rlpr.weights.checksum import ChecksummedStream
 from megatron_rlpr.weights.hf_tensors import TIED_HEAD
+from megatron_rlpr.weights.receiver import Announcement
 from megatron_rlpr.weights.transports.interface import WeightSource
 
 
 @dataclass(frozen=True)
-class Announced:
-    """What a hand-over brings: name -> shape of all tensors. dtype: to load them in. tied_head: the head is the
-    embedding."""
-
-    manifest: dict[str, tuple[int, ...]]
-    dtype: torch.dtype
-    tied_head: bool
-
-
-@dataclass(frozen=True)
 class Loaded:
-    """What one worker got: the checksum of the tensors that reached it (`weights.checksum`), and what was wrong with
-    them."""
+    """What one worker got. checksum: of the tensors that reached it (`weights.checksum`). fault: what was wrong."""
 
     checksum: str
     fault: str | None
 
 
 @torch.no_grad()
-def load_stream(worker: Any, source: WeightSource, announced: Announced) -> Loaded:
+def load_stream(
+    worker: Any, source: WeightSource, announced: Announcement, dtype: torch.dtype, tied_head: bool
+) -> Loaded:
     """Replace the weights of a vLLM worker by a stream that it reads itself.
 
-    After a fault the worker holds a mixture of weights, and can be loaded again.
+    dtype: to load them in. tied_head: the head is the embedding, and not loaded if announced. After a fault the worker
+    holds a mixture of weights, and can be loaded again.
     """
     received = ChecksummedStream(source.receive(worker.rank))
-    stream = VerifiedStream(announced.manifest, received, skip=frozenset({TIED_HEAD} if announced.tied_head else ()))
+    stream = VerifiedStream(announced.manifest, received, skip=frozenset({TIED_HEAD} if tied_head else ()))
     _forget_packed(worker)
     # vLLM keeps some parameters in fp32 inside; a start from a folder rounds them to the engine's dtype first.
-    worker.reload_weights(weights_iterator=((name, tensor.to(announced.dtype)) for name, tensor in stream))
-    if announced.tied_head:
+    worker.reload_weights(weights_iterator=((name, tensor.to(dtype)) for name, tensor in stream))
+    if tied_head:
         _repack_tied_head(worker)
     return Loaded(received.checksum, None if stream.failure is None else str(stream.failure))
 

@@ -25,17 +25,16 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from megatron_rlpr.rollout.engine import SamplingSettings
+from megatron_rlpr.rollout.engine import EngineSettings
 from megatron_rlpr.rollout.ray import cluster as ray_cluster
-from megatron_rlpr.rollout.ray.actor import EngineSettings
-from megatron_rlpr.rollout.ray.engine import EngineResources
 from megatron_rlpr.rollout.ray.pool import EnginePool
 from megatron_rlpr.rollout.ray.rollouts import RayRollouts
-from megatron_rlpr.rollout.requests import group_requests
+from megatron_rlpr.rollout.requests import RolloutRequest, SamplingSettings, group_requests
 from megatron_rlpr.rollout.vllm.colocated import ColocatedRollouts
 from megatron_rlpr.rollout.vllm.engine import VllmEngine
 from megatron_rlpr.types import Prompt, RolloutGroup
 from megatron_rlpr.weights.checksum import weights_checksum
+from megatron_rlpr.weights.receiver import Announcement
 from megatron_rlpr.weights.transports.choice import Transports
 
 SAMPLING = SamplingSettings(temperature=0.7, max_tokens=400)
@@ -87,22 +86,20 @@ def observe(models: Path) -> dict[str, Any]:
     def make_pool() -> EnginePool:
         settings = EngineSettings(str(models / "a"), "float32", **SETTINGS)
         transports = Transports("auto", ray_cluster.node_address(), bucket_nbytes=2**17, timeout_s=TIMEOUT_S)
-        return EnginePool(
-            2, settings, EngineResources(1, 0), timeout_s=TIMEOUT_S, transports=transports, on_event=events.append
-        )
+        return EnginePool(2, settings, timeout_s=TIMEOUT_S, transports=transports, on_event=events.append)
 
     started = time.monotonic()
     rollouts = RayRollouts(make_pool)
     pool = rollouts._pool
     assert pool is not None
     seconds["engines"] = time.monotonic() - started
-    alone = ColocatedRollouts(VllmEngine(str(models / "a"), dtype=torch.float32, **SETTINGS))
+    alone = ColocatedRollouts(VllmEngine(EngineSettings(str(models / "a"), "float32", **SETTINGS)))
     tensors = {name: load_file(models / name / "model.safetensors") for name in "ab"}
     manifest = {name: tuple(tensor.shape) for name, tensor in tensors["a"].items()}
     cut = {name: tensor for name, tensor in tensors["b"].items() if "layers.1" not in name}
 
     def groups(of: Any, step: int, on_progress: Any = None) -> list[Any]:
-        return plain(of.generate(PROMPTS, n=3, step=step, run_seed=7, sampling=SAMPLING, on_progress=on_progress))
+        return plain(of.generate(RolloutRequest(PROMPTS, 3, step, 7, SAMPLING), on_progress))
 
     disturbed: list[int] = []
 
@@ -115,14 +112,14 @@ def observe(models: Path) -> dict[str, Any]:
 
     seen: dict[str, Any] = {"alone": groups(alone, 1), "pool": groups(rollouts, 1)}
     seen["unknown_token"] = error_of(
-        lambda: rollouts.generate([Prompt(99, (1, 5000), (), "", "sums")], n=1, step=1, run_seed=7, sampling=SAMPLING)
+        lambda: rollouts.generate(RolloutRequest([Prompt(99, (1, 5000), (), "", "sums")], 1, 1, 7, SAMPLING))
     )
     seen["cut_manifest"] = error_of(
-        lambda: rollouts.update_weights({n: tuple(t.shape) for n, t in cut.items()}, cut.items(), 1)
+        lambda: rollouts.update_weights(Announcement({n: tuple(t.shape) for n, t in cut.items()}, 1), cut.items())
     )
     for version in (2, 3):  # twice: the second frees the first
-        rollouts.update_weights(manifest, tensors["b"].items(), version)
-    alone.update_weights(manifest, tensors["b"].items(), 3)
+        rollouts.update_weights(Announcement(manifest, version), tensors["b"].items())
+    alone.update_weights(Announcement(manifest, 3), tensors["b"].items())
     seen |= {"alone_updated": groups(alone, 2), "pool_updated": groups(rollouts, 2), "version": rollouts.weight_version}
 
     seen["disturbed"] = groups(rollouts, 2, disturb)
@@ -134,12 +131,12 @@ def observe(models: Path) -> dict[str, Any]:
     seen["events"] = events
     seen["after_replacements"] = groups(rollouts, 2)
 
-    ticket = pool.begin(group_requests(PROMPTS, 3, 4, 7), SAMPLING)
+    ticket = pool.begin(group_requests(RolloutRequest(PROMPTS, 3, 4, 7, SAMPLING)), SAMPLING)
     answers: list[Any] = []
     worker = threading.Thread(target=lambda: answers.extend(pool.finish(ticket)))
     worker.start()
     time.sleep(0.6)
-    rollouts.update_weights(manifest, tensors["a"].items(), 4)
+    rollouts.update_weights(Announcement(manifest, 4), tensors["a"].items())
     worker.join()
     mixed = next((i for i, response in enumerate(answers) if len(response.weight_versions) == 2), None)
     seen["in_flight"] = [[r.weight_versions, len(r.token_ids), r.finish_reason] for r in answers]
@@ -160,9 +157,7 @@ def tensor_parallel(models: Path, manifest: Any, tensors: Any, groups: Callable[
     def make_pool() -> EnginePool:
         settings = EngineSettings(str(models / "a"), "float32", **SETTINGS, tensor_parallel_size=2)
         transports = Transports("collective", ray_cluster.node_address(), bucket_nbytes=2**17, timeout_s=TIMEOUT_S)
-        return EnginePool(
-            1, settings, EngineResources(1, 0), timeout_s=TIMEOUT_S, transports=transports, on_event=events.append
-        )
+        return EnginePool(1, settings, timeout_s=TIMEOUT_S, transports=transports, on_event=events.append)
 
     rollouts = RayRollouts(make_pool)
     assert rollouts._pool is not None
@@ -174,7 +169,8 @@ def tensor_parallel(models: Path, manifest: Any, tensors: Any, groups: Callable[
     ]
     seen: dict[str, Any] = {"folder": groups(rollouts, 1), "workers": list(workers)}
     confirmed = [
-        rollouts.update_weights(manifest, tensors[name].items(), version) for version, name in ((1, "a"), (2, "b"))
+        rollouts.update_weights(Announcement(manifest, version), tensors[name].items())
+        for version, name in ((1, "a"), (2, "b"))
     ]
     seen["updated"] = groups(rollouts, 2)
 
@@ -187,7 +183,7 @@ def tensor_parallel(models: Path, manifest: Any, tensors: Any, groups: Callable[
                     os.kill(workers.pop(), signal.SIGKILL)
                 yield named
 
-    confirmed.append(rollouts.update_weights(manifest, Killing(tensors["b"]), 3))
+    confirmed.append(rollouts.update_weights(Announcement(manifest, 3), Killing(tensors["b"])))
     seen["right"] = [
         [c.version, c.checksum == weights_checksum(tensors[n].items())] for c, n in zip(confirmed, "abb", strict=True)
     ]

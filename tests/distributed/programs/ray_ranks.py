@@ -22,14 +22,14 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
-from megatron_rlpr.rollout.engine import SamplingSettings
+from megatron_rlpr.rollout.engine import EngineSettings
 from megatron_rlpr.rollout.ray import cluster as ray_cluster
-from megatron_rlpr.rollout.ray.actor import EngineSettings
-from megatron_rlpr.rollout.ray.engine import EngineResources
 from megatron_rlpr.rollout.ray.pool import EnginePool
 from megatron_rlpr.rollout.ray.rollouts import RayRollouts
+from megatron_rlpr.rollout.requests import RolloutRequest, SamplingSettings
 from megatron_rlpr.types import Prompt
 from megatron_rlpr.weights.checksum import weights_checksum
+from megatron_rlpr.weights.receiver import Announcement
 from megatron_rlpr.weights.transports.choice import Transports
 
 SAMPLING = SamplingSettings(temperature=0.7, max_tokens=200)
@@ -72,9 +72,7 @@ def observe(models: Path, rank: int) -> dict[str, Any]:
         ray_cluster.connect("", cpus=2)
         settings = EngineSettings(str(models / "a"), "float32", max_model_len=256, max_num_seqs=6, kv_cache_gb=0.1)
         transports = Transports("auto", ray_cluster.node_address(), bucket_nbytes=2**16, timeout_s=TIMEOUT_S)
-        return EnginePool(
-            2, settings, EngineResources(1, 0), timeout_s=TIMEOUT_S, transports=transports, on_event=events.append
-        )
+        return EnginePool(2, settings, timeout_s=TIMEOUT_S, transports=transports, on_event=events.append)
 
     rollouts = RayRollouts(make_pool)
     pool = rollouts._pool
@@ -83,14 +81,14 @@ def observe(models: Path, rank: int) -> dict[str, Any]:
     policies = {name: Policy(tensors[name]) for name in "ab"}
 
     def groups(step: int, on_progress: Any = None) -> list[Any]:
-        return plain(rollouts.generate(PROMPTS, 2, step, 7, SAMPLING, on_progress))
+        return plain(rollouts.generate(RolloutRequest(PROMPTS, 2, step, 7, SAMPLING), on_progress))
 
     def plain(of: list[Any]) -> list[Any]:
         return [[g.prompt.index, [[r.seed, r.token_ids, r.weight_versions] for r in g.responses]] for g in of]
 
     def hand_over(policy: Policy, version: int) -> list[Any]:
         before, started = policy.exports, time.monotonic()
-        confirmation = rollouts.update_weights(manifest, policy, version)
+        confirmation = rollouts.update_weights(Announcement(manifest, version), policy)
         right = confirmation.checksum == weights_checksum(policy.tensors.items())
         return [confirmation.version, right, policy.exports - before, time.monotonic() - started]
 
@@ -140,13 +138,13 @@ def observe(models: Path, rank: int) -> dict[str, Any]:
     seen["after_both"] = groups(1)
     both_there()
 
-    rollouts.begin(PROMPTS, 2, 1, 7, SAMPLING)
+    rollouts.begin(RolloutRequest(PROMPTS, 2, 1, 7, SAMPLING))
     time.sleep(0.3)
     kill()
     seen["collected"] = plain(rollouts.collect())
     both_there()
 
-    rollouts.begin(PROMPTS, 2, 1, 7, SAMPLING)
+    rollouts.begin(RolloutRequest(PROMPTS, 2, 1, 7, SAMPLING))
     time.sleep(0.3)
     kill()
     seen["hand_over_to_the_new"] = hand_over(policies["a"], 3)

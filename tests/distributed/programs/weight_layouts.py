@@ -14,7 +14,7 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ from megatron_rlpr.weights.hf_export import HfExport
 from megatron_rlpr.weights.hf_tensors import HfTensors
 from megatron_rlpr.weights.load_hf import load_hf_weights
 from megatron_rlpr.weights.load_megatron import load_megatron_checkpoint
-from megatron_rlpr.weights.receiver import Confirmation, WeightHandoverError
+from megatron_rlpr.weights.receiver import Announcement, Confirmation, WeightHandoverError
 from megatron_rlpr.weights.shape import ModelShape, read_hf_config
 
 # Ranks, and tensor, pipeline and expert parallel sizes; the last two for mixtures of experts only.
@@ -67,7 +67,7 @@ class Receiver:
         self.names: list[str] = []
 
     def update_weights(
-        self, manifest: Mapping[str, tuple[int, ...]], tensors: Iterable[tuple[str, torch.Tensor]], version: int
+        self, announced: Announcement, tensors: Iterable[tuple[str, torch.Tensor]]
     ) -> Confirmation | None:
         fault = self.fault if self.rebuilt < self.heals_after else ""
         if fault == "has no engine":
@@ -78,7 +78,7 @@ class Receiver:
             self.names.append(name)
             if fault == "breaks" and len(self.names) == 3:
                 raise OSError("the engine went away")
-        return Confirmation(version, "f" * 32 if fault == "holds other weights" else stream.checksum)
+        return Confirmation(announced.version, "f" * 32 if fault == "holds other weights" else stream.checksum)
 
     def rebuild_engines(self) -> None:
         self.rebuilt += 1

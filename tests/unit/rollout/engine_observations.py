@@ -20,10 +20,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from megatron_rlpr.rollout.engine import GenerationRequest, SamplingSettings
+from megatron_rlpr.rollout.engine import EngineSettings
+from megatron_rlpr.rollout.requests import GenerationRequest, SamplingSettings
 from megatron_rlpr.rollout.vllm.engine import VllmEngine
 from megatron_rlpr.types import Response
 from megatron_rlpr.weights.checksum import weights_checksum
+from megatron_rlpr.weights.receiver import Announcement
 
 SAMPLED = SamplingSettings(temperature=0.7, max_tokens=60)
 GREEDY = SamplingSettings(temperature=0.0, max_tokens=24)
@@ -68,8 +70,8 @@ def process_state() -> list[Any]:
     ]
 
 
-def engine(folder: Path, dtype: torch.dtype) -> VllmEngine:
-    return VllmEngine(str(folder), dtype=dtype, max_model_len=256, max_num_seqs=16, kv_cache_gb=0.05)
+def engine(folder: Path, dtype: str) -> VllmEngine:
+    return VllmEngine(EngineSettings(str(folder), dtype, max_model_len=256, max_num_seqs=16, kv_cache_gb=0.05))
 
 
 def largest_gap_to_transformers(
@@ -139,27 +141,27 @@ def observe_updates(tested: VllmEngine, fresh: VllmEngine, folder: Path) -> dict
     misshapen = {**manifest, names[3]: (1, 2)}
     bent = [(name, tensor[:1] if name == names[3] else tensor) for name, tensor in tensors.items()]
     seen: dict[str, Any] = {
-        "wrong_manifest": error_of(lambda: tested.update_weights(misshapen, tensors.items(), 1)),
+        "wrong_manifest": error_of(lambda: tested.update_weights(Announcement(misshapen, 1), tensors.items())),
         "wrong_manifest_changes_nothing": outputs(tested) == start and tested.weight_version == 0,
-        "update": error_of(lambda: tested.update_weights(manifest, tensors.items(), 2)),
+        "update": error_of(lambda: tested.update_weights(Announcement(manifest, 2), tensors.items())),
         "updated_equals_fresh": outputs(tested) == outputs(fresh) != start,
         "version": [tested.weight_version, tested.generate(sent[:1], GREEDY)[0].weight_versions],
-        "bent_stream": error_of(lambda: tested.update_weights(manifest, bent, 3)),
+        "bent_stream": error_of(lambda: tested.update_weights(Announcement(manifest, 3), bent)),
         "refusal": error_of(lambda: tested.generate(sent, SAMPLED)),
         "version_after_failure": tested.weight_version,
     }
     recovered = []
     for after in range(len(names)):
         with contextlib.suppress(Exception):
-            tested.update_weights(manifest, breaking({name: tensor * 2 for name, tensor in tensors.items()}, after), 4)
+            tested.update_weights(Announcement(manifest, 4), breaking({n: t * 2 for n, t in tensors.items()}, after))
         refused = "the exporter went away" in error_of(lambda: tested.generate(sent, SAMPLED))
-        tested.update_weights(manifest, tensors.items(), 5)
+        tested.update_weights(Announcement(manifest, 5), tensors.items())
         recovered.append(refused and glance(tested) == glance(fresh))
     tested.rebuild()
     seen["rebuilt_without_weights"] = error_of(lambda: tested.generate(sent, SAMPLED))
     seen["rebuild_fails"] = failing_rebuild(tested, sent)
     tested.rebuild()
-    confirmation = tested.update_weights(manifest, tensors.items(), 6)
+    confirmation = tested.update_weights(Announcement(manifest, 6), tensors.items())
     seen["confirmed"] = (confirmation.version, confirmation.checksum == weights_checksum(tensors.items()))
     seen["rebuilt_equals_fresh"] = outputs(tested) == outputs(fresh)
     return {**seen, "recovers_from_a_break_anywhere": recovered}
@@ -167,14 +169,14 @@ def observe_updates(tested: VllmEngine, fresh: VllmEngine, folder: Path) -> dict
 
 def failing_rebuild(tested: VllmEngine, sent: list[GenerationRequest]) -> list[str]:
     """A new start that fails, here because the model folder has gone, and what every later call says."""
-    folder = Path(tested._arguments["model"])
+    folder = Path(tested._settings.model_path)
     away = folder.rename(folder.with_name("away"))
     calls: list[Callable[[], Any]] = [
         tested.rebuild,
         lambda: tested.generate(sent, SAMPLED),
         lambda: tested.submit("one", sent[0], SAMPLED),
         tested.step,
-        lambda: tested.update_weights(tested._required, [], 7),
+        lambda: tested.update_weights(Announcement(tested._required, 7), []),
         tested.abort,
     ]
     errors = [error_of(call) for call in calls]
@@ -184,9 +186,9 @@ def failing_rebuild(tested: VllmEngine, sent: list[GenerationRequest]) -> list[s
 
 def gap_after_an_update(folder: Path, family: str) -> float:
     """An engine of one random model takes the weights of another; its log-probs against transformers' for those."""
-    tested = engine(folder / f"{family}_a", torch.float32)
+    tested = engine(folder / f"{family}_a", "float32")
     manifest, tensors = weights_of(folder / f"{family}_b")
-    tested.update_weights(manifest, tensors.items(), 1)
+    tested.update_weights(Announcement(manifest, 1), tensors.items())
     sent = requests(count=8)
     return largest_gap_to_transformers(folder / f"{family}_b", sent, tested.generate(sent, SAMPLED), 0.7)
 
@@ -194,17 +196,17 @@ def gap_after_an_update(folder: Path, family: str) -> float:
 def main(folder: Path) -> None:
     before = process_state()
     # vLLM makes the groups of experts with a process's first engine only.
-    mixtral = engine(folder / "mixtral_a", torch.float32)
+    mixtral = engine(folder / "mixtral_a", "float32")
     kept = process_state() == before
-    llama = engine(folder / "llama_a", torch.float32)
+    llama = engine(folder / "llama_a", "float32")
     generation = observe_generation(llama, folder / "llama_a")
     updates = {
-        "llama, tied, fp32": observe_updates(llama, engine(folder / "llama_b", torch.float32), folder / "llama_b"),
+        "llama, tied, fp32": observe_updates(llama, engine(folder / "llama_b", "float32"), folder / "llama_b"),
         "qwen2, untied, bf16": observe_updates(
-            engine(folder / "qwen_a", torch.bfloat16), engine(folder / "qwen_b", torch.bfloat16), folder / "qwen_b"
+            engine(folder / "qwen_a", "bfloat16"), engine(folder / "qwen_b", "bfloat16"), folder / "qwen_b"
         ),
         "mixtral, untied, fp32": observe_updates(
-            mixtral, engine(folder / "mixtral_b", torch.float32), folder / "mixtral_b"
+            mixtral, engine(folder / "mixtral_b", "float32"), folder / "mixtral_b"
         ),
     }
     gaps = {family: gap_after_an_update(folder, family) for family in ("qwen3", "mistral", "gemma2")}

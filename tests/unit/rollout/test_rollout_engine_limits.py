@@ -3,33 +3,28 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 from tiny_models import EOS, EOS_IDS, TOKENIZER, save_llama
 from transformers import AutoTokenizer, LlamaConfig
 
-from megatron_rlpr.rollout.engine import GenerationRequest, SamplingSettings
+from megatron_rlpr.rollout.engine import EngineSettings
+from megatron_rlpr.rollout.requests import GenerationRequest, SamplingSettings
 from megatron_rlpr.rollout.vllm.limits import check_engine_fits, check_requests, end_of_sequence_ids, read_model_config
 from megatron_rlpr.types import UserError
 
 
 def fits(**changes: object) -> None:
-    settings = {
-        "dtype": torch.float32,
-        "max_model_len": 256,
-        "kv_cache_gb": 1.0,
-        "tensor_parallel_size": 1,
-        "on_cpu": True,
-    }
     config = LlamaConfig(
         num_attention_heads=4, num_key_value_heads=2, hidden_size=128, head_dim=32, max_position_embeddings=512
     )
     for name in ("head_dim", "num_key_value_heads", "hidden_size", "num_local_experts"):
         if name in changes:
             setattr(config, name, changes.pop(name))
-    check_engine_fits(config, **{**settings, **changes})
+    on_cpu = changes.pop("on_cpu", True)
+    check_engine_fits(config, replace(EngineSettings("model", "float32", 256), **changes), on_cpu=on_cpu)
 
 
 def test_a_model_that_fits_is_accepted() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_rlpr.rollout.seeds import request_seed
+from megatron_rlpr.rollout.requests import request_seed
 
 NUMBERS = st.integers(0, 2**40)
 

@@ -13,10 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_rlpr.rollout.engine import SamplingSettings
 from megatron_rlpr.rollout.replay import ReplayRollouts
+from megatron_rlpr.rollout.requests import RolloutRequest, SamplingSettings
 from megatron_rlpr.rollout.store import SCHEMA, forget_after, read_rollouts, read_table, stored_steps, write_rollouts
 from megatron_rlpr.types import Prompt, Response, ResponseReward, RolloutGroup, ScoredGroup, TokenScores, UserError
+from megatron_rlpr.weights.receiver import Announcement
 
 TOKENS = st.lists(st.integers(0, 2**31 - 1), max_size=6).map(tuple)
 JSON_VALUES = st.recursive(
@@ -209,20 +210,18 @@ def test_a_replay_answers_with_the_whole_stored_step(tmp_path: Path) -> None:
     write(tmp_path, 4, groups, advantages=[[0.5, -0.5], None], kept=[True, False])
     seen: list[tuple[int, int, int]] = []
     replay = ReplayRollouts(tmp_path)
-    answer = replay.generate(
-        [], n=8, step=4, run_seed=1, sampling=SamplingSettings(), on_progress=lambda *p: seen.append(p)
-    )
+    answer = replay.generate(RolloutRequest([], 8, 4, 1, SamplingSettings()), lambda *p: seen.append(p))
     assert answer == [scored.group for scored in groups]
     assert seen == [(8, 4, 4)]
     with pytest.raises(UserError, match="no rollouts of step 5 are stored there; stored steps: 4"):
-        replay.generate([], n=8, step=5, run_seed=1, sampling=SamplingSettings())
+        replay.generate(RolloutRequest([], 8, 5, 1, SamplingSettings()))
 
 
 def test_a_replay_takes_no_weights_but_counts_the_hand_overs(tmp_path: Path) -> None:
     write(tmp_path, 1, [one_group()])
     replay = ReplayRollouts(tmp_path)
     stream = iter([("a", None)])
-    replay.update_weights({}, stream, version=3)
+    replay.update_weights(Announcement({}, 3), stream)
     assert replay.weight_version == 3
     assert next(stream, None) is not None
 

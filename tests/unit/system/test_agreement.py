@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from megatron_rlpr.rollout.engine import RolloutError
-from megatron_rlpr.system.agreement import gather_or_raise
+from megatron_rlpr.system.agreement import RankError, gather_or_raise
 from megatron_rlpr.types import UserError
 
 
@@ -20,7 +19,7 @@ def test_the_results_come_back_in_rank_order() -> None:
 
 def test_a_failure_names_the_rank_and_the_cause() -> None:
     with pytest.raises(
-        RolloutError, match="generation failed on 1 of 1 ranks: rank 0: ValueError: no such thing"
+        RankError, match="generation failed on 1 of 1 ranks: rank 0: ValueError: no such thing"
     ) as error:
         gather_or_raise(lambda: fail(ValueError("no such thing")), None, "generation")
     assert isinstance(error.value.__cause__, ValueError)

@@ -1,0 +1,66 @@
+"""Where a run's rollouts come from, and what it asks them for in training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+from megatron_rlpr.config.checks.engine import engine_settings
+from megatron_rlpr.config.schema import Config
+from megatron_rlpr.data.prompt_source import PromptSource
+from megatron_rlpr.rollout.engine import Rollouts
+from megatron_rlpr.rollout.ray import cluster as ray_cluster
+from megatron_rlpr.rollout.ray.pipeline import RolloutPipeline
+from megatron_rlpr.rollout.ray.pool import EnginePool
+from megatron_rlpr.rollout.ray.rollouts import RayRollouts
+from megatron_rlpr.rollout.replay import ReplayRollouts
+from megatron_rlpr.rollout.requests import RolloutRequest, SamplingSettings
+from megatron_rlpr.rollout.vllm.colocated import ColocatedRollouts
+from megatron_rlpr.rollout.vllm.engine import VllmEngine
+from megatron_rlpr.tracking.console import Console
+from megatron_rlpr.types import Prompt
+from megatron_rlpr.weights.transports.choice import Transports
+
+
+def rollouts(config: Config, console: Console) -> Rollouts:
+    """A store's rollouts, or those of the engines that this starts, here or in Ray. Collective."""
+    if config.rollout.replay:
+        return ReplayRollouts(config.rollout.replay)
+    if config.rollout.placement == "ray":
+        with console.phase(f"starting {config.rollout.engines} vLLM engines in Ray"):
+            return RayRollouts(partial(_pool, config, console))
+    with console.phase("starting vLLM"):
+        return ColocatedRollouts(VllmEngine(engine_settings(config)), config.rollout.tensor_parallel_size)
+
+
+def _pool(config: Config, console: Console) -> EnginePool:
+    """Connect this process, the first rank, to Ray and start the engines."""
+    rollout, settings = config.rollout, engine_settings(config)
+    ray_cluster.connect(rollout.ray_address, cpus=rollout.engines * settings.threads)
+    transports = Transports(
+        config.weights.transport,
+        ray_cluster.node_address(),
+        config.weights.bucket_mb * 2**20,
+        rollout.engine_timeout_s,
+    )
+    return EnginePool(
+        rollout.engines,
+        settings,
+        timeout_s=rollout.engine_timeout_s,
+        transports=transports,
+        on_event=console.message,
+    )
+
+
+def pipeline(config: Config, source: Rollouts, prompts: PromptSource, last_step: int) -> RolloutPipeline | None:
+    """One round of generation ahead of training, where that is asked for (rollout.pipeline=1)."""
+    if not config.rollout.pipeline or not isinstance(source, RayRollouts):
+        return None
+    return RolloutPipeline(source, prompts, partial(training_request, config), last_step)
+
+
+def training_request(config: Config, prompts: Sequence[Prompt], step: int) -> RolloutRequest:
+    """What training asks for these prompts in a step."""
+    rollout = config.rollout
+    sampling = SamplingSettings(rollout.temperature, rollout.top_p, rollout.top_k, config.data.max_response_length)
+    return RolloutRequest(prompts, rollout.n, step, config.trainer.seed, sampling)
