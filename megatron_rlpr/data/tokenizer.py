@@ -1,7 +1,9 @@
-"""Loading the policy's tokenizer with the two rules of the reference (spec section 1.3)."""
+"""The policy's tokenizer, loaded with the two rules of the reference (spec section 1.3), and its special tokens."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -35,3 +37,20 @@ def load_tokenizer(path: str) -> Any:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+class SpecialTokens:
+    """The texts that stand for special tokens; a response is graded and judged without them."""
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        longest_first = sorted(texts, key=len, reverse=True)
+        self._any = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+
+    @classmethod
+    def of(cls, tokenizer: Any) -> SpecialTokens:
+        """Those of a tokenizer."""
+        return cls(str(token.content) for token in tokenizer.added_tokens_decoder.values() if token.special)
+
+    def removed_from(self, text: str) -> str:
+        """The text without them."""
+        return self._any.sub("", text)

@@ -12,8 +12,8 @@ from megatron_rlpr.config.schema import Config
 from megatron_rlpr.data.dataset import PromptSet
 from megatron_rlpr.evaluation.judge import Judge
 from megatron_rlpr.grading.pool import GraderPool
-from megatron_rlpr.grading.prompt_text import prompt_text
 from megatron_rlpr.grading.result import GradeResult, GradeTask
+from megatron_rlpr.grading.tasks import GradeTasks
 from megatron_rlpr.reward.base_probability import BaseProbabilityTable
 from megatron_rlpr.reward.format import format_score
 from megatron_rlpr.reward.scoring import GroupScorer
@@ -69,7 +69,7 @@ class HeldOutEvaluation:
         scorer: GroupScorer,
         graders: GraderPool,
         console: Console,
-        special_tokens: Sequence[str],
+        tasks: GradeTasks,
         judge: Judge | None = None,
     ) -> None:
         self._config = config
@@ -77,14 +77,14 @@ class HeldOutEvaluation:
         self._scorer = scorer
         self._graders = graders
         self._console = console
-        self._special_tokens = special_tokens
-        self._judge_model = judge
+        self._tasks = tasks
+        self._judge = judge
 
     def run(self, sets: Sequence[ValidationSet]) -> list[ValidationResult]:
         """Results in the order of the sets, then of evaluation.strategies."""
-        return [self._judge(one, strategy) for one in sets for strategy in self._config.evaluation.strategies]
+        return [self._validate(one, strategy) for one in sets for strategy in self._config.evaluation.strategies]
 
-    def _judge(self, one: ValidationSet, strategy: str) -> ValidationResult:
+    def _validate(self, one: ValidationSet, strategy: str) -> ValidationResult:
         groups = self._generate(one, strategy)
         per_prompt: dict[str, list[float]] = {}
         if self._config.evaluation.score_reward:
@@ -118,7 +118,7 @@ class HeldOutEvaluation:
         """Mean accuracy of every group's responses, graded on the first rank, and what the judge did."""
         answer: list[tuple[list[float], dict[str, float]] | None] = [None]
         if dist.get_rank() == 0:
-            tasks = [self._task(group.prompt, response.text) for group in groups for response in group.responses]
+            tasks = [self._tasks.task(group.prompt, r, "validation") for group in groups for r in group.responses]
             results, judge = self._second_opinion(tasks, self._graders.grade_many(tasks))
             verdicts = iter(results)
             answer = [([float(np.mean([next(verdicts).accuracy for _ in group.responses])) for group in groups], judge)]
@@ -131,21 +131,13 @@ class HeldOutEvaluation:
     ) -> tuple[list[GradeResult], dict[str, float]]:
         """The judge's verdicts, where there is a judge, and its metrics. What it failed to judge keeps the verdict of
         the rules."""
-        if self._judge_model is None:
+        if self._judge is None:
             return results, {}
-        before = self._judge_model.failures.copy()
-        results = self._judge_model.judge_many(tasks, results)
-        failed = self._judge_model.failures - before
+        before = self._judge.failures.copy()
+        results = self._judge.judge_many(tasks, results)
+        failed = self._judge.failures - before
         turned = sum(result.judged_right for result in results)
         if failed:
             reasons = ", ".join(f"{count} {reason}" for reason, count in failed.most_common())
             self._console.message(f"the judge failed to judge {failed.total()} of {len(results)} responses: {reasons}")
         return results, {"judge_turned": turned / len(results), "judge_failures": float(failed.total())}
-
-    def _task(self, prompt: Prompt, text: str) -> GradeTask:
-        for token in self._special_tokens:
-            text = text.replace(token, "")
-        asked = prompt_text(prompt.messages)
-        return GradeTask(
-            prompt.data_source, text, prompt.reference_answer, asked, "validation", self._config.reward.format_mode
-        )

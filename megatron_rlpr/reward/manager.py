@@ -9,12 +9,12 @@ reward_type=pr+vr the prob manager takes p = accuracy and b = 0 for maths data s
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from megatron_rlpr.config.schema import RewardConfig
+from megatron_rlpr.data.tokenizer import SpecialTokens
 from megatron_rlpr.reward.answer_tags import extract_answer
 from megatron_rlpr.reward.base_probability import base_requests
 from megatron_rlpr.reward.format import format_score, rule_format_score
@@ -72,8 +72,7 @@ class RewardManager:
         self._grade = grade
         self._shape = shaping_function(config.shaping_function_name)
         self._discretise = discrete_function(config.discrete_function_name)
-        special = [str(token.content) for token in tokenizer.added_tokens_decoder.values() if token.special]
-        self._special_tokens = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or r"(?!)")
+        self._special_tokens = SpecialTokens.of(tokenizer)
 
     @property
     def uses_probability(self) -> bool:
@@ -176,5 +175,5 @@ class RewardManager:
         return self._config.reward_type == "pr+vr" and any(source in prompt.data_source for source in GRADED_SOURCES)
 
     def _repetition(self, response: Response) -> float:
-        text = self._special_tokens.sub("", response.text)
+        text = self._special_tokens.removed_from(response.text)
         return repetition_penalty(text, limit=self._config.repetition_penalty_max_repetitions_limit)

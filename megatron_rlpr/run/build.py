@@ -20,13 +20,12 @@ from megatron_rlpr.data.dataset import PromptSet, load_prompts, samples_per_prom
 from megatron_rlpr.data.prompt_rewrite import prompt_rewrite
 from megatron_rlpr.data.prompt_source import PromptSource
 from megatron_rlpr.data.sampler import PromptSampler
-from megatron_rlpr.data.tokenizer import load_tokenizer
+from megatron_rlpr.data.tokenizer import SpecialTokens, load_tokenizer
 from megatron_rlpr.evaluation.held_out import HeldOutEvaluation, ValidationSet
 from megatron_rlpr.evaluation.judge import Judge, judge_settings
 from megatron_rlpr.evaluation.schedule import ValidationSchedule
 from megatron_rlpr.grading.pool import GraderPool
-from megatron_rlpr.grading.prompt_text import prompt_text
-from megatron_rlpr.grading.result import GradeTask
+from megatron_rlpr.grading.tasks import GradeTasks
 from megatron_rlpr.reward.base_probability import BaseProbabilityTable
 from megatron_rlpr.reward.manager import Grade, RewardManager
 from megatron_rlpr.reward.scoring import GroupScorer
@@ -63,6 +62,7 @@ def build_parts(config: Config) -> RunParts:
     prompts = _training_prompts(config, tokenizer, console)
     val_prompts = _validation_prompts(config, tokenizer)
     graders = GraderPool()
+    grade_tasks = GradeTasks(SpecialTokens.of(tokenizer), config.reward.format_mode)
 
     described = f"{shape.architecture}, {shape.num_layers} layers"
     console.message(
@@ -75,7 +75,7 @@ def build_parts(config: Config) -> RunParts:
         tokenizer,
         config.data.longest_prompt,
         config.data.max_response_length,
-        _grade(config, tokenizer, graders),
+        _grade(grade_tasks, graders),
     )
     scorer = GroupScorer(
         policy, rewards, "none" if config.reward.format_only else config.reward.base_probability, clock
@@ -108,9 +108,7 @@ def build_parts(config: Config) -> RunParts:
         for name, found in val_prompts.items()
     ]
     rollouts = engines.rollouts(config, console)
-    evaluation = HeldOutEvaluation(
-        config, rollouts, scorer, graders, console, _special_tokens(tokenizer), _judge(layout.rank)
-    )
+    evaluation = HeldOutEvaluation(config, rollouts, scorer, graders, console, grade_tasks, _judge(layout.rank))
     exporter = WeightExporter(policy.model, shape, config.weights.bucket_mb)
     return RunParts(
         config=config,
@@ -244,18 +242,9 @@ def _kl_controller(config: Config) -> KLController:
     return FixedKL(settings.kl_loss_coef)
 
 
-def _grade(config: Config, tokenizer: Any, graders: GraderPool) -> Grade:
-    special = _special_tokens(tokenizer)
-
+def _grade(tasks: GradeTasks, graders: GraderPool) -> Grade:
     def grade(prompt: Prompt, response: Response) -> float:
-        text = response.text
-        for token in special:
-            text = text.replace(token, "")
-        prompted = prompt_text(prompt.messages)
-        task = GradeTask(
-            prompt.data_source, text, prompt.reference_answer, prompted, "train", config.reward.format_mode
-        )
-        return graders.grade_many([task])[0].accuracy
+        return graders.grade_many([tasks.task(prompt, response, "train")])[0].accuracy
 
     return grade
 
@@ -264,10 +253,6 @@ def _judge(rank: int) -> Judge | None:
     """The validation's judge, if the environment names one; the first rank grades, so it alone asks."""
     settings = judge_settings() if rank == 0 else None
     return Judge(settings) if settings else None
-
-
-def _special_tokens(tokenizer: Any) -> Sequence[str]:
-    return [str(token.content) for token in tokenizer.added_tokens_decoder.values() if token.special]
 
 
 def _batch_size(config: Config, prompts: PromptSet) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_rlpr.data.tokenizer import load_tokenizer
+from megatron_rlpr.data.tokenizer import SpecialTokens, load_tokenizer
 from megatron_rlpr.types import UserError
 
 TOKENIZERS = Path(__file__).parents[2] / "goldens" / "tokenizers"
@@ -55,3 +55,13 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
 def test_a_tokenizer_without_end_of_sequence_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="eos_token"):
         load_tokenizer(str(copy(tmp_path, "no_eos", eos_token=None)))
+
+
+def test_special_tokens_leave_no_trace_in_a_text() -> None:
+    special = SpecialTokens.of(load_tokenizer(str(TOKENIZERS / "bpe_chat")))
+    assert special.removed_from("<|im_start|>4<|im_end|><|im_end|> <b><|endoftext|>") == "4 <b>"
+    assert SpecialTokens([]).removed_from("4<|im_end|>") == "4<|im_end|>"
+
+
+def test_the_longest_special_token_that_fits_is_removed() -> None:
+    assert SpecialTokens(["<s>", "<s>!"]).removed_from("<s>!4<s>") == "4"

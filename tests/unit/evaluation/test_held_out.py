@@ -15,9 +15,11 @@ from judge_server import JudgeServer
 
 from megatron_rlpr.config.schema import Config
 from megatron_rlpr.data.dataset import PromptSet
+from megatron_rlpr.data.tokenizer import SpecialTokens
 from megatron_rlpr.evaluation.held_out import VALIDATION_STEP, HeldOutEvaluation, ValidationResult, ValidationSet
 from megatron_rlpr.evaluation.judge import Judge, JudgeSettings, judge_settings
 from megatron_rlpr.grading.pool import GraderPool
+from megatron_rlpr.grading.tasks import GradeTasks
 from megatron_rlpr.rollout.replay import ReplayRollouts
 from megatron_rlpr.rollout.store import write_rollouts
 from megatron_rlpr.tracking.console import Console
@@ -56,9 +58,8 @@ def validate(folder: Path, judge: Judge | None) -> tuple[ValidationResult, str]:
     no_scorer: Any = None
     with GraderPool(workers=1) as graders:
         console = Console(enabled=False, file=printed)
-        evaluation = HeldOutEvaluation(
-            config, ReplayRollouts(folder), no_scorer, graders, console, ["<|im_end|>"], judge
-        )
+        tasks = GradeTasks(SpecialTokens(["<|im_end|>"]), "R1_nothink")
+        evaluation = HeldOutEvaluation(config, ReplayRollouts(folder), no_scorer, graders, console, tasks, judge)
         return evaluation.run([one])[0], printed.getvalue()
 
 

@@ -12,8 +12,8 @@ from judge_server import Answer, JudgeServer
 from megatron_rlpr.evaluation.judge import Judge, JudgeSettings, judge_settings
 from megatron_rlpr.evaluation.judge_prompts import judge_prompt, recover_question
 from megatron_rlpr.grading.multiple_choice import option_text
-from megatron_rlpr.grading.prompt_text import prompt_text
 from megatron_rlpr.grading.result import GradeResult, GradeTask
+from megatron_rlpr.grading.tasks import prompt_text
 from megatron_rlpr.types import UserError
 
 PROMPT = "system\nBe brief.\nuser\nWhat is {half} of 1?\nassistant\n"

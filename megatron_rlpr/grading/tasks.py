@@ -1,0 +1,29 @@
+"""From a prompt and a response to what graders and judge are asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from megatron_rlpr.data.tokenizer import SpecialTokens
+from megatron_rlpr.grading.result import GradeTask, Phase
+from megatron_rlpr.types import Prompt, Response
+
+
+class GradeTasks:
+    """Makes the tasks of one run: without its tokenizer's special tokens, with the tags of reward.format_mode."""
+
+    def __init__(self, special_tokens: SpecialTokens, format_mode: str) -> None:
+        self._special_tokens = special_tokens
+        self._format_mode = format_mode
+
+    def task(self, prompt: Prompt, response: Response, phase: Phase) -> GradeTask:
+        """What to ask about one response."""
+        text = self._special_tokens.removed_from(response.text)
+        asked = prompt_text(prompt.messages)
+        return GradeTask(prompt.data_source, text, prompt.reference_answer, asked, phase, self._format_mode)
+
+
+def prompt_text(messages: Iterable[Mapping[str, str]]) -> str:
+    """Chat messages as plain text, role names on lines of their own: what ChatML decodes to without special tokens."""
+    turns = [f"{message['role']}\n{message['content']}\n" for message in messages]
+    return "".join([*turns, "assistant\n"])
