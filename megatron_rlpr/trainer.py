@@ -1,26 +1,38 @@
-"""The training loop.
+"""The training loop, every phase a line of it.
 
-prompts -> rollouts.generate -> scorer.score (rewards included) -> std filter, until the batch is full
-        -> advantages -> policy.update -> hand_over -> track, validate, checkpoint
+base probabilities -> resume -> hand-over -> validate
+    -> (generate -> score -> filter, until the batch is full) -> reference log-probs, greedy baselines -> advantages
+    -> update -> hand-over -> store, track -> validate -> checkpoint, until the last step
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch.distributed as dist
+
+from megatron_rlpr.actor.policy_gradient import LossTerms
 from megatron_rlpr.algorithm.batch_fill import BatchFill
-from megatron_rlpr.algorithm.training_batch import filter_stds, loss_weights, mini_batches
+from megatron_rlpr.algorithm.learning_rate import learning_rate
+from megatron_rlpr.algorithm.training_batch import (
+    TrainingBatch,
+    filter_stds,
+    loss_weights,
+    mini_batches,
+    with_advantages,
+)
+from megatron_rlpr.rollout.requests import RolloutRequest, SamplingSettings
+from megatron_rlpr.rollout.store import write_rollouts
+from megatron_rlpr.run import state
+from megatron_rlpr.run.engines import training_request
 from megatron_rlpr.run.parts import RunParts
 from megatron_rlpr.system.process_environment import release_free_memory
-from megatron_rlpr.tracking.step_metrics import (
-    filter_metrics,
-    memory_metrics,
-    reward_metrics,
-    speed_metrics,
-    update_metrics,
-)
+from megatron_rlpr.tracking.step_metrics import step_metrics
+from megatron_rlpr.types import FloatArray, RolloutGroup, ScoredGroup, ScoreRequest, UpdateResult
 
 
 class Trainer:
-    """Owns the order of things; every verb lives in a room of its own (see `run_parts`)."""
+    """Owns the order of things; every verb lives in a room of its own (see `run.parts`). All ranks run it together."""
 
     def __init__(self, parts: RunParts) -> None:
         self.parts = parts
@@ -28,7 +40,8 @@ class Trainer:
     def run(self) -> None:
         """Go on from the newest checkpoint (or from nothing), train to the last step, validate, write the summary."""
         parts = self.parts
-        done = parts.resume()
+        self.base_probabilities()
+        done = state.resume(parts)
         parts.hand_over.send(done)
         parts.validation.before_training(done)
         if parts.config.trainer.val_only:
@@ -36,8 +49,14 @@ class Trainer:
         for step in range(done + 1, parts.total_steps + 1):
             self.train_step(step)
             parts.validation.after_step(step)
-            parts.save_checkpoint(step)
+            state.save(parts, step)
         parts.validation.after_training(parts.total_steps)
+
+    def base_probabilities(self) -> None:
+        """How likely every reference answer is to the initial policy with no reasoning; what is stored stays."""
+        for name, prompts in self.parts.prompt_sets.items():
+            with self.parts.console.phase(f"base probabilities of {name}") as progress:
+                self.parts.scorer.complete(name, prompts.prompts, progress.advance)
 
     def train_step(self, step: int) -> None:
         """One step on one batch; afterwards the engines have the new weights and the numbers are written."""
@@ -46,44 +65,92 @@ class Trainer:
             fill = self.fill_batch(step)
             groups, surplus = fill.take()
             parts.prompts.put_back(surplus)
-            batch = parts.with_advantages(groups, step)
-            parts.begin_rollouts(step + 1)
-            lr = parts.learning_rate(step)
-            with clock.phase("update"), parts.console.phase("update") as progress:
-                updates = [
-                    parts.policy.update(
-                        sequences, loss_weights(sequences, parts.config), parts.loss_terms, lr, progress.advance
-                    )
-                    for sequences in mini_batches(batch, parts.config.actor.ppo_mini_batch_size)
-                ]
+            reference = self.reference_log_probs(groups)
+            baselines = self.greedy_baselines(groups, step)
+            batch = with_advantages(groups, parts.config, reference, parts.kl_controller.value, baselines)
+            parts.kl_controller.update(batch.response_kls)
+            if parts.pipeline is not None:
+                parts.pipeline.begin(step + 1)
+            lr = learning_rate(parts.config.actor, step, parts.total_steps)
+            updates = self.update(batch, lr)
             with clock.phase("hand_over"):
                 parts.hand_over.send(step)
-        seconds = clock.take()
-        everything = [*groups, *surplus, *fill.dropped]
         metrics = {
             "epoch": parts.prompts.epoch,
-            **reward_metrics(groups or fill.history),
-            **filter_metrics(parts.std_filter, fill, batch, parts.prompts.cached),
-            **update_metrics(updates, lr),
-            **speed_metrics(seconds, everything, updates),
-            **memory_metrics(),
+            **step_metrics(fill, batch, updates, lr, clock.take(), parts.std_filter, parts.prompts.cached),
             "weights/hand_overs_repeated": parts.hand_over.repeated,
             "rollout/engines_replaced": parts.rollouts.engines_replaced,
         }
-        parts.store_rollouts(step, fill, batch)
+        self.store_rollouts(step, fill, batch)
         parts.tracker.log_step(step, metrics)
         release_free_memory()
 
     def fill_batch(self, step: int) -> BatchFill:
         """Generate, score and filter groups until there are enough for a batch, or the rounds run out."""
-        parts, clock = self.parts, self.parts.clock
+        parts, config = self.parts, self.parts.config
+        rounds = 1 if config.rollout.replay else config.filter.max_rounds  # a stored step holds all its rounds
+        fill = BatchFill(config.data.train_batch_size, rounds, parts.prompts.carried)
         parts.std_filter.begin_step(step)
-        fill = BatchFill(parts.config.data.train_batch_size, parts.max_rounds, parts.prompts.carried)
         while fill.wants_more:
-            with clock.phase("rollout"):
-                groups = parts.next_groups(step)
+            groups = self.generate(step)
             with parts.console.phase("score") as progress:
-                scored = parts.scorer.score(groups, parts.prompts.base_table, progress.advance)
-            fill.offer(scored, parts.std_filter.judge(scored, filter_stds(scored, parts.config)))
+                scored = parts.scorer.score(groups, "train", progress.advance)
+            fill.offer(scored, parts.std_filter.judge(scored, filter_stds(scored, config)))
         parts.std_filter.end_step()
         return fill
+
+    def generate(self, step: int) -> list[RolloutGroup]:
+        """The step's next round of rollouts: the one that was begun while the policy trained, if any, or a new one."""
+        parts = self.parts
+        with parts.clock.phase("rollout"):
+            if parts.pipeline is not None and parts.pipeline.begun:
+                with parts.console.phase("rollout") as progress:
+                    return parts.pipeline.collect(progress.generated)
+            request = training_request(parts.config, parts.prompts.next_batch(), step)
+            with parts.console.phase("rollout", total=len(request.prompts) * request.n) as progress:
+                return parts.rollouts.generate(request, progress.generated)
+
+    def reference_log_probs(self, groups: Sequence[ScoredGroup]) -> list[list[FloatArray]] | None:
+        """The initial policy's log-probs of every response, where a KL to it counts."""
+        if self.parts.reference is None:
+            return None
+        responses = [(g.group.prompt, r) for g in groups for r in g.group.responses]
+        with self.parts.clock.phase("score"):
+            scores = self.parts.reference.score([ScoreRequest.of_response(p, r.token_ids) for p, r in responses])
+        each = iter(scores)
+        return [[next(each).log_probs for _ in g.group.responses] for g in groups]
+
+    def greedy_baselines(self, groups: Sequence[ScoredGroup], step: int) -> list[float] | None:
+        """The reward of the greedy response to every prompt of the batch, which remax subtracts."""
+        parts, config = self.parts, self.parts.config
+        if config.algorithm.adv_estimator != "remax":
+            return None
+        greedy = SamplingSettings(temperature=0.0, max_tokens=config.data.max_response_length)
+        prompts = [group.group.prompt for group in groups]
+        with parts.clock.phase("rollout"):
+            answers = parts.rollouts.generate(RolloutRequest(prompts, 1, step, config.trainer.seed, greedy))
+        return [float(group.rewards[0].reward) for group in parts.scorer.score(answers, "train")]
+
+    def update(self, batch: TrainingBatch, lr: float) -> list[UpdateResult]:
+        """One optimizer step for every mini-batch, in order."""
+        parts, config = self.parts, self.parts.config
+        terms = LossTerms.of(config.algorithm)
+        with parts.clock.phase("update"), parts.console.phase("update") as progress:
+            return [
+                parts.policy.update(sequences, loss_weights(sequences, config), terms, lr, progress.advance)
+                for sequences in mini_batches(batch, config.actor.ppo_mini_batch_size)
+            ]
+
+    def store_rollouts(self, step: int, fill: BatchFill, batch: TrainingBatch) -> None:
+        """Write everything the step generated, in the order it came (first rank)."""
+        parts = self.parts
+        if not parts.config.tracking.save_rollouts or dist.get_rank() != 0:
+            return
+        write_rollouts(
+            parts.folder.rollouts,
+            step,
+            fill.history,
+            advantages=batch.first_advantages(fill.history),
+            kept=fill.kept,
+            decode=lambda ids: str(parts.tokenizer.decode(list(ids), skip_special_tokens=False)),
+        )

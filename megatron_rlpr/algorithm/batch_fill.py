@@ -44,6 +44,12 @@ class BatchFill:
         """Share of the offered groups that passed the filter; 1 when none was offered."""
         return 1.0 - len(self.dropped) / self.offered if self.offered else 1.0
 
+    @property
+    def kept(self) -> list[bool]:
+        """Whether each group of `history` passed the filter."""
+        dropped = {id(group) for group in self.dropped}
+        return [id(group) not in dropped for group in self.history]
+
     def offer(self, groups: Sequence[ScoredGroup], keep: Sequence[bool]) -> None:
         """Add one round: groups[i] is used if keep[i], else dropped."""
         for group, wanted in zip(groups, keep, strict=True):

@@ -4,7 +4,19 @@ from __future__ import annotations
 
 import math
 
+from megatron_rlpr.config.schema import ActorConfig
 from megatron_rlpr.types import UserError
+
+
+def learning_rate(actor: ActorConfig, step: int, total_steps: int) -> float:
+    """The learning rate of a training step, counted from 1."""
+    return actor.lr * multiplier(
+        step - 1,
+        warmup_steps=actor.lr_warmup_steps,
+        total_steps=total_steps,
+        style=actor.lr_decay_style,
+        min_ratio=actor.min_lr / actor.lr if actor.lr else 0.0,
+    )
 
 
 def multiplier(

@@ -34,6 +34,15 @@ class TrainingBatch:
     flat_share: float | None
     response_kls: tuple[float, ...]
 
+    def first_advantages(self, groups: Sequence[ScoredGroup]) -> list[list[float] | None]:
+        """Per group the advantage at each response's first token, 0 for an empty one; None for a group not in the
+        batch."""
+        of_group = {
+            id(group): [float(tokens[0]) if len(tokens) else 0.0 for tokens in advantages]
+            for group, advantages in zip(self.groups, self.advantages, strict=True)
+        }
+        return [of_group.get(id(group)) for group in groups]
+
 
 def with_advantages(
     groups: Sequence[ScoredGroup],

@@ -1,4 +1,4 @@
-"""The training prompts of a run: which come next, and their base probabilities."""
+"""The training prompts of a run: which come next, and what a step had too much of."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 from megatron_rlpr.data.carried_groups import from_state, to_state
 from megatron_rlpr.data.dataset import PromptSet
 from megatron_rlpr.data.sampler import PromptSampler
-from megatron_rlpr.reward.base_probability import BaseProbabilityTable
 from megatron_rlpr.types import Prompt, ScoredGroup
 
 
@@ -19,15 +18,12 @@ class PromptSource:
     step as they are.
     """
 
-    def __init__(
-        self, prompts: PromptSet, sampler: PromptSampler, base_table: BaseProbabilityTable | None, regenerate_surplus: bool
-    ) -> None:
+    def __init__(self, prompts: PromptSet, sampler: PromptSampler, regenerate_surplus: bool) -> None:
         self._prompts = prompts
         self._sampler = sampler
         self._regenerate_surplus = regenerate_surplus
         self._carried: list[ScoredGroup] = []
         self._position_of = {prompt.index: position for position, prompt in enumerate(prompts.prompts)}
-        self.base_table = base_table
 
     @property
     def epoch(self) -> int:

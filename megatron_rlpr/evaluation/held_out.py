@@ -14,7 +14,6 @@ from megatron_rlpr.evaluation.judge import Judge
 from megatron_rlpr.grading.pool import GraderPool
 from megatron_rlpr.grading.result import GradeResult, GradeTask
 from megatron_rlpr.grading.tasks import GradeTasks
-from megatron_rlpr.reward.base_probability import BaseProbabilityTable
 from megatron_rlpr.reward.format import format_score
 from megatron_rlpr.reward.scoring import GroupScorer
 from megatron_rlpr.rollout.engine import Rollouts
@@ -28,12 +27,16 @@ VALIDATION_STEP = 0
 
 @dataclass(frozen=True)
 class ValidationSet:
-    """One validation file: its name (the file's stem), prompts, samples per prompt and base probabilities."""
+    """One validation file: its name (the file's stem), prompts and samples per prompt."""
 
     name: str
     prompts: PromptSet
     samples_per_prompt: int
-    base_table: BaseProbabilityTable | None
+
+    @property
+    def prompt_set(self) -> str:
+        """Its name among the prompt sets of the run, the training prompts included."""
+        return f"val_{self.name}"
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ class HeldOutEvaluation:
         per_prompt: dict[str, list[float]] = {}
         if self._config.evaluation.score_reward:
             with self._console.phase(f"score {one.name}") as progress:
-                scored = self._scorer.score(groups, one.base_table, progress.advance)
+                scored = self._scorer.score(groups, one.prompt_set, progress.advance)
             for measure in ("reward", "reference_probability"):
                 per_prompt[measure] = [float(np.mean([getattr(r, measure) for r in group.rewards])) for group in scored]
         mode = self._config.reward.format_mode

@@ -28,7 +28,7 @@ class ValidationSchedule:
         evaluation: HeldOutEvaluation,
         sets: Sequence[ValidationSet],
         tracker: Tracker,
-        folder: Path,
+        summary: Path,
         model: str,
     ) -> None:
         self._trainer = trainer
@@ -36,7 +36,7 @@ class ValidationSchedule:
         self._evaluation = evaluation
         self._sets = sets
         self._tracker = tracker
-        self._folder = folder
+        self._summary = summary
         self._model = model
         self._before: list[dict[str, Any]] = []
         self._started = time.time()
@@ -69,7 +69,7 @@ class ValidationSchedule:
             return
         (before, last), *others = pairs
         summary = write_summary(
-            self._folder / "summary.json",
+            self._summary,
             before,
             last.per_prompt,
             steps=step,

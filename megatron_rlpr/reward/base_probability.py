@@ -51,8 +51,9 @@ class BaseProbabilityTable:
     made with (model, temperature, aggregation, ...): a table of other data or settings is refused, not silently used.
     """
 
-    def __init__(self, settings: dict[str, Any]) -> None:
+    def __init__(self, settings: dict[str, Any], path: str | Path) -> None:
         self._settings = settings
+        self._path = Path(path)
         self._entries: dict[int, tuple[str, float]] = {}
 
     def __len__(self) -> int:
@@ -78,21 +79,26 @@ class BaseProbabilityTable:
             )
         return probability
 
-    def save(self, path: str | Path) -> None:
+    def save(self) -> None:
         """Write the table as JSON; a kill in the middle leaves the previous file as it was."""
         content = {
             "settings": self._settings,
             "entries": {str(index): entry for index, entry in sorted(self._entries.items())},
         }
-        write_text(Path(path), json.dumps(content))
+        write_text(self._path, json.dumps(content))
 
     @classmethod
-    def load(cls, path: str | Path, settings: dict[str, Any]) -> BaseProbabilityTable:
-        """Read a table back; raises UserError when it was made with other settings or cannot be read."""
+    def load(cls, settings: dict[str, Any], path: str | Path) -> BaseProbabilityTable:
+        """The table stored at path, an empty one if there is none.
+
+        Raises UserError when it was made with other settings or cannot be read.
+        """
+        table = cls(settings, path)
+        if not table._path.exists():
+            return table
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            content = json.loads(table._path.read_text(encoding="utf-8"))
             stored, entries = content["settings"], content["entries"]
-            table = cls(settings)
             table._entries = {
                 int(index): (str(fingerprint), float(value)) for index, (fingerprint, value) in entries.items()
             }

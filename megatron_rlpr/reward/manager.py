@@ -25,8 +25,8 @@ from megatron_rlpr.reward.splice import SpliceLimits, splice_texts
 from megatron_rlpr.reward.splice_tokens import splice_tokens
 from megatron_rlpr.types import Prompt, Response, ResponseReward, RolloutGroup, ScoreRequest, TokenScores, UserError
 
-Grade = Callable[[Prompt, Response], float]
-"""(prompt, response) -> accuracy, 0 or 1."""
+Grade = Callable[[Sequence[tuple[Prompt, Response]]], Sequence[float]]
+"""(prompt, response) pairs -> the accuracy of each, 0 or 1; the same on every rank."""
 
 GRADED_SOURCES = (
     "numina_cn_k12",
@@ -79,12 +79,8 @@ class RewardManager:
         """False when the reward is the grade alone: nothing is spliced then."""
         return self._config.reward_manager != "naive"
 
-    def reference_requests(self, group: RolloutGroup) -> list[ScoreRequest | None]:
-        """What to score for each response of a group; None where the reference answer cannot be spliced in."""
-        return self.reference_requests_batch([group])[0]
-
-    def reference_requests_batch(self, groups: Sequence[RolloutGroup]) -> list[list[ScoreRequest | None]]:
-        """reference_requests of many groups, tokenised in one call."""
+    def reference_requests(self, groups: Sequence[RolloutGroup]) -> list[list[ScoreRequest | None]]:
+        """What to score for each response of every group; None where the reference answer cannot be spliced in."""
         splice = splice_tokens if self._config.splice == "tokens" else splice_texts
         pairs = [(group.prompt, response) for group in groups for response in group.responses]
         scored = [row for row, (prompt, _) in enumerate(pairs) if self.uses_probability and not self._is_graded(prompt)]
@@ -95,12 +91,8 @@ class RewardManager:
         remaining = iter(requests)
         return [[next(remaining) for _ in group.responses] for group in groups]
 
-    def base_request(self, prompt: Prompt) -> ScoreRequest:
-        """What to score for the prompt's base probability."""
-        return self.base_requests([prompt])[0]
-
     def base_requests(self, prompts: Sequence[Prompt]) -> list[ScoreRequest]:
-        """base_request of many prompts, tokenised in one call."""
+        """What to score for the prompts' base probabilities."""
         return base_requests(self._tokenizer, prompts, self._limits.max_response_length)
 
     def base_probability(self, scores: TokenScores) -> float:
@@ -108,19 +100,42 @@ class RewardManager:
         return aggregate(scores.log_probs, self._config.compute_score_name)
 
     def rewards(
-        self, group: RolloutGroup, reference_scores: Sequence[TokenScores | None], base_probability: float
-    ) -> tuple[ResponseReward, ...]:
-        """The reward of every response, in order; reference_scores answer reference_requests(group)."""
-        return tuple(
-            self._reward(group.prompt, response, scores, base_probability)
-            for response, scores in zip(group.responses, reference_scores, strict=True)
-        )
+        self,
+        groups: Sequence[RolloutGroup],
+        reference_scores: Sequence[Sequence[TokenScores | None]],
+        base_probabilities: Sequence[float],
+    ) -> list[tuple[ResponseReward, ...]]:
+        """The reward of every response of every group, in order; what has to be graded is graded in one batch.
+
+        reference_scores: the answers to reference_requests(groups). base_probabilities: one a group.
+        """
+        accuracies = iter(self._accuracies(groups))
+        return [
+            tuple(
+                self._reward(group.prompt, response, answer, base, next(accuracies))
+                for response, answer in zip(group.responses, answers, strict=True)
+            )
+            for group, answers, base in zip(groups, reference_scores, base_probabilities, strict=True)
+        ]
+
+    def _accuracies(self, groups: Sequence[RolloutGroup]) -> list[float]:
+        """One a response, in order; 0 where the reward does not ask for a grade."""
+        pairs = [(group.prompt, response) for group in groups for response in group.responses]
+        wanted = [self._config.reward_manager != "prob" or self._is_graded(prompt) for prompt, _ in pairs]
+        if self._grade is None or not any(wanted):
+            return [0.0] * len(pairs)
+        grades = iter(self._grade([pair for pair, asked in zip(pairs, wanted, strict=True) if asked]))
+        return [float(next(grades)) if asked else 0.0 for asked in wanted]
 
     def _reward(
-        self, prompt: Prompt, response: Response, scores: TokenScores | None, base_probability: float
+        self,
+        prompt: Prompt,
+        response: Response,
+        scores: TokenScores | None,
+        base_probability: float,
+        accuracy: float,
     ) -> ResponseReward:
         config = self._config
-        accuracy = self._accuracy(prompt, response)
         graded = self._is_graded(prompt)
         parts = ResponseReward(
             reward=0.0,
@@ -166,10 +181,6 @@ class RewardManager:
         return aggregate(
             scores.log_probs, config.compute_score_name, cap_last=cap_last, bf16_rounding=config.score_bf16_rounding
         )
-
-    def _accuracy(self, prompt: Prompt, response: Response) -> float:
-        wanted = self._config.reward_manager != "prob" or self._is_graded(prompt)
-        return float(self._grade(prompt, response)) if wanted and self._grade is not None else 0.0
 
     def _is_graded(self, prompt: Prompt) -> bool:
         return self._config.reward_type == "pr+vr" and any(source in prompt.data_source for source in GRADED_SOURCES)

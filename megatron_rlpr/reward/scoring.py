@@ -6,77 +6,85 @@ policy) the base probabilities go into a single `score`, so that they share thei
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Literal, Protocol
 
-from megatron_rlpr.actor.policy import MegatronPolicy
 from megatron_rlpr.reward.base_probability import BaseProbabilityTable
 from megatron_rlpr.reward.manager import RewardManager
 from megatron_rlpr.system.clock import Clock
-from megatron_rlpr.types import Prompt, RolloutGroup, ScoredGroup, ScoreRequest, TokensDone
+from megatron_rlpr.system.decisions import first_rank_decides
+from megatron_rlpr.types import Prompt, RolloutGroup, ScoredGroup, ScoreRequest, TokenScores, TokensDone
 
 BaseMode = Literal["initial", "current", "none"]
 
 
-class GroupScorer:
-    """Scores groups with the policy and turns the scores into rewards."""
+class Policy(Protocol):
+    """What scoring asks of a policy."""
 
-    def __init__(self, policy: MegatronPolicy, rewards: RewardManager, base: BaseMode, clock: Clock) -> None:
+    def score(self, requests: Sequence[ScoreRequest], progress: TokensDone | None = None) -> list[TokenScores]:
+        """Log-probs and entropies of the wanted tokens of every request, in request order, on every rank."""
+
+
+class GroupScorer:
+    """Scores groups with the policy and turns the scores into rewards. All ranks call it together.
+
+    tables: of every prompt set by name, the initial policy's base probabilities (base="initial").
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        rewards: RewardManager,
+        base: BaseMode,
+        tables: Mapping[str, BaseProbabilityTable],
+        clock: Clock,
+    ) -> None:
         self._policy = policy
         self._rewards = rewards
         self._base = base
+        self._tables = tables
         self._clock = clock
 
-    def score(
-        self,
-        groups: Sequence[RolloutGroup],
-        table: BaseProbabilityTable | None = None,
-        progress: TokensDone | None = None,
-    ) -> list[ScoredGroup]:
-        """Scored groups in the given order. Responses whose splice is invalid cost no reference forward.
+    def complete(self, prompt_set: str, prompts: Sequence[Prompt], progress: TokensDone | None = None) -> int:
+        """Add the policy's base probabilities to those its table lacks and store them; returns how many were added.
 
-        table: base probabilities by prompt, needed with base="initial".
+        Call before the policy changes. With another base than "initial" there is nothing to do.
         """
-        with self._clock.phase("reward"):
-            spliced = self._rewards.reference_requests_batch(groups)
-            prompts = [group.prompt for group in groups]
-            base_requests = self._rewards.base_requests(prompts) if self._base == "current" else []
-        own = [
-            ScoreRequest.of_response(group.prompt, response.token_ids)
-            for group in groups
-            for response in group.responses
-        ]
-        wanted = [request for requests in spliced for request in requests if request is not None]
-        with self._clock.phase("score"):
-            scores = self._policy.score([*own, *wanted, *base_requests], progress)
-        own_scores, reference_scores = iter(scores[: len(own)]), iter(scores[len(own) : len(own) + len(wanted)])
-        base_scores = iter(scores[len(own) + len(wanted) :])
-        with self._clock.phase("reward"):
-            scored = []
-            for group, requests in zip(groups, spliced, strict=True):
-                references = [None if request is None else next(reference_scores) for request in requests]
-                base = (
-                    self._rewards.base_probability(next(base_scores))
-                    if base_requests
-                    else self._stored_base(group.prompt, table)
-                )
-                token_scores = tuple(next(own_scores) for _ in group.responses)
-                scored.append(ScoredGroup(group, token_scores, self._rewards.rewards(group, references, base)))
-        return scored
-
-    def complete(
-        self, table: BaseProbabilityTable, prompts: Sequence[Prompt], progress: TokensDone | None = None
-    ) -> int:
-        """Add the current policy's base probability of every prompt the table lacks; returns how many were added."""
+        if self._base != "initial":
+            return 0
+        table = self._tables[prompt_set]
         missing = table.missing(prompts)
         scores = self._policy.score(self._rewards.base_requests(missing), progress)
         for prompt, answer in zip(missing, scores, strict=True):
             table.record(prompt, self._rewards.base_probability(answer))
+        if missing:
+            first_rank_decides(table.save)
         return len(missing)
 
-    def _stored_base(self, prompt: Prompt, table: BaseProbabilityTable | None) -> float:
-        if self._base == "none":
-            return 0.0
-        if table is None:
-            raise ValueError("base probabilities of the initial policy are wanted but no table was given")
-        return table.probability(prompt)
+    def score(
+        self, groups: Sequence[RolloutGroup], prompt_set: str, progress: TokensDone | None = None
+    ) -> list[ScoredGroup]:
+        """Scored groups in the given order. Responses whose splice is invalid cost no reference forward.
+
+        prompt_set: name of the set the groups' prompts are from.
+        """
+        with self._clock.phase("reward"):
+            spliced = self._rewards.reference_requests(groups)
+            prompts = [group.prompt for group in groups]
+            base_requests = self._rewards.base_requests(prompts) if self._base == "current" else []
+        own = [ScoreRequest.of_response(g.prompt, response.token_ids) for g in groups for response in g.responses]
+        wanted = [request for requests in spliced for request in requests if request is not None]
+        with self._clock.phase("score"):
+            scores = iter(self._policy.score([*own, *wanted, *base_requests], progress))
+        own_scores = [tuple(next(scores) for _ in group.responses) for group in groups]
+        references = [[None if request is None else next(scores) for request in requests] for requests in spliced]
+        with self._clock.phase("reward"):
+            if base_requests:
+                base = [self._rewards.base_probability(answer) for answer in scores]
+            else:
+                base = [self._stored_base(prompt, prompt_set) for prompt in prompts]
+            rewards = self._rewards.rewards(groups, references, base)
+        return [ScoredGroup(*parts) for parts in zip(groups, own_scores, rewards, strict=True)]
+
+    def _stored_base(self, prompt: Prompt, prompt_set: str) -> float:
+        return self._tables[prompt_set].probability(prompt) if self._base == "initial" else 0.0

@@ -61,6 +61,10 @@ class PhaseProgress:
         """Add one finished piece of so many tokens: the callback for things that report pieces, not sums."""
         self.update(self.done + done, self.tokens + tokens)
 
+    def generated(self, tokens: int, done: int, _total: int) -> None:
+        """`update` in the order in which engines report (rollout.engine.ProgressCallback)."""
+        self.update(done, tokens)
+
     @property
     def elapsed_s(self) -> float:
         return self._clock() - self._started

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import resource
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -28,9 +27,3 @@ def peak_device_gb() -> float:
     import torch
 
     return torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else 0.0
-
-
-def total_gb(per_rank: Sequence[float]) -> float:
-    """Sum over the ranks' peaks: an upper bound of what the run needed at once, because shared pages count for each
-    rank."""
-    return float(sum(per_rank))

@@ -13,15 +13,15 @@ from megatron_rlpr.types import UserError
 
 
 class MetricsLog:
-    """Appends records to <folder>/<name>.
+    """Appends records to a file.
 
     resume_step: the run goes on after this step (0: a new run); records of later steps are removed first, atomically,
     so that the file of a resumed run equals that of one which never stopped. A last line that a kill cut short is
     removed too; any other line that is not a record is an error.
     """
 
-    def __init__(self, folder: str | Path, resume_step: int = 0, name: str = "metrics.jsonl") -> None:
-        self.path = Path(folder) / name
+    def __init__(self, path: str | Path, resume_step: int = 0) -> None:
+        self.path = Path(path)
         self._cut_back(resume_step)
         self._file: IO[str] = self.path.open("a", encoding="utf-8")
 

@@ -15,6 +15,26 @@ from megatron_rlpr.tracking.memory import peak_device_gb, peak_resident_gb
 from megatron_rlpr.types import ScoredGroup, UpdateResult
 
 
+def step_metrics(
+    fill: BatchFill,
+    batch: TrainingBatch,
+    updates: Sequence[UpdateResult],
+    lr: float,
+    seconds: Mapping[str, float],
+    std_filter: StdFilter,
+    cached_prompts: int,
+) -> dict[str, float | None]:
+    """What a step generated, kept, learnt and took. Collective. seconds: per phase."""
+    groups, surplus = fill.take()
+    return {
+        **reward_metrics(groups or fill.history),
+        **filter_metrics(std_filter, fill, batch, cached_prompts),
+        **update_metrics(updates, lr),
+        **speed_metrics(seconds, [*groups, *surplus, *fill.dropped], updates),
+        **memory_metrics(),
+    }
+
+
 def reward_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
     """Rewards, lengths and engine agreement of the groups a step trained on."""
     rewards = [r for group in groups for r in group.rewards]

@@ -1,4 +1,4 @@
-"""TensorBoard event files in <run folder>/tensorboard."""
+"""TensorBoard event files."""
 
 from __future__ import annotations
 
@@ -11,22 +11,19 @@ from megatron_rlpr.types import UserError
 class TensorBoardSink:
     """Writes scalars. On resume TensorBoard is told to forget what lies after resume_step."""
 
-    def __init__(self, run_folder: Path, resume_step: int) -> None:
+    def __init__(self, folder: Path, resume_step: int) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise UserError(
                 "tracking.tensorboard=true needs the package tensorboard: pip install tensorboard, or set it to false"
             ) from error
-        self._writer = SummaryWriter(str(run_folder / "tensorboard"), purge_step=resume_step + 1)
+        self._writer = SummaryWriter(str(folder), purge_step=resume_step + 1)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
         self._writer.flush()
-
-    def log_text(self, step: int, name: str, text: str) -> None:
-        self._writer.add_text(name, text, step)
 
     def close(self) -> None:
         self._writer.close()

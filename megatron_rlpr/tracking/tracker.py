@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from megatron_rlpr.config.schema import Config
+from megatron_rlpr.run.folder import RunFolder
 from megatron_rlpr.tracking.console import Console
 from megatron_rlpr.tracking.metrics_log import MetricsLog, plain_number
 from megatron_rlpr.tracking.tensorboard_sink import TensorBoardSink
 from megatron_rlpr.tracking.wandb_sink import WandbSink, wanted
 
-VALIDATION_LOG = "validation.jsonl"
-
 
 class Tracker:
     """Sends every step's metrics to the console, metrics.jsonl, Weights & Biases and TensorBoard; the first rank only.
 
-    resolved_config: `config_loading.resolved(config)`, shown in Weights & Biases. resume_step: the step the run goes on
+    resolved_config: `config.loading.resolved(config)`, shown in Weights & Biases. resume_step: the step the run goes on
     after, 0 for a new run; what was logged for later steps is dropped. total_steps: for the time left.
     `console` can be used on every rank; other ranks write nothing.
     """
@@ -27,7 +25,7 @@ class Tracker:
     def __init__(
         self,
         config: Config,
-        run_folder: str | Path,
+        folder: RunFolder,
         resolved_config: Mapping[str, Any],
         resume_step: int = 0,
         *,
@@ -35,7 +33,6 @@ class Tracker:
         rank: int = 0,
         console: Console | None = None,
     ) -> None:
-        folder = Path(run_folder)
         self.console = console if console is not None else Console(config.tracking.progress, rank)
         self.total_steps = total_steps or config.trainer.total_training_steps
         self._logs: list[MetricsLog] = []
@@ -44,10 +41,10 @@ class Tracker:
             return
         if wanted(config.tracking.wandb):
             project, name = config.tracking.wandb_project, config.trainer.name
-            self._sinks.append(WandbSink(project, name, folder, resolved_config, fresh=resume_step == 0))
+            self._sinks.append(WandbSink(project, name, folder.path, resolved_config, fresh=resume_step == 0))
         if config.tracking.tensorboard:
-            self._sinks.append(TensorBoardSink(folder, resume_step))
-        self._logs = [MetricsLog(folder, resume_step), MetricsLog(folder, resume_step, VALIDATION_LOG)]
+            self._sinks.append(TensorBoardSink(folder.tensorboard, resume_step))
+        self._logs = [MetricsLog(path, resume_step) for path in (folder.metrics, folder.validations)]
 
     def log_step(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Record a finished training step: names as in `metric_names`, values int, float or None."""

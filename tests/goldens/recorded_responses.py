@@ -43,7 +43,7 @@ def rewards(config: RewardConfig, data_source: str = "golden", grade: Grade | No
     manager = RewardManager(config, golden_tokenizer(INPUT["tokenizer"]), 64, 64, grade)
     prompt = Prompt(0, (0,), ({"role": "system", "content": SYSTEM},), INPUT["ground_truth"], data_source)
     return [
-        manager.rewards(RolloutGroup(prompt, (response,)), [scores], base)[0]
+        manager.rewards([RolloutGroup(prompt, (response,))], [[scores]], [base])[0][0]
         for response, scores, base in zip(recorded_responses(), recorded_scores(), INPUT["scoreA"], strict=True)
     ]
 

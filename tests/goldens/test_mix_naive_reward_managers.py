@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -17,9 +18,9 @@ FILE = "mix_naive_reward_managers.json"
 GOLDEN = load(FILE)
 
 
-def recorded_grade(prompt: Prompt, response: Response) -> float:
+def recorded_grade(pairs: Sequence[tuple[Prompt, Response]]) -> list[float]:
     """The grader that the golden run used."""
-    return float("42" in response.text or "z" in response.text)
+    return [float("42" in response.text or "z" in response.text) for _, response in pairs]
 
 
 def scored(**settings: Any) -> list[ResponseReward]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -47,8 +48,8 @@ def test_rewards_of_a_configuration(run: dict[str, Any]) -> None:
 def test_graded_sources_of_pr_plus_vr() -> None:
     run = GOLDEN["pr_plus_vr"]
 
-    def exact_match(prompt: Prompt, response: Response) -> float:
-        return float(extract_answer(response.text) == prompt.reference_answer)
+    def exact_match(pairs: Sequence[tuple[Prompt, Response]]) -> list[float]:
+        return [float(extract_answer(response.text) == prompt.reference_answer) for prompt, response in pairs]
 
     scored = rewards(reward_config({"reward_type": "pr+vr"}), run["data_source"], exact_match)
     assert_rows_agree([r.reward for r in scored], run["reward_nonzero"])

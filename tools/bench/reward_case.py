@@ -25,16 +25,14 @@ def run(folder: Path, groups: list[BenchGroup], config: RewardConfig, max_respon
     tokenizer = load_tokenizer(str(folder))
     manager = RewardManager(config, tokenizer, max_prompt_length=4096, max_response_length=max_response_length)
     rollouts = [_rollout(tokenizer, number, group) for number, group in enumerate(groups)]
-    manager.reference_requests_batch(rollouts[:1])
+    manager.reference_requests(rollouts[:1])
     rng = np.random.default_rng(0)
     start, busy = time.perf_counter(), time.process_time()
-    requests = manager.reference_requests_batch(rollouts)
+    requests = manager.reference_requests(rollouts)
     spliced, spliced_busy = time.perf_counter(), time.process_time()
     scores = [[None if r is None else _scores(rng, r) for r in per_group] for per_group in requests]
     scored, made_up = time.perf_counter(), time.process_time()
-    rewards = [
-        reward for rollout, s in zip(rollouts, scores, strict=True) for reward in manager.rewards(rollout, s, 0.1)
-    ]
+    rewards = [reward for of_group in manager.rewards(rollouts, scores, [0.1] * len(rollouts)) for reward in of_group]
     end, end_busy = time.perf_counter(), time.process_time()
     return {
         "responses": len(rewards),

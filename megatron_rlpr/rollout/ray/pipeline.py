@@ -51,6 +51,6 @@ class RolloutPipeline:
         self._state_before = None
         return self._rollouts.collect(on_progress)
 
-    def prompts_state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """Where the prompts stand for a checkpoint: before the draw that is under way."""
         return self._prompts.state_dict() if self._state_before is None else self._state_before

@@ -35,6 +35,7 @@ def test_every_group_is_trained_left_over_or_dropped(
     assert prompts(batch) == passed[:size]
     assert prompts(surplus) == passed[size:]
     assert sorted(prompts(batch) + prompts(surplus) + prompts(fill.dropped)) == list(range(seen))
+    assert [prompts([g])[0] for g, kept in zip(fill.history, fill.kept, strict=True) if kept] == passed[carried:]
     assert fill.offered == seen - carried
     assert fill.rounds <= max_rounds
     assert fill.full == (len(batch) == size)

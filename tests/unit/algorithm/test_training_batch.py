@@ -28,6 +28,14 @@ def test_a_sequence_is_prompt_and_response_with_the_response_trained(config: Con
     assert first.reference_log_probs is None
 
 
+def test_the_store_gets_one_advantage_a_response_and_none_where_a_group_was_not_trained_on(config: Config) -> None:
+    trained, empty, left = scored(4, [0.0, 1.0], [2, 5]), scored(5, [0.0, 1.0], [0, 3]), scored(6, [0.0, 1.0], [1, 1])
+    batch = with_advantages([trained, empty], config)
+    first = batch.first_advantages([left, empty, trained])
+    assert first[0] is None
+    assert first[1:] == [[0.0, pytest.approx(0.5**0.5, rel=1e-5)], pytest.approx([-(0.5**0.5), 0.5**0.5], rel=1e-5)]
+
+
 @pytest.mark.parametrize(("size", "groups"), [(0, [3]), (1, [1, 1, 1]), (2, [2, 1]), (5, [3])])
 def test_mini_batches_cut_the_batch_at_groups(config: Config, size: int, groups: list[int]) -> None:
     batch = with_advantages([scored(index, [0.0, 1.0], [1, 2]) for index in range(3)], config)

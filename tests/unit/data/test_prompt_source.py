@@ -17,7 +17,7 @@ INDICES = (2, 3, 5, 7, 11, 13)
 
 def source(regenerate: bool) -> PromptSource:
     prompts = PromptSet(tuple(prompt(index) for index in INDICES), dropped=8)
-    return PromptSource(prompts, PromptSampler(len(prompts), 2, shuffle=False, seed=0), None, regenerate)
+    return PromptSource(prompts, PromptSampler(len(prompts), 2, shuffle=False, seed=0), regenerate)
 
 
 def indices(made: PromptSource) -> list[int]:

@@ -54,7 +54,7 @@ def validate(folder: Path, judge: Judge | None) -> tuple[ValidationResult, str]:
     config.evaluation.score_reward = False
     config.reward.format_mode = "R1_nothink"
     printed = io.StringIO()
-    one = ValidationSet("Math-500_Avg2", PromptSet(tuple(g.group.prompt for g in groups), 0), 2, None)
+    one = ValidationSet("Math-500_Avg2", PromptSet(tuple(g.group.prompt for g in groups), 0), 2)
     no_scorer: Any = None
     with GraderPool(workers=1) as graders:
         console = Console(enabled=False, file=printed)

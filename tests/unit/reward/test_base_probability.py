@@ -14,37 +14,42 @@ SETTINGS = {"compute_score_name": "mean_exp_log_softmax", "temperature": 1.0}
 PROMPTS = [Prompt(index, (1, 2, index), (), f"answer {index}", "unit") for index in (3, 0, 7)]
 
 
-def filled() -> BaseProbabilityTable:
-    table = BaseProbabilityTable(SETTINGS)
+def filled(path: Path) -> BaseProbabilityTable:
+    table = BaseProbabilityTable(SETTINGS, path)
     for prompt in PROMPTS[:2]:
         table.record(prompt, 0.1 + prompt.index / 3)
     return table
 
 
 def test_a_table_is_read_back_exactly(tmp_path: Path) -> None:
-    filled().save(tmp_path / "run" / "base.json")
-    table = BaseProbabilityTable.load(tmp_path / "run" / "base.json", SETTINGS)
+    path = tmp_path / "run" / "base.json"
+    filled(path).save()
+    table = BaseProbabilityTable.load(SETTINGS, path)
     assert [table.probability(prompt) for prompt in PROMPTS[:2]] == [0.1 + 1.0, 0.1]
     assert table.missing(PROMPTS) == [PROMPTS[2]]
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["base.json"], "nothing unfinished is left"
 
 
-def test_a_prompt_that_was_never_scored_has_no_probability() -> None:
+def test_where_nothing_is_stored_everything_is_missing(tmp_path: Path) -> None:
+    assert BaseProbabilityTable.load(SETTINGS, tmp_path / "base.json").missing(PROMPTS) == PROMPTS
+
+
+def test_a_prompt_that_was_never_scored_has_no_probability(tmp_path: Path) -> None:
     with pytest.raises(KeyError, match="7"):
-        filled().probability(PROMPTS[2])
+        filled(tmp_path / "base.json").probability(PROMPTS[2])
 
 
 @pytest.mark.parametrize("change", [{"reference_answer": "another"}, {"token_ids": (1, 2, 4)}])
-def test_another_prompt_under_the_same_index_is_refused(change: dict[str, object]) -> None:
+def test_another_prompt_under_the_same_index_is_refused(change: dict[str, object], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="other data"):
-        filled().probability(replace(PROMPTS[0], **change))
+        filled(tmp_path / "base.json").probability(replace(PROMPTS[0], **change))
 
 
 def test_other_settings_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "base.json"
-    filled().save(path)
+    filled(path).save()
     with pytest.raises(UserError, match=r"base\.json: made with .*temperature"):
-        BaseProbabilityTable.load(path, {**SETTINGS, "temperature": 0.6})
+        BaseProbabilityTable.load({**SETTINGS, "temperature": 0.6}, path)
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"settings": {}}', '{"settings": {}, "entries": {"x": 1}}'])
@@ -52,4 +57,4 @@ def test_a_broken_file_is_refused_by_name(tmp_path: Path, content: str) -> None:
     path = tmp_path / "base.json"
     path.write_text(content)
     with pytest.raises(UserError, match=r"base\.json: no readable table"):
-        BaseProbabilityTable.load(path, {})
+        BaseProbabilityTable.load({}, path)

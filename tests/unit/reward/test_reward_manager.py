@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,8 @@ UNCLOSED = "<think> r </think> <answer> 42"
 REPEATED = "<think>" + " again and again we say the same ten words now" * 10 + " </think> <answer> 42 </answer>"
 
 
-def exact_match(question: Prompt, answer: Response) -> float:
-    return float(f"<answer> {question.reference_answer} </answer>" in answer.text)
+def exact_match(pairs: Sequence[tuple[Prompt, Response]]) -> list[float]:
+    return [float(f"<answer> {question.reference_answer} </answer>" in answer.text) for question, answer in pairs]
 
 
 def manager(tokenizer: Any, **config: Any) -> RewardManager:
@@ -38,8 +39,8 @@ def scores_of(request: ScoreRequest | None, probability: float) -> TokenScores |
 def rewards_of(
     rewards: RewardManager, rollouts: RolloutGroup, probability: float, base: float
 ) -> tuple[ResponseReward, ...]:
-    answers = [scores_of(request, probability) for request in rewards.reference_requests(rollouts)]
-    return rewards.rewards(rollouts, answers, base)
+    (requests,) = rewards.reference_requests([rollouts])
+    return rewards.rewards([rollouts], [[scores_of(request, probability) for request in requests]], [base])[0]
 
 
 def test_the_default_reward_is_the_clipped_difference_and_a_tenth_of_format(chat_tokenizer: Any) -> None:
@@ -91,16 +92,14 @@ def test_naive_and_mixed_rewards_weigh_the_grade(chat_tokenizer: Any) -> None:
 
 
 def test_the_naive_manager_asks_the_policy_for_nothing(chat_tokenizer: Any) -> None:
-    assert manager(chat_tokenizer, reward_manager="naive").reference_requests(group(chat_tokenizer, GOOD, GOOD)) == [
-        None,
-        None,
-    ]
+    rewards = manager(chat_tokenizer, reward_manager="naive")
+    assert rewards.reference_requests([group(chat_tokenizer, GOOD, GOOD)]) == [[None, None]]
 
 
 def test_graded_sources_are_graded_and_others_scored(chat_tokenizer: Any) -> None:
     rewards = manager(chat_tokenizer, reward_type="pr+vr")
     maths = group(chat_tokenizer, GOOD, GOOD.replace("42", "41"), data_source="DAPO-Math-17k")
-    assert rewards.reference_requests(maths) == [None, None]
+    assert rewards.reference_requests([maths]) == [[None, None]]
     right, wrong = rewards_of(rewards, maths, 0.8, 0.3)
     assert (right.reference_probability, right.base_probability) == (1.0, 0.0)
     assert (right.reward, wrong.reward) == (pytest.approx(1.0), pytest.approx(0.1))
@@ -133,11 +132,32 @@ def test_many_groups_are_asked_for_like_each_alone(tokenizer: Any) -> None:
     ]
     for splice in ("text", "tokens"):
         rewards = manager(tokenizer, splice=splice)
-        assert rewards.reference_requests_batch(groups) == [rewards.reference_requests(each) for each in groups]
+        requests = rewards.reference_requests(groups)
+        assert requests == [rewards.reference_requests([each])[0] for each in groups]
+        answers = [[scores_of(request, 0.7) for request in of_group] for of_group in requests]
+        together = rewards.rewards(groups, answers, [0.1, 0.2, 0.3])
+        each = zip(groups, answers, (0.1, 0.2, 0.3), strict=True)
+        assert together == [rewards.rewards([one], [scores], [base])[0] for one, scores, base in each]
+
+
+def test_all_groups_are_graded_in_one_batch_of_those_that_need_a_grade(chat_tokenizer: Any) -> None:
+    batches: list[list[str]] = []
+
+    def grade(pairs: Sequence[tuple[Prompt, Response]]) -> list[float]:
+        batches.append([answer.text for _, answer in pairs])
+        return exact_match(pairs)
+
+    rewards = RewardManager(RewardConfig(reward_type="pr+vr"), chat_tokenizer, 600, 600, grade)
+    wrong = GOOD.replace("42", "41")
+    maths = [group(chat_tokenizer, GOOD, wrong, data_source="DAPO-Math-17k"), group(chat_tokenizer, GOOD)]
+    maths.append(group(chat_tokenizer, wrong, data_source="AIME2024"))
+    made = rewards.rewards(maths, [[None, None], [None], [None]], [0.0, 0.0, 0.0])
+    assert [[r.accuracy for r in of_group] for of_group in made] == [[1.0, 0.0], [0.0], [0.0]]
+    assert [len(batch) for batch in batches] == [3]
 
 
 def test_the_base_request_puts_the_answer_right_after_the_prompt(tokenizer: Any) -> None:
-    request = manager(tokenizer).base_request(prompt(tokenizer, "forty two"))
+    request = manager(tokenizer).base_requests([prompt(tokenizer, "forty two")])[0]
     assert tokenizer.decode(request.token_ids) == tokenizer.decode(prompt(tokenizer).token_ids) + " forty two"
     assert tokenizer.decode(request.token_ids[request.start : request.stop]).strip() == "forty two"
 
@@ -162,7 +182,7 @@ def test_whatever_a_model_writes_gets_a_reward(tokenizer: Any, text: str, ends: 
         rollouts = RolloutGroup(prompt(tokenizer), (response(tokenizer, text, ends),))
         (reward,) = rewards_of(rewards, rollouts, 0.7, 0.2)
         assert -1.0 <= reward.reward <= 1.0
-        (request,) = rewards.reference_requests(rollouts)
+        ((request,),) = rewards.reference_requests([rollouts])
         assert reward.splice_valid == (request is not None)
         if request is not None:
             assert 0 < request.start < request.stop == len(request.token_ids)

@@ -63,37 +63,40 @@ def group(tokenizer: Any, prompt: Prompt, *texts: str) -> RolloutGroup:
     return RolloutGroup(prompt, tuple(Response(i, tokenizer.decode(i), (0.0,) * len(i), "stop", 0) for i in ids))
 
 
-def scorer(tokenizer: Any, policy: KnownPolicy, base: Any) -> GroupScorer:
-    return GroupScorer(policy, RewardManager(Config().reward, tokenizer, 100, 60), base, Clock())  # type: ignore[arg-type]
+def scorer(tokenizer: Any, policy: KnownPolicy, base: Any, folder: Path) -> GroupScorer:
+    table = BaseProbabilityTable.load({}, folder / "base.json")
+    return GroupScorer(policy, RewardManager(Config().reward, tokenizer, 100, 60), base, {"train": table}, Clock())
 
 
 @pytest.mark.parametrize("base", ["initial", "current", "none"])
 def test_a_batch_is_scored_in_one_call_and_each_group_as_if_it_were_alone(
-    tokenizer: Any, prompts: tuple[Prompt, ...], base: str
+    tokenizer: Any, prompts: tuple[Prompt, ...], base: str, tmp_path: Path
 ) -> None:
     groups = [
         group(tokenizer, prompts[0], GOOD, BAD),
         group(tokenizer, prompts[1], BAD),
         group(tokenizer, prompts[2], GOOD, GOOD + " "),
     ]
-    policy, table = KnownPolicy(), BaseProbabilityTable({})
-    made = scorer(tokenizer, policy, base)
-    assert made.complete(table, prompts) == 4
+    policy = KnownPolicy()
+    made = scorer(tokenizer, policy, base, tmp_path)
+    assert made.complete("train", prompts) == (4 if base == "initial" else 0)
     policy.calls.clear()
-    together = made.score(groups, table)
+    together = made.score(groups, "train")
     assert len(policy.calls) == 1
     spliced, base_requests = 3, 3 if base == "current" else 0
     assert len(policy.calls[0]) == 5 + spliced + base_requests, "a response without tags costs no reference forward"
-    for one, alone in zip(together, (made.score([g], table)[0] for g in groups), strict=True):
+    for one, alone in zip(together, (made.score([g], "train")[0] for g in groups), strict=True):
         assert one.group is alone.group
         assert one.rewards == alone.rewards
         for a, b in zip(one.scores, alone.scores, strict=True):
             np.testing.assert_array_equal(a.log_probs, b.log_probs)
 
 
-def test_own_scores_are_those_of_the_response_after_the_prompt(tokenizer: Any, prompts: tuple[Prompt, ...]) -> None:
+def test_own_scores_are_those_of_the_response_after_the_prompt(
+    tokenizer: Any, prompts: tuple[Prompt, ...], tmp_path: Path
+) -> None:
     policy = KnownPolicy()
-    (one,) = scorer(tokenizer, policy, "none").score([group(tokenizer, prompts[3], BAD)])
+    (one,) = scorer(tokenizer, policy, "none", tmp_path).score([group(tokenizer, prompts[3], BAD)], "train")
     response = one.group.responses[0]
     before = len(prompts[3].token_ids)
     request = ScoreRequest((*prompts[3].token_ids, *response.token_ids), before, before + len(response.token_ids))
@@ -101,29 +104,29 @@ def test_own_scores_are_those_of_the_response_after_the_prompt(tokenizer: Any, p
     assert (one.rewards[0].reference_probability, one.rewards[0].splice_valid) == (0.0, False)
 
 
-def test_base_probabilities_come_from_where_the_run_says(tokenizer: Any, prompts: tuple[Prompt, ...]) -> None:
-    policy, table = KnownPolicy(), BaseProbabilityTable({})
-    groups = [group(tokenizer, prompts[0], GOOD)]
-    table.record(prompts[0], 0.125)
-    found = {
-        base: scorer(tokenizer, policy, base).score(groups, table)[0].rewards[0].base_probability
-        for base in ("initial", "none")
-    }
-    assert found == {"initial": 0.125, "none": 0.0}
-    current = scorer(tokenizer, policy, "current")
-    fresh = BaseProbabilityTable({})
-    current.complete(fresh, prompts)
-    assert current.score(groups)[0].rewards[0].base_probability == fresh.probability(prompts[0])
-    with pytest.raises(ValueError, match="no table was given"):
-        scorer(tokenizer, policy, "initial").score(groups)
+def test_base_probabilities_come_from_where_the_run_says(
+    tokenizer: Any, prompts: tuple[Prompt, ...], tmp_path: Path
+) -> None:
+    policy, groups = KnownPolicy(), [group(tokenizer, prompts[0], GOOD)]
+    stored = BaseProbabilityTable({}, tmp_path / "base.json")
+    stored.record(prompts[0], 0.125)
+    stored.save()
+
+    def base_of(mode: str, folder: Path) -> float:
+        made = scorer(tokenizer, policy, mode, folder)
+        made.complete("train", prompts)
+        return made.score(groups, "train")[0].rewards[0].base_probability
+
+    assert base_of("initial", tmp_path) == 0.125
+    assert base_of("none", tmp_path) == 0.0
+    assert base_of("current", tmp_path) == base_of("initial", tmp_path / "fresh") != 0.125
 
 
-def test_only_what_a_table_lacks_is_computed(tokenizer: Any, prompts: tuple[Prompt, ...]) -> None:
-    policy, table = KnownPolicy(), BaseProbabilityTable({})
-    made = scorer(tokenizer, policy, "initial")
-    assert [made.complete(table, prompts[:3]), made.complete(table, prompts), made.complete(table, prompts)] == [
-        3,
-        1,
-        0,
-    ]
-    assert [len(call) for call in policy.calls] == [3, 1, 0]
+def test_only_what_a_table_lacks_is_computed_and_all_of_it_is_stored(
+    tokenizer: Any, prompts: tuple[Prompt, ...], tmp_path: Path
+) -> None:
+    policy = KnownPolicy()
+    made = scorer(tokenizer, policy, "initial", tmp_path)
+    assert [made.complete("train", prompts[:3]), made.complete("train", prompts)] == [3, 1]
+    assert made.complete("train", prompts) == scorer(tokenizer, policy, "initial", tmp_path).complete("train", prompts)
+    assert [len(call) for call in policy.calls] == [3, 1, 0, 0]

@@ -24,7 +24,7 @@ def records(path: Path) -> list[dict[str, Any]]:
 
 
 def write(folder: Path, first: int, last: int) -> None:
-    log = MetricsLog(folder, resume_step=first - 1)
+    log = MetricsLog(folder / "metrics.jsonl", resume_step=first - 1)
     for step in range(first, last + 1):
         log.append(step, {"reward/mean": step / 7, "actor/loss": -step})
     log.close()
@@ -52,25 +52,25 @@ def test_a_resumed_log_equals_an_uninterrupted_one(
 
 def test_a_new_run_in_an_old_folder_starts_an_empty_log(tmp_path: Path) -> None:
     write(tmp_path, 1, 3)
-    MetricsLog(tmp_path).close()
+    MetricsLog(tmp_path / "metrics.jsonl").close()
     assert (tmp_path / "metrics.jsonl").read_text() == ""
 
 
 def test_a_record_is_on_disk_when_append_returns(tmp_path: Path) -> None:
-    log = MetricsLog(tmp_path / "new" / "folder")
+    log = MetricsLog(tmp_path / "new" / "folder" / "metrics.jsonl")
     log.append(1, {"reward/mean": 0.5})
     assert records(log.path) == [{"step": 1, "reward/mean": 0.5}]
     log.close()
 
 
 def test_step_comes_first_and_is_the_given_one(tmp_path: Path) -> None:
-    log = MetricsLog(tmp_path)
+    log = MetricsLog(tmp_path / "metrics.jsonl")
     log.append(4, {"a": 1, "step": 9})
     assert log.path.read_text() == '{"step": 4, "a": 1}\n'
 
 
 def test_numbers_that_json_does_not_know_become_null_or_plain(tmp_path: Path) -> None:
-    log = MetricsLog(tmp_path)
+    log = MetricsLog(tmp_path / "metrics.jsonl")
     log.append(
         1,
         {
@@ -103,5 +103,5 @@ def test_a_line_that_is_no_record_is_an_error_not_a_loss(tmp_path: Path, bad: st
     path.write_text(path.read_text() + bad + "\n" + '{"step": 2}\n')
     before = path.read_bytes()
     with pytest.raises(UserError, match=r"metrics\.jsonl, line 2"):
-        MetricsLog(tmp_path, resume_step=2)
+        MetricsLog(tmp_path / "metrics.jsonl", resume_step=2)
     assert path.read_bytes() == before

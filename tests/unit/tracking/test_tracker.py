@@ -13,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from megatron_rlpr.config.loading import resolved
 from megatron_rlpr.config.schema import Config
+from megatron_rlpr.run.folder import RunFolder
 from megatron_rlpr.tracking.tracker import Tracker
 from megatron_rlpr.tracking.wandb_sink import wanted
 from megatron_rlpr.types import UserError
@@ -33,7 +34,7 @@ def config() -> Config:
 
 
 def steps(config: Config, folder: Path, first: int, last: int, rank: int = 0) -> None:
-    with Tracker(config, folder, resolved(config), first - 1, rank=rank) as tracker:
+    with Tracker(config, RunFolder(folder), resolved(config), first - 1, rank=rank) as tracker:
         for step in range(first, last + 1):
             tracker.log_step(step, {"reward/mean": step / 10, "actor/grad_norm": float("nan")})
         tracker.log_evaluation(last, {"val/held_out/greedy/reward": 0.5})
@@ -58,7 +59,7 @@ def test_a_resumed_run_leaves_the_same_logs(config: Config, tmp_path: Path, caps
 
 def test_a_validation_that_is_done_again_takes_the_place_of_its_record(config: Config, tmp_path: Path) -> None:
     for resumed_at in (0, 0, 2, 2):
-        with Tracker(config, tmp_path, resolved(config), resumed_at) as tracker:
+        with Tracker(config, RunFolder(tmp_path), resolved(config), resumed_at) as tracker:
             if resumed_at == 0:
                 tracker.log_evaluation(0, {"val/held_out/greedy/reward": 0.25})
             tracker.log_evaluation(2, {"val/held_out/greedy/reward": 0.5})
@@ -77,17 +78,17 @@ def test_only_the_first_rank_writes(config: Config, tmp_path: Path, capsys: pyte
 
 
 def test_closing_twice_is_allowed(config: Config, tmp_path: Path) -> None:
-    tracker = Tracker(config, tmp_path, resolved(config))
+    tracker = Tracker(config, RunFolder(tmp_path), resolved(config))
     tracker.close()
     tracker.close()
 
 
 def test_tensorboard_forgets_the_steps_after_the_resumed_one(config: Config, tmp_path: Path) -> None:
     config.tracking.tensorboard = True
-    with Tracker(config, tmp_path, resolved(config)) as tracker:
+    with Tracker(config, RunFolder(tmp_path), resolved(config)) as tracker:
         for step in (1, 2, 3):
             tracker.log_step(step, {"reward/mean": 1.0, "actor/loss": float("inf")})
-    with Tracker(config, tmp_path, resolved(config), 1) as tracker:
+    with Tracker(config, RunFolder(tmp_path), resolved(config), 1) as tracker:
         tracker.log_step(2, {"reward/mean": 2.0})
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [(e.step, e.value) for e in events.Scalars("reward/mean")] == [(1, 1.0), (2, 2.0)]
@@ -98,12 +99,14 @@ RUN_WITH_WANDB = """
 import sys
 from megatron_rlpr.config.schema import Config
 from megatron_rlpr.config.loading import resolved
+from megatron_rlpr.run.folder import RunFolder
 from megatron_rlpr.tracking.tracker import Tracker
+from pathlib import Path
 
 folder, resume_step = sys.argv[1], int(sys.argv[2])
 config = Config()
 config.tracking.tensorboard = False
-with Tracker(config, folder, resolved(config), resume_step, total_steps=6) as tracker:
+with Tracker(config, RunFolder(Path(folder)), resolved(config), resume_step, total_steps=6) as tracker:
     for step in range(resume_step + 1, resume_step + 3):
         tracker.log_step(step, {"reward/mean": step / 10, "actor/grad_norm": float("nan")})
 """

@@ -10,26 +10,26 @@ from pathlib import Path
 
 import pytest
 
-from megatron_rlpr.run.lock import hold
+from megatron_rlpr.run.folder import RunFolder
 from megatron_rlpr.types import UserError
 
 ROOT = Path(__file__).parents[3]
 
 
 def test_a_held_folder_is_refused_until_it_is_given_back(tmp_path: Path) -> None:
-    held = hold(tmp_path / "run")
+    held = RunFolder(tmp_path / "run").hold()
     with pytest.raises(UserError, match=rf"run is in use by another run \(process {os.getpid()}\).*trainer\.name"):
-        hold(tmp_path / "run")
-    hold(tmp_path / "other").close()
+        RunFolder(tmp_path / "run").hold()
+    RunFolder(tmp_path / "other").hold().close()
     held.close()
-    hold(tmp_path / "run").close()
+    RunFolder(tmp_path / "run").hold().close()
 
 
 def test_a_killed_holder_gives_the_folder_back(tmp_path: Path) -> None:
     code = """
 import pathlib, sys, time
-from megatron_rlpr.run.lock import hold
-held = hold(pathlib.Path(sys.argv[1]))
+from megatron_rlpr.run.folder import RunFolder
+held = RunFolder(pathlib.Path(sys.argv[1])).hold()
 print("held", flush=True)
 time.sleep(600)
 """
@@ -40,6 +40,6 @@ time.sleep(600)
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"held\n"
         with pytest.raises(UserError, match=f"process {holder.pid}"):
-            hold(tmp_path)
+            RunFolder(tmp_path).hold()
         holder.send_signal(signal.SIGKILL)
-    hold(tmp_path).close()
+    RunFolder(tmp_path).hold().close()

@@ -1,0 +1,86 @@
+"""What lies where in the folder of a run, and who may write there."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from megatron_rlpr.types import UserError
+
+_NO_LOCKS_HERE = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """<trainer.runs_dir>/<trainer.name>. `wandb` and `tensorboard` are folders that those libraries fill."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration, which --config reads back."""
+        return self.path / "config.yaml"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def hf(self) -> Path:
+        """Hugging Face folders, one beside each checkpoint."""
+        return self.path / "hf"
+
+    @property
+    def rollouts(self) -> Path:
+        return self.path / "rollouts"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def validations(self) -> Path:
+        return self.path / "validation.jsonl"
+
+    @property
+    def summary(self) -> Path:
+        """The first validation against the last one."""
+        return self.path / "summary.json"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    def base_probabilities(self, prompt_set: str) -> Path:
+        """The initial policy's base probabilities of a prompt set."""
+        return self.path / f"base_probability_{prompt_set}.json"
+
+    def hold(self) -> IO[str]:
+        """Take the folder until the returned file is closed; the kernel gives it back when this process ends in any
+        way.
+
+        Two runs would overwrite each other's checkpoints and logs. Raises UserError while another process holds it. On
+        a file system without locks nothing is checked.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        file = (self.path / "lock").open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in _NO_LOCKS_HERE:
+                return file
+            file.seek(0)
+            holder = file.read().strip() or "unknown"
+            file.close()
+            raise UserError(
+                f"{self.path} is in use by another run (process {holder}): wait until it ends, stop it, or choose "
+                "another trainer.name"
+            ) from error
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        return file

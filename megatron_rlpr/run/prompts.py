@@ -1,0 +1,77 @@
+"""Which prompts a run works on, and for how many steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from megatron_rlpr.config.schema import Config
+from megatron_rlpr.data.dataset import PromptSet, load_prompts, samples_per_prompt
+from megatron_rlpr.data.prompt_rewrite import prompt_rewrite
+from megatron_rlpr.data.prompt_source import PromptSource
+from megatron_rlpr.data.sampler import PromptSampler
+from megatron_rlpr.evaluation.held_out import ValidationSet
+from megatron_rlpr.rollout.store import read_rollouts, stored_steps
+from megatron_rlpr.system.decisions import first_rank_decides
+from megatron_rlpr.types import UserError
+
+
+def training_prompts(config: Config, tokenizer: Any) -> PromptSet:
+    """The prompts of data.train_files (a run that only validates makes do with its own), or those that were stored."""
+    if config.rollout.replay:
+        steps = first_rank_decides(lambda: stored_steps(config.rollout.replay))
+        found = {
+            group.prompt.index: group.prompt for step in steps for group in read_rollouts(config.rollout.replay, step)
+        }
+        return PromptSet(tuple(found.values()), 0)
+    files = config.data.train_files or config.data.val_files
+    rewrite = prompt_rewrite(config.data.prompt_rewrite, config.reward.format_mode)
+    return load_prompts(files, tokenizer, config.data.max_prompt_length, rewrite=rewrite)
+
+
+def validation_sets(config: Config, tokenizer: Any) -> list[ValidationSet]:
+    """One for every file of data.val_files, named after it."""
+    rewrite = prompt_rewrite(config.data.prompt_rewrite, config.reward.format_mode)
+    longest, limit = config.data.val_max_prompt_length, config.evaluation.max_prompts
+    return [
+        ValidationSet(
+            Path(file).stem,
+            load_prompts([file], tokenizer, longest, overlong="refuse", rewrite=rewrite, limit=limit),
+            samples_per_prompt(Path(file).stem),
+        )
+        for file in config.data.val_files
+    ]
+
+
+def prompt_sets(config: Config, prompts: PromptSet, sets: list[ValidationSet]) -> dict[str, PromptSet]:
+    """By name, the prompts whose base probabilities the rewards of this run need."""
+    training = {} if config.trainer.val_only else {"train": prompts}
+    return training | {one.prompt_set: one.prompts for one in sets if config.evaluation.score_reward}
+
+
+def prompt_source(config: Config, prompts: PromptSet) -> PromptSource:
+    """The order of the training prompts. Where none is drawn (replay, validation only), any batch size will do."""
+    size = config.data.train_batch_size
+    if config.rollout.replay or config.trainer.val_only:
+        size = min(size, len(prompts))
+    sampler = PromptSampler(len(prompts), size, config.data.shuffle, config.data.seed)
+    return PromptSource(prompts, sampler, config.filter.cache_regenerate)
+
+
+def total_steps(config: Config, prompts: PromptSet) -> int:
+    """trainer.total_training_steps, else trainer.total_epochs of the prompts, or as many steps as are stored.
+
+    Raises UserError when a step of a replay is not stored. Collective: the first rank looks.
+    """
+    wanted = config.trainer.total_training_steps
+    if not config.rollout.replay:
+        return wanted or config.trainer.total_epochs * len(prompts) // config.data.train_batch_size
+    stored = first_rank_decides(lambda: stored_steps(config.rollout.replay))
+    last = wanted or stored[-1]
+    missing = next((step for step in range(1, last + 1) if step not in stored), None)
+    if missing is not None:
+        raise UserError(
+            f"rollout.replay={config.rollout.replay} holds no rollouts of step {missing}, only of "
+            f"{', '.join(map(str, stored))}: set trainer.total_training_steps to a step up to which all are stored"
+        )
+    return last

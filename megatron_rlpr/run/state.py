@@ -1,0 +1,65 @@
+"""The state of a run between two steps: where to go on, what a checkpoint holds, when one is written."""
+
+from __future__ import annotations
+
+from megatron_rlpr.actor.checkpoint import CheckpointStore, random_state, restore_random_state
+from megatron_rlpr.config.schema import TrainerConfig
+from megatron_rlpr.run.parts import RunParts
+from megatron_rlpr.system.decisions import first_rank_decides
+from megatron_rlpr.types import UserError
+
+
+def resume_step(trainer: TrainerConfig, checkpoints: CheckpointStore) -> int:
+    """The finished step the run goes on after, 0 for a new run. Collective: the first rank looks.
+
+    trainer.resume=never in a folder with checkpoints would mix two runs, so it is refused, and so is a checkpoint of
+    another model.
+    """
+
+    def newest() -> int:
+        steps = checkpoints.steps()
+        if not steps:
+            return 0
+        if trainer.resume == "never":
+            raise UserError(
+                f"trainer.resume=never, but {checkpoints.path(steps[-1])} is a checkpoint of an earlier run: choose "
+                "another trainer.name, or set trainer.resume=auto to go on from it"
+            )
+        checkpoints.check(steps[-1])
+        return steps[-1]
+
+    return first_rank_decides(newest)
+
+
+def resume(parts: RunParts) -> int:
+    """Load the checkpoint the run goes on from; returns the last finished step (0: a new run)."""
+    if not parts.resume_step:
+        return 0
+    state = parts.checkpoints.load(parts.resume_step, parts.policy)
+    parts.prompts.load_state_dict(state["prompts"])
+    parts.std_filter.load_state_dict(state["std_filter"])
+    parts.kl_controller.load_state_dict(state["kl_controller"])
+    parts.validation.load_state_dict(state["validation"])
+    restore_random_state(state["random"])
+    parts.console.message(f"resumed {parts.checkpoints.path(parts.resume_step)}")
+    return int(state["step"])
+
+
+def save(parts: RunParts, step: int) -> None:
+    """Write a checkpoint, and the Hugging Face folder that belongs to it, when this step is one that has one."""
+    frequency = parts.config.trainer.save_freq
+    last = step == parts.total_steps
+    if frequency < 0 or not (last or (frequency > 0 and step % frequency == 0)):
+        return
+    state = {
+        "step": step,
+        "prompts": (parts.prompts if parts.pipeline is None else parts.pipeline).state_dict(),
+        "std_filter": parts.std_filter.state_dict(),
+        "kl_controller": parts.kl_controller.state_dict(),
+        "validation": parts.validation.state_dict(),
+        "random": random_state(),
+    }
+    with parts.clock.phase("checkpoint"):
+        if parts.hf_export is not None:
+            parts.hf_export.save(step)  # first: a run that is killed in between makes this step again
+        parts.checkpoints.save(step, parts.policy, state)

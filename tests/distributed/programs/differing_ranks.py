@@ -1,0 +1,71 @@
+"""Two ranks that see different things must do the same: prints one line a rank with what it found in all cases.
+
+grading: a grader has time on the first rank and none on the second. folders: the ranks see different checkpoints and
+different base probabilities. refusal: only the first rank sees a checkpoint that may not be resumed.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch.distributed as dist
+
+from megatron_rlpr.actor.checkpoint import CheckpointStore
+from megatron_rlpr.config.schema import Config
+from megatron_rlpr.data.tokenizer import SpecialTokens, load_tokenizer
+from megatron_rlpr.grading.pool import GraderPool
+from megatron_rlpr.grading.tasks import GradeTasks
+from megatron_rlpr.run.build import base_tables, reward_manager
+from megatron_rlpr.run.folder import RunFolder
+from megatron_rlpr.run.state import resume_step
+from megatron_rlpr.types import Prompt, Response, RolloutGroup, UserError
+from megatron_rlpr.weights.architectures import model_shape, read_hf_config
+
+
+def grading(tokenizer: str) -> object:
+    """Rewards of a right and a wrong answer, whose grader this rank gives much or no time."""
+    config = Config()
+    config.reward.reward_manager = "naive"
+    config.reward.format_mode = "R1"
+    loaded = load_tokenizer(tokenizer)
+    messages = ({"role": "user", "content": "What is 6 x 7?"},)
+    prompt = Prompt(0, (1, 2), messages, "42", "DAPO-Math-17k")
+    texts = [f"<think> so </think> <answer> \\boxed{{{answer}}} </answer>" for answer in ("42", "41")]
+    group = RolloutGroup(prompt, tuple(Response((3,), text, (0.0,), "stop", 0) for text in texts))
+    tasks = GradeTasks(SpecialTokens.of(loaded), config.reward.format_mode)
+    with GraderPool(timeout_s=60.0 if dist.get_rank() == 0 else 1e-6) as graders:
+        rewards = reward_manager(config, loaded, graders, tasks).rewards([group], [[None, None]], [0.0])
+        return [[r.accuracy for r in rewards[0]], graders.started]
+
+
+def folders(place: Path) -> object:
+    """The step to go on after, and the stored base probabilities, from folders that differ between the ranks."""
+    config, folder = Config(), RunFolder(place)
+    table = base_tables(config, folder, ["train"])["train"]
+    missing = [prompt.index for prompt in table.missing([Prompt(index, (), (), "", "") for index in range(3)])]
+    return [resume_step(config.trainer, checkpoints(folder)), missing]
+
+
+def refusal(place: Path) -> object:
+    """What this rank raises when trainer.resume=never meets a checkpoint."""
+    config = Config()
+    config.trainer.resume = "never"
+    try:
+        return resume_step(config.trainer, checkpoints(RunFolder(place)))
+    except UserError as error:
+        return str(error).split(":")[0].replace(str(place.parent), "")
+
+
+def checkpoints(folder: RunFolder) -> CheckpointStore:
+    return CheckpointStore(folder.checkpoints, model_shape(read_hf_config(sys.argv[3])), keep_last=2)
+
+
+def main(tokenizer: str, place: str, _model: str) -> None:
+    """Collective over two ranks; the arguments are those of the command line."""
+    dist.init_process_group("gloo")
+    mine = Path(place) / str(dist.get_rank())
+    found = {"grading": grading(tokenizer), "folders": folders(mine), "refusal": refusal(mine)}
+    print(json.dumps({"rank": dist.get_rank(), **found}), flush=True)
+    dist.barrier()
