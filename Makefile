@@ -33,13 +33,14 @@ data: environment  ## generate the quickstart's questions (complete ones are kep
 quickstart: checkpoint data  ## train the 135M model and show what it learnt (ARGS="key=value ..." changes keys)
 	.venv/bin/torchrun --nproc-per-node $(RANKS) pretrain_rlpr.py --config examples/quickstart/config.yaml $(ARGS)
 
-test: model  ## run all tests (ARGS=... goes to pytest)
+test: model lint  ## run lint, then all tests (ARGS=... goes to pytest)
 	$(VENV_PYTHON) -m pytest $(ARGS)
 
-lint: environment  ## run ruff and mypy
+lint: environment  ## run ruff, mypy and the import contracts
 	$(VENV_PYTHON) -m ruff check .
 	$(VENV_PYTHON) -m ruff format --check .
 	$(VENV_PYTHON) -m mypy
+	.venv/bin/lint-imports --no-logo
 
 bench: model  ## run all benchmarks
 	for part in packing reward head score update handover convert; do $(VENV_PYTHON) -m tools.bench $$part || exit 1; done
@@ -59,5 +60,5 @@ $(UV): | environment
 	build/uv/bin/pip install --quiet --disable-pip-version-check uv==0.13.9
 
 clean:  ## remove the environment and caches; models, data and runs stay
-	rm -rf .venv build *.egg-info .setup_env.log .setup_env.lock .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv build *.egg-info .setup_env.log .setup_env.lock .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
