@@ -30,7 +30,7 @@ class Confirmation:
 
 
 class WeightReceiver(Protocol):
-    """Whatever takes new weights: `rollout.Rollouts`, on every rank."""
+    """Whatever takes new weights: `rollout.engine.Rollouts`, on every rank."""
 
     def update_weights(
         self, announced: Announcement, tensors: Iterable[tuple[str, torch.Tensor]]

@@ -14,5 +14,5 @@ transport adds one bucket to what the export holds, on either side. A reader is 
 tensor out before the buffer is given back, since engines keep parts of q, k and v.
 
 CUDA IPC is left out: Ray hides the trainer's devices from the engines' processes, without which an IPC handle cannot be
-opened, and engines inside the training processes (`rollout.colocated`) read the live weights anyway.
+opened, and engines inside the training processes (`rollout.vllm.colocated`) read the live weights anyway.
 """
