@@ -1,6 +1,10 @@
 """The model families this project trains, one file each.
 
 A family is a module of this folder with a constant `ARCHITECTURE`; it is found by being here.
+
+fields              typed, checked access to the fields of a config.json
+dense_decoder       the layers that most families share, read from such an architecture's fields
+mixture_of_experts  the same with routed experts
 """
 
 from __future__ import annotations
