@@ -22,9 +22,9 @@ def main(argv: list[str]) -> int:
     rank = int(os.environ.get("RANK", "0"))
     try:
         config = load_config(argv)
-        from megatron_rlpr.config.checks import pure as config_checks
+        from megatron_rlpr.config import checks
 
-        config_checks.check(config, int(os.environ.get("WORLD_SIZE", "1")))
+        checks.check(config, int(os.environ.get("WORLD_SIZE", "1")))
         from megatron_rlpr.run.build import build_parts
         from megatron_rlpr.trainer import Trainer
 

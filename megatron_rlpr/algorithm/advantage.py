@@ -205,6 +205,8 @@ ADVANTAGES: dict[str, Estimator] = {
 }
 
 MIXED_REWARD_ESTIMATORS = ("prnostd_vrstd", "prstd_vrstd")
+GROUP_ESTIMATORS = ("grpo", "grpo_nostd", "rloo", *MIXED_REWARD_ESTIMATORS)
+"""Those that compare the responses of a prompt, so that there must be more than one."""
 
 
 def estimate_advantages(name: str, groups: Sequence[GroupRewards], options: EstimatorOptions) -> list[GroupAdvantages]:

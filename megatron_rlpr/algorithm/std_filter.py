@@ -33,11 +33,6 @@ class StdFilter:
     """
 
     def __init__(self, config: FilterConfig) -> None:
-        if config.mode == "EMA" and config.accuracy_lower_bound:
-            raise UserError(
-                f"filter.accuracy_lower_bound={config.accuracy_lower_bound} has no effect with filter.mode=EMA: "
-                "remove it or set filter.mode=fixed"
-            )
         self._config = config
         self._multipliers = source_multipliers(config.std_filter_beta_per_data_source)
         self._step = 0

@@ -1,4 +1,4 @@
-"""The text of --help: how to set keys, then every key with its type, default and meaning, grouped by section."""
+"""The text of --help: how to set keys, then every key with type, range, default and meaning, grouped by section."""
 
 from __future__ import annotations
 
@@ -30,19 +30,17 @@ def help_text() -> str:
 
 def _describe(key: Key) -> str:
     default = repr(key.default) if isinstance(key.default, str) else str(key.default)
-    return (
-        _wrapped(f"{key.full_name}={default}  ({key.type_name})", "  ")
-        + "\n"
-        + _wrapped(key.meaning, "      ", "      ")
-    )
+    allowed = f"{key.type_name}, {key.bounds}" if key.bounds and str(key.bounds) else key.type_name
+    return _wrapped(f"{key.full_name}={default}  ({allowed})", "  ") + "\n" + _wrapped(key.meaning, "      ")
 
 
-def _wrapped(text: str, indent: str, hanging: str = "      ") -> str:
+def _wrapped(text: str, indent: str) -> str:
+    hanging = "      " if indent else ""
     return textwrap.fill(
         " ".join(text.split()),
         WIDTH,
         initial_indent=indent,
-        subsequent_indent=hanging if indent else "",
+        subsequent_indent=hanging,
         break_long_words=False,
         break_on_hyphens=False,
     )

@@ -1,16 +1,17 @@
-"""What the configuration dataclasses declare, as a table: every key with its type, default and meaning; values checked
-against it."""
+"""What the configuration dataclasses declare, as a table of keys; values are converted to a key's type."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from contextlib import suppress
 from difflib import SequenceMatcher
 from functools import cache
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from megatron_rlpr.config import yaml as config_yaml
+from megatron_rlpr.config.bounds import Bounds
 from megatron_rlpr.config.schema import Config
+from megatron_rlpr.config.yaml import parse_yaml, parse_yaml_strings
 from megatron_rlpr.types import UserError
 
 COMMAND_LINE = "command line"
@@ -18,13 +19,23 @@ COMMAND_LINE = "command line"
 
 @dataclasses.dataclass(frozen=True)
 class Key:
-    """One configuration key; annotation is str, int, float, bool, list[str] or a Literal of strings."""
+    """One configuration key; annotation is str, int, float, bool, list[str] or a Literal of strings.
+
+    bounds: the range of a number, None for everything else.
+    """
 
     section: str
     name: str
     annotation: Any
     default: Any
     meaning: str
+    bounds: Bounds | None
+
+    def value(self, config: Config) -> Any:
+        return getattr(getattr(config, self.section), self.name)
+
+    def set(self, config: Config, value: Any) -> None:
+        setattr(getattr(config, self.section), self.name, value)
 
     @property
     def full_name(self) -> str:
@@ -53,15 +64,31 @@ def all_keys() -> dict[str, Key]:
     """Full name (`section.name`) -> Key, in the order of declaration."""
     keys = {}
     for section, cls in sections().items():
-        hints = get_type_hints(cls)
-        defaults = cls()
+        hints, defaults = get_type_hints(cls), cls()
         for field in dataclasses.fields(cls):
-            key = Key(section, field.name, hints[field.name], getattr(defaults, field.name), field.metadata["help"])
+            name = field.name
+            key = Key(section, name, hints[name], getattr(defaults, name), **field.metadata)
             keys[key.full_name] = key
     return keys
 
 
-def nearest(name: str) -> list[str]:
+def find_key(name: str, source: str) -> Key:
+    """The key of a full name. Raises UserError with the nearest valid ones when there is none."""
+    if name in all_keys():
+        return all_keys()[name]
+    section = name.split(".")[0]
+    near = _nearest(name)
+    if near:
+        hint = "did you mean " + " or ".join(repr(key) for key in near) + "?"
+    elif section in sections():
+        hint = f"the keys of {section} are " + ", ".join(k.name for k in all_keys().values() if k.section == section)
+    else:
+        hint = "the sections are " + ", ".join(sections())
+    where = f"on the {COMMAND_LINE}" if source == COMMAND_LINE else f"in {source}"
+    raise UserError(f"unknown key '{name}' {where}: {hint}")
+
+
+def _nearest(name: str) -> list[str]:
     """The valid keys most like name, best first, at most two; empty when nothing is alike.
 
     All sections are searched. The same last part in another section counts as 0.85 alike, so that a right key in a
@@ -77,22 +104,6 @@ def nearest(name: str) -> list[str]:
     ranked = sorted(scores, key=lambda full_name: scores[full_name], reverse=True)
     best = scores[ranked[0]][0]
     return [full_name for full_name in ranked[:2] if scores[full_name][0] >= max(0.65, best - 0.03)]
-
-
-def unknown(name: str, source: str) -> UserError:
-    """The error for a key that does not exist, with the nearest one that does."""
-    where = f"on the {COMMAND_LINE}" if source == COMMAND_LINE else f"in {source}"
-    near = nearest(name)
-    if near:
-        hint = "did you mean " + " or ".join(repr(key) for key in near) + "?"
-    elif name.split(".")[0] in sections():
-        section = name.split(".")[0]
-        hint = f"the keys of {section} are " + ", ".join(
-            key.name for key in all_keys().values() if key.section == section
-        )
-    else:
-        hint = "the sections are " + ", ".join(sections())
-    return UserError(f"unknown key '{name}' {where}: {hint}")
 
 
 def _refused(key: Key, value: Any, source: str) -> UserError:
@@ -121,38 +132,32 @@ def convert(key: Key, value: Any, source: str) -> Any:
         items = [value] if isinstance(value, str) else value
         if isinstance(items, list) and all(isinstance(item, str) for item in items):
             return list(items)
-    elif key.annotation is float:
-        return _finite(key, value, source)
+    elif key.annotation is float and isinstance(value, int | float | str) and not isinstance(value, bool):
+        with suppress(ValueError, OverflowError):
+            number = float(value)
+            if not math.isfinite(number):
+                raise UserError(f"{key.full_name}: expected a finite number, got {value} (from {source})")
+            return number
     elif type(value) is key.annotation:
         return value
     raise _refused(key, value, source)
 
 
-def _finite(key: Key, value: Any, source: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise _refused(key, value, source)
-    try:
-        number = float(value)
-    except (ValueError, OverflowError) as error:
-        raise _refused(key, value, source) from error
-    if not math.isfinite(number):
-        raise UserError(f"{key.full_name}: expected a finite number, got {value} (from {source})")
-    return number
-
-
-def convert_text(key: Key, text: str, source: str) -> Any:
-    """The value of a key as typed in `key=value`: a matching pair of outer quotes is dropped, strings need none."""
+def convert_text(key: Key, text: str) -> Any:
+    """The value of a key as typed on the command line: matching outer quotes are dropped, strings need none."""
     text = text.strip()
     quoted = len(text) >= 2 and text[0] == text[-1] and text[0] in "'\""
     plain = text[1:-1] if quoted else text
-    if key.annotation == list[str] and plain.startswith("["):
-        return convert(key, config_yaml.parse_strings(plain, f"{key.full_name} on the {COMMAND_LINE}"), source)
+    value: Any = plain
     if key.annotation == list[str]:
-        return [plain] if plain else []
-    if key.annotation is str or key.choices:
-        return convert(key, plain, source)
-    try:
-        value = config_yaml.parse(plain, source)
-    except UserError:
-        value = None
-    return convert(key, plain if value is None or isinstance(value, float) else value, source)
+        if not plain.startswith("["):
+            return [plain] if plain else []
+        value = parse_yaml_strings(plain, f"{key.full_name} on the {COMMAND_LINE}")
+    elif key.annotation is not str and not key.choices:
+        try:
+            value = parse_yaml(plain, COMMAND_LINE)
+        except UserError:
+            value = None
+        if value is None or isinstance(value, float):
+            value = plain  # a float is read from its text, so that errors show what was typed
+    return convert(key, value, COMMAND_LINE)

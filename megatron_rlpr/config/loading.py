@@ -14,10 +14,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_rlpr.config import yaml as config_yaml
 from megatron_rlpr.config.help import help_text
-from megatron_rlpr.config.keys import COMMAND_LINE, all_keys, convert, convert_text, sections, unknown
+from megatron_rlpr.config.keys import COMMAND_LINE, all_keys, convert, convert_text, find_key, sections
 from megatron_rlpr.config.schema import Config
+from megatron_rlpr.config.yaml import dump_yaml, parse_yaml
 from megatron_rlpr.system import atomic_file
 from megatron_rlpr.types import UserError
 
@@ -28,47 +28,29 @@ _SECRET = re.compile(
 
 
 def load_config(argv: Sequence[str]) -> Config:
-    """The configuration of a command line (without the program's name): `--config FILE.yaml`, `section.key=value`,
-    `--help`.
+    """The configuration of a command line (without the program's name).
 
-    --help prints every key (on the first rank only) and exits with status 0. Raises UserError for anything that is not
-    understood: a missing or broken file, an unknown key or option, a wrong type.
+    `--config FILE.yaml` and `section.key=value` (a leading + or ++ makes no difference) set keys; --help prints every
+    key (on the first rank only) and exits with status 0. Raises UserError for anything that is not understood: a
+    missing or broken file, an unknown key or option, a wrong type.
     """
     recipe, overrides = _split_arguments(argv)
     config = Config()
-    if recipe:
-        apply_recipe(config, recipe)
+    for name, value in _read_recipe(recipe) if recipe else ():
+        key = find_key(name, recipe)
+        key.set(config, convert(key, value, recipe))
     for override in overrides:
-        apply_override(config, override)
+        name, equals, text = override.lstrip("+").partition("=")
+        if not equals:
+            known = "--config FILE.yaml or section.key=value"
+            raise UserError(f"cannot understand '{override}' on the {COMMAND_LINE}: expected {known}")
+        key = find_key(name.strip(), COMMAND_LINE)
+        key.set(config, convert_text(key, text))
     return config
 
 
-def apply_recipe(config: Config, path: str) -> None:
-    """Set every key of a YAML recipe in config."""
-    for full_name, value in _read_recipe(path):
-        key = all_keys().get(full_name)
-        if key is None:
-            raise unknown(full_name, path)
-        setattr(getattr(config, key.section), key.name, convert(key, value, path))
-
-
-def apply_override(config: Config, override: str) -> None:
-    """Set one `section.key=value` in config; a leading + or ++ makes no difference."""
-    name, equals, text = override.lstrip("+").partition("=")
-    name = name.strip()
-    if not equals:
-        raise UserError(
-            f"cannot understand '{override}' on the {COMMAND_LINE}: expected --config FILE.yaml or section.key=value"
-        )
-    key = all_keys().get(name)
-    if key is None:
-        raise unknown(name, COMMAND_LINE)
-    setattr(getattr(config, key.section), key.name, convert_text(key, text, COMMAND_LINE))
-
-
 def resolved(config: Config) -> dict[str, dict[str, Any]]:
-    """section -> key -> value, in the order of declaration. Raises RuntimeError if a key's name says that it holds a
-    secret."""
+    """section -> key -> value, in the order of declaration. Raises RuntimeError for a key named like a secret."""
     values = dataclasses.asdict(config)
     secrets = [f"{section}.{name}" for section, keys in values.items() for name in keys if _SECRET.search(name)]
     if secrets:
@@ -78,9 +60,8 @@ def resolved(config: Config) -> dict[str, dict[str, Any]]:
 
 def save_resolved(config: Config, path: str | Path) -> None:
     """Write the resolved configuration as a recipe that `--config` reads back, atomically."""
-    atomic_file.write_text(
-        Path(path), "# The resolved configuration of this run.\n" + config_yaml.dump(resolved(config))
-    )
+    text = "# The resolved configuration of this run.\n" + dump_yaml(resolved(config))
+    atomic_file.write_text(Path(path), text)
 
 
 def _split_arguments(argv: Sequence[str]) -> tuple[str, list[str]]:
@@ -93,9 +74,7 @@ def _split_arguments(argv: Sequence[str]) -> tuple[str, list[str]]:
             raise SystemExit(0)
         if argument == "--config" or argument.startswith("--config="):
             if recipe:
-                raise UserError(
-                    "--config is given twice: a run has one recipe, change single keys with section.key=value"
-                )
+                raise UserError("--config is given twice: a run has one recipe, change keys with section.key=value")
             recipe = argument.removeprefix("--config").removeprefix("=") or next(arguments, "")
             if not recipe or recipe.startswith("-"):
                 raise UserError("--config needs a file: --config examples/quickstart/config.yaml")
@@ -107,15 +86,14 @@ def _split_arguments(argv: Sequence[str]) -> tuple[str, list[str]]:
 
 
 def _read_recipe(path: str) -> Iterator[tuple[str, Any]]:
-    """(full key, value) of every entry of a recipe; entries that lie deeper than section.key get their whole dotted
-    name."""
+    """(full key, value) of every entry; what lies deeper than section.key gets its whole dotted name."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise UserError(f"--config {path}: there is no such file") from error
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--config {path}: cannot be read as text: {error}") from error
-    recipe = config_yaml.parse(text, path)
+    recipe = parse_yaml(text, path)
     if not isinstance(recipe, Mapping):
         raise UserError(f"{path}: expected a mapping of sections ({', '.join(sections())}), got {_describe(recipe)}")
     for section, entries in recipe.items():

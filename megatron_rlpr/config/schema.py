@@ -1,6 +1,6 @@
-"""Every configuration key of a run: name, type, default and meaning, one dataclass per section.
+"""Every configuration key of a run: name, type, default, meaning and range, one dataclass per section.
 
-The dataclasses are the single source of truth: `config_loading` builds them from a YAML recipe and `key=value`
+The dataclasses are the single source of truth: `config.loading` fills them from a YAML recipe and `key=value`
 overrides, `--help` prints them, and the resolved values are written to the run folder. Keys carry the names that
 Megatron-Core and the RLPR reference use, wherever those have one.
 """
@@ -10,12 +10,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from megatron_rlpr.config.bounds import ANY, AT_LEAST_ONE, AT_LEAST_ZERO, BELOW_ONE, POSITIVE, POSITIVE_SHARE, Bounds
 
-def key(default: Any, meaning: str) -> Any:
-    """A configuration field with its meaning; mutable defaults are copied for every instance."""
-    if isinstance(default, list | dict):
-        return field(default_factory=lambda: type(default)(default), metadata={"help": meaning})
-    return field(default=default, metadata={"help": meaning})
+
+def key(default: Any, meaning: str, bounds: Bounds | None = None) -> Any:
+    """A configuration field with its meaning and, for every number, its range (ANY where there is none).
+
+    Mutable defaults are copied for every instance.
+    """
+    metadata = {"meaning": meaning, "bounds": bounds}
+    if isinstance(default, list):
+        return field(default_factory=default.copy, metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 @dataclass
@@ -34,14 +40,16 @@ class DataConfig:
 
     train_files: list[str] = key([], "parquet files with training prompts, concatenated in order")
     val_files: list[str] = key([], "parquet files with held-out prompts; each is one validation set")
-    train_batch_size: int = key(8, "prompts whose groups make one training step")
+    train_batch_size: int = key(8, "prompts whose groups make one training step", AT_LEAST_ONE)
     max_prompt_length: int = key(
-        512, "longest templated training prompt in tokens; longer rows are dropped and counted"
+        512, "longest templated training prompt in tokens; longer rows are dropped and counted", AT_LEAST_ONE
     )
-    val_max_prompt_length: int = key(3072, "longest templated validation prompt in tokens; a longer row is an error")
-    max_response_length: int = key(512, "most tokens a response may have")
+    val_max_prompt_length: int = key(
+        3072, "longest templated validation prompt in tokens; a longer row is an error", AT_LEAST_ONE
+    )
+    max_response_length: int = key(512, "most tokens a response may have", AT_LEAST_ONE)
     shuffle: bool = key(True, "visit the prompts of an epoch in a random order made from data.seed")
-    seed: int = key(1, "seed of the prompt order")
+    seed: int = key(1, "seed of the prompt order", AT_LEAST_ZERO)
     prompt_rewrite: Literal["none", "llama_gemma"] = key(
         "none", "llama_gemma: drop the system message and append the reference's answer-tag instruction to the user's"
     )
@@ -56,33 +64,29 @@ class DataConfig:
 class RolloutConfig:
     """How responses are sampled."""
 
-    n: int = key(8, "responses per prompt")
-    temperature: float = key(1.0, "sampling temperature; the actor divides its logits by the same number")
-    top_p: float = key(1.0, "nucleus sampling threshold in training")
-    top_k: int = key(-1, "top-k sampling in training; -1: all tokens")
+    n: int = key(8, "responses per prompt", AT_LEAST_ONE)
+    temperature: float = key(1.0, "sampling temperature; the actor divides its logits by the same number", POSITIVE)
+    top_p: float = key(1.0, "nucleus sampling threshold in training", POSITIVE_SHARE)
+    top_k: int = key(-1, "top-k sampling in training; -1: all tokens", Bounds(1, also=(-1,)))
     dtype: Literal["auto", "float32", "bfloat16"] = key("auto", "precision of the engine; auto: actor.dtype")
     placement: Literal["colocated", "ray"] = key(
         "colocated", "where engines run: in the training processes, or in actors on any nodes of a Ray cluster"
     )
-    engines: int = key(1, "engines of the pool (placement=ray)")
-    tensor_parallel_size: int = key(1, "ranks that share one engine (placement=ray: GPUs of an engine)")
-    cpus_per_engine: int = key(1, "CPUs that Ray reserves for an engine, and its CPU threads (placement=ray)")
+    engines: int = key(1, "engines of the pool (placement=ray)", AT_LEAST_ONE)
+    tensor_parallel_size: int = key(1, "ranks that share one engine (placement=ray: GPUs of an engine)", AT_LEAST_ONE)
+    cpus_per_engine: int = key(1, "CPUs that Ray reserves for an engine, and its threads (placement=ray)", AT_LEAST_ONE)
     engine_timeout_s: int = key(
-        300, "seconds without an answer after which an engine counts as hanging and is replaced (placement=ray)"
+        300, "seconds without an answer after which an engine is replaced as hanging (placement=ray)", AT_LEAST_ONE
     )
     ray_address: str = key(
-        "",
-        "address of a running Ray cluster; empty: RAY_ADDRESS, or else a cluster of this machine that ends with the "
-        "run (placement=ray)",
+        "", "a running Ray cluster; empty: RAY_ADDRESS, else one of this machine that ends with the run (placement=ray)"
     )
     pipeline: int = key(
-        0,
-        "1: generate the next step's first round while the policy trains, one step off-policy (placement=ray); 0: "
-        "strictly on-policy",
+        0, "0: on-policy; 1: generate the next step's first round while the policy trains (placement=ray)", Bounds(0, 1)
     )
-    max_num_seqs: int = key(64, "sequences an engine decodes at once")
-    kv_cache_gb: float = key(1.0, "memory for one engine's key/value cache on CPU, in GiB")
-    gpu_memory_utilization: float = key(0.4, "share of the GPU's memory an engine may take")
+    max_num_seqs: int = key(64, "sequences an engine decodes at once", AT_LEAST_ONE)
+    kv_cache_gb: float = key(1.0, "memory for one engine's key/value cache on CPU, in GiB", POSITIVE)
+    gpu_memory_utilization: float = key(0.4, "share of the GPU's memory an engine may take", POSITIVE_SHARE)
     enforce_eager: bool = key(True, "run the engine without graph capture or compilation")
     replay: str = key("", "folder of stored rollouts (runs/<name>/rollouts) to train on instead of generating")
 
@@ -108,11 +112,13 @@ class RewardConfig:
         "threshold_0", "function applied to reference minus base probability, e.g. threshold_0, identity, one_minus"
     )
     discrete_function_name: str = key("identity", "identity, or bin_K: round the shaped difference to multiples of 1/K")
-    format_coefficient: float = key(0.1, "c in (1-c) * shaped + c * format; -1: shaped if the format is right, else -1")
+    format_coefficient: float = key(
+        0.1, "c in (1-c) * shaped + c * format; -1: shaped if the format is right, else -1", Bounds(0, 1, also=(-1,))
+    )
     format_only: bool = key(False, "control run: the reward is the format score alone")
     repetition_penalty: bool = key(True, "add the repetition penalty to the reward")
     repetition_penalty_max_repetitions_limit: int = key(
-        10, "occurrences of the same ten words from which a response is penalised"
+        10, "occurrences of the same ten words from which a response is penalised", AT_LEAST_ONE
     )
     base_probability: Literal["initial", "current", "none"] = key(
         "initial",
@@ -121,12 +127,10 @@ class RewardConfig:
     )
     gt_tokens_one_more: bool = key(False, "also score the token after the reference answer")
     gt_tokens_one_more_adjusted: bool = key(False, "cap that token's probability at 0.5")
-    allow_empty_leading_whitespaces: bool = key(
-        False, "keep an empty white space after the answer tag instead of one space"
-    )
+    allow_empty_leading_whitespaces: bool = key(False, "keep an empty white space after the answer tag, not one space")
     score_bf16_rounding: bool = key(False, "round the reference probability to bfloat16, as the reference does")
-    pr_weight: float = key(0.5, "weight of the probability reward in reward_manager=mix")
-    vr_weight: float = key(1.0, "weight of the graded reward in reward_manager=mix")
+    pr_weight: float = key(0.5, "weight of the probability reward in reward_manager=mix", AT_LEAST_ZERO)
+    vr_weight: float = key(1.0, "weight of the graded reward in reward_manager=mix", AT_LEAST_ZERO)
 
 
 @dataclass
@@ -141,17 +145,15 @@ class FilterConfig:
         "final_reward_std", "number a group is judged by"
     )
     truncated: bool = key(False, "also drop groups with a response that was cut at data.max_response_length")
-    ema_ratio: float = key(0.99, "weight of the old average")
-    ema_start_step: int = key(6, "first step whose stds are collected")
-    start_step: int = key(11, "first step that filters")
-    std_filter_beta: float = key(0.5, "threshold = beta * average std")
-    std_filter_beta_per_data_source: str = key(
-        "", "per-source multipliers of the target: 'source_is_value+source2_is_value2'"
-    )
-    accuracy_lower_bound: float = key(0.0, "fixed lower bound of the target")
-    accuracy_upper_bound: float = key(1e6, "fixed upper bound of the target")
+    ema_ratio: float = key(0.99, "weight of the old average", Bounds(0, 1))
+    ema_start_step: int = key(6, "first step whose stds are collected", AT_LEAST_ONE)
+    start_step: int = key(11, "first step that filters", AT_LEAST_ONE)
+    std_filter_beta: float = key(0.5, "threshold = beta * average std", AT_LEAST_ZERO)
+    std_filter_beta_per_data_source: str = key("", "multipliers of the target: 'source_is_value+source2_is_value2'")
+    accuracy_lower_bound: float = key(0.0, "fixed lower bound of the target", ANY)
+    accuracy_upper_bound: float = key(1e6, "fixed upper bound of the target", ANY)
     cache_regenerate: bool = key(True, "keep surplus prompts for later steps, with new responses")
-    max_rounds: int = key(10, "most generate-and-filter rounds in one step; the step then trains on what it has")
+    max_rounds: int = key(10, "most generate-and-filter rounds of a step; it then trains on what it has", AT_LEAST_ONE)
 
 
 @dataclass
@@ -161,67 +163,65 @@ class AlgorithmConfig:
     adv_estimator: Literal[
         "grpo", "grpo_nostd", "prnostd_vrstd", "prstd_vrstd", "rloo", "reinforce_plus_plus", "remax"
     ] = key("grpo", "advantage estimator")
-    clip_ratio_low: float = key(0.2, "lower clip of the probability ratio")
-    clip_ratio_high: float = key(0.27, "upper clip of the probability ratio")
-    clip_ratio_dual: float = key(0.0, "dual clip constant for negative advantages; 0: off")
+    clip_ratio_low: float = key(0.2, "lower clip of the probability ratio", BELOW_ONE)
+    clip_ratio_high: float = key(0.27, "upper clip of the probability ratio", AT_LEAST_ZERO)
+    clip_ratio_dual: float = key(0.0, "dual clip of negative advantages; 0: off", Bounds(1, low_open=True, also=(0,)))
     importance_cap: float = key(
-        0.0,
-        "largest weight of a token in truncated importance sampling on the engine's log-probs, exp(old - engine); 0: "
-        "off",
+        0.0, "truncated importance sampling: largest exp(old - engine log-prob) of a token; 0: off", AT_LEAST_ZERO
     )
     loss_agg_mode: Literal["token-mean", "seq-mean-token-sum", "seq-mean-token-mean"] = key(
         "token-mean", "how token losses become one number"
     )
-    entropy_coeff: float = key(0.001, "weight of the entropy bonus")
+    entropy_coeff: float = key(0.001, "weight of the entropy bonus", ANY)
     use_kl_loss: bool = key(True, "KL to the reference policy in the loss; false: in the reward")
-    kl_loss_coef: float = key(0.0, "weight of the KL; the reference policy is loaded only when it is not 0")
+    kl_loss_coef: float = key(0.0, "weight of the KL; 0: no reference policy is loaded", AT_LEAST_ZERO)
     kl_loss_type: Literal["kl", "abs", "mse", "low_var_kl"] = key("low_var_kl", "KL estimator")
     kl_ctrl_type: Literal["fixed", "adaptive"] = key("fixed", "controller of the coefficient of a KL in the reward")
-    kl_target: float = key(0.1, "target of the adaptive controller")
-    kl_horizon: float = key(10000.0, "horizon of the adaptive controller")
-    gamma: float = key(1.0, "discount of reinforce_plus_plus and remax")
+    kl_target: float = key(0.1, "target of the adaptive controller", POSITIVE)
+    kl_horizon: float = key(10000.0, "horizon of the adaptive controller", POSITIVE)
+    gamma: float = key(1.0, "discount of reinforce_plus_plus and remax", Bounds(0, 1))
 
 
 @dataclass
 class ActorConfig:
     """The Megatron-Core policy: layout, precision, optimizer."""
 
-    tensor_model_parallel_size: int = key(1, "TP: ranks that share each layer")
-    pipeline_model_parallel_size: int = key(1, "PP: ranks that share the stack of layers")
+    tensor_model_parallel_size: int = key(1, "TP: ranks that share each layer", AT_LEAST_ONE)
+    pipeline_model_parallel_size: int = key(1, "PP: ranks that share the stack of layers", AT_LEAST_ONE)
     sequence_parallel: bool = key(False, "SP: shard activations between TP regions along the sequence")
-    context_parallel_size: int = key(1, "CP; only 1 is supported")
+    context_parallel_size: int = key(1, "CP; only 1 is supported", AT_LEAST_ONE)
     expert_model_parallel_size: int = key(
-        1, "EP: data-parallel ranks that share the experts of a mixture-of-experts model"
+        1, "EP: data-parallel ranks that share the experts of a mixture-of-experts model", AT_LEAST_ONE
     )
     dtype: Literal["float32", "bfloat16"] = key("bfloat16", "compute precision; master weights and gradients stay fp32")
     fp8: Literal["", "e4m3", "hybrid"] = key("", "FP8 format of the linear layers (Transformer Engine)")
     fp8_recipe: Literal["delayed", "tensorwise", "blockwise", "mxfp8"] = key("delayed", "FP8 scaling recipe")
-    ppo_mini_batch_size: int = key(0, "prompts per optimizer step; 0: the whole batch")
+    ppo_mini_batch_size: int = key(0, "prompts per optimizer step; 0: the whole batch", AT_LEAST_ZERO)
     max_tokens_per_micro_batch: int = key(
-        8192, "token budget of one micro-batch (distinct tokens, after prefix sharing)"
+        8192, "token budget of one micro-batch (distinct tokens, after prefix sharing)", AT_LEAST_ONE
     )
     share_prefixes: bool = key(True, "compute a prefix that several sequences share only once")
-    head_chunk_rows: int = key(256, "rows whose logits exist at the same time")
-    lr: float = key(1e-6, "peak learning rate")
-    lr_warmup_steps: int = key(0, "linear warm-up, in training steps")
+    head_chunk_rows: int = key(256, "rows whose logits exist at the same time", AT_LEAST_ONE)
+    lr: float = key(1e-6, "peak learning rate", AT_LEAST_ZERO)
+    lr_warmup_steps: int = key(0, "linear warm-up, in training steps", AT_LEAST_ZERO)
     lr_decay_style: Literal["constant", "linear", "cosine"] = key("constant", "learning rate after the warm-up")
-    min_lr: float = key(0.0, "learning rate at the end of the decay")
-    weight_decay: float = key(0.01, "AdamW weight decay")
-    adam_beta1: float = key(0.9, "AdamW beta1")
-    adam_beta2: float = key(0.999, "AdamW beta2")
-    adam_eps: float = key(1e-8, "AdamW epsilon")
-    clip_grad: float = key(1.0, "global L2 norm to which gradients are clipped; 0: no clipping")
+    min_lr: float = key(0.0, "learning rate at the end of the decay", AT_LEAST_ZERO)
+    weight_decay: float = key(0.01, "AdamW weight decay", AT_LEAST_ZERO)
+    adam_beta1: float = key(0.9, "AdamW beta1", BELOW_ONE)
+    adam_beta2: float = key(0.999, "AdamW beta2", BELOW_ONE)
+    adam_eps: float = key(1e-8, "AdamW epsilon", POSITIVE)
+    clip_grad: float = key(1.0, "global L2 norm to which gradients are clipped; 0: no clipping", AT_LEAST_ZERO)
     use_distributed_optimizer: bool = key(False, "shard the optimizer state over data-parallel ranks (GPU)")
     recompute_granularity: Literal["none", "selective", "full"] = key("none", "activation recompute")
     recompute_method: Literal["uniform", "block"] = key("uniform", "which layers recompute_granularity=full recomputes")
-    recompute_num_layers: int = key(1, "layers per recomputed unit")
+    recompute_num_layers: int = key(1, "layers per recomputed unit", AT_LEAST_ONE)
 
 
 @dataclass
 class WeightsConfig:
     """How updated weights reach the engines."""
 
-    bucket_mb: int = key(256, "size of one bucket of the export stream, in MiB")
+    bucket_mb: int = key(256, "size of one bucket of the export stream, in MiB", AT_LEAST_ONE)
     transport: Literal["auto", "shared_memory", "collective"] = key(
         "auto",
         "how weights reach engines in other processes (rollout.placement=ray): memory that this host's processes "
@@ -235,11 +235,11 @@ class EvaluationConfig:
     """How held-out prompts are judged."""
 
     strategies: list[str] = key(["greedy"], "decoding strategies: greedy, sampling")
-    n: int = key(0, "samples per prompt with sampling; 0: the number in the file name (*_AvgN), else 1")
-    temperature: float = key(0.0, "sampling temperature; 0: rollout.temperature")
-    top_p: float = key(1.0, "nucleus sampling threshold")
-    seed: int = key(42, "seed of the sampling")
-    max_prompts: int = key(0, "use only the first prompts of each file; 0: all")
+    n: int = key(0, "samples per prompt with sampling; 0: the number in the file name (*_AvgN), else 1", AT_LEAST_ZERO)
+    temperature: float = key(0.0, "sampling temperature; 0: rollout.temperature", AT_LEAST_ZERO)
+    top_p: float = key(1.0, "nucleus sampling threshold", POSITIVE_SHARE)
+    seed: int = key(42, "seed of the sampling", AT_LEAST_ZERO)
+    max_prompts: int = key(0, "use only the first prompts of each file; 0: all", AT_LEAST_ZERO)
     score_reward: bool = key(True, "also compute the reference-probability reward of the validation responses")
 
 
@@ -260,20 +260,20 @@ class TrainerConfig:
 
     name: str = key("run", "name of the run; its folder is <runs_dir>/<name>")
     runs_dir: str = key("runs", "folder of all runs")
-    total_training_steps: int = key(0, "steps to train; 0: total_epochs over the data")
-    total_epochs: int = key(1, "epochs to train when total_training_steps is 0")
-    seed: int = key(1, "seed of the run: sampling seeds and initial random state")
+    total_training_steps: int = key(0, "steps to train; 0: total_epochs over the data", AT_LEAST_ZERO)
+    total_epochs: int = key(1, "epochs to train when total_training_steps is 0", AT_LEAST_ONE)
+    seed: int = key(1, "seed of the run: sampling seeds and initial random state", AT_LEAST_ZERO)
     resume: Literal["auto", "never"] = key("auto", "auto: go on from the newest good checkpoint of the run folder")
-    save_freq: int = key(0, "steps between checkpoints; 0: only at the end; -1: none at all")
-    keep_last: int = key(2, "checkpoints kept; older ones are removed")
-    export_hf: bool = key(
-        False, "beside each checkpoint, write the weights as Hugging Face folder <runs_dir>/<name>/hf/step_*"
-    )
-    test_freq: int = key(0, "steps between validations; 0: only before and after")
+    save_freq: int = key(0, "steps between checkpoints; 0: only at the end; -1: none at all", Bounds(-1))
+    keep_last: int = key(2, "checkpoints kept; older ones are removed", AT_LEAST_ONE)
+    export_hf: bool = key(False, "with each checkpoint, write a Hugging Face folder <runs_dir>/<name>/hf/step_*")
+    test_freq: int = key(0, "steps between validations; 0: only before and after", AT_LEAST_ZERO)
     val_before_train: bool = key(True, "validate before the first step")
     val_only: bool = key(False, "validate and stop")
-    threads_per_rank: int = key(0, "CPU threads of one rank; 0: cores divided by ranks on this machine")
-    collective_timeout_s: int = key(1800, "seconds after which a collective that a rank never joined is an error")
+    threads_per_rank: int = key(0, "CPU threads of one rank; 0: cores divided by ranks on this machine", AT_LEAST_ZERO)
+    collective_timeout_s: int = key(
+        1800, "seconds until a collective that a rank does not join is an error", AT_LEAST_ONE
+    )
 
 
 @dataclass

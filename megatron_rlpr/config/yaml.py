@@ -34,13 +34,12 @@ class _RecipeLoader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
-        for key_node, _ in node.value:
-            if key_node.value in seen and isinstance(key_node, yaml.ScalarNode):
+        for key in (node for node, _ in node.value if isinstance(node, yaml.ScalarNode)):
+            if key.value in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key '{key_node.value}' is given twice", key_node.start_mark
+                    None, None, f"the key '{key.value}' is given twice", key.start_mark
                 )
-            if isinstance(key_node, yaml.ScalarNode):
-                seen.add(key_node.value)
+            seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
@@ -53,9 +52,8 @@ for _tag, _pattern, _first in _SCALARS:
     _RecipeDumper.add_implicit_resolver(_tag, re.compile(_pattern), _first)
 
 
-def parse(text: str, source: str) -> Any:
-    """The data of one YAML document. source names the text in errors. Raises UserError with the line of a syntax
-    error."""
+def parse_yaml(text: str, source: str) -> Any:
+    """The data of one YAML document. Raises UserError with source and the line of a syntax error."""
     try:
         return yaml.load(text, Loader=_RecipeLoader)
     except yaml.MarkedYAMLError as error:
@@ -66,14 +64,14 @@ def parse(text: str, source: str) -> Any:
         raise UserError(f"{source} is not YAML: {' '.join(str(error).split())}") from error
 
 
-def parse_strings(text: str, source: str) -> Any:
-    """Like parse, but every scalar stays the text that was written."""
+def parse_yaml_strings(text: str, source: str) -> Any:
+    """Like parse_yaml, but every scalar stays the text that was written."""
     try:
         return yaml.load(text, Loader=yaml.BaseLoader)
     except yaml.YAMLError as error:
         raise UserError(f"{source}: expected a list like [a, b], got {text!r}") from error
 
 
-def dump(data: Any) -> str:
-    """YAML text, keys in their own order, that `parse` reads back as the same data."""
+def dump_yaml(data: Any) -> str:
+    """YAML text, keys in their own order, that `parse_yaml` reads back as the same data."""
     return yaml.dump(data, Dumper=_RecipeDumper, sort_keys=False, allow_unicode=True, width=120)

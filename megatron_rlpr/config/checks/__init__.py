@@ -1,0 +1,33 @@
+"""What cannot work is refused before any process group starts: one line each, which names the key and the fix.
+
+pure      combinations of keys, and the number of processes; touches no disk and imports no torch
+machine   what must be here: files and folders, CUDA, Transformer Engine, a judge that can be asked
+model     whether the model folder is complete, supported, and fits layout and lengths
+engine    how the engines are made, and whether the model can run in them
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from megatron_rlpr.config.checks import pure
+from megatron_rlpr.config.schema import Config
+from megatron_rlpr.types import UserError
+
+
+def check(config: Config, world_size: int) -> None:
+    """Raise UserError for the first thing in config that cannot work on world_size processes of this machine.
+
+    Starts nothing and changes nothing.
+    """
+    for refusal in _refusals(config, world_size):
+        raise UserError(refusal)
+
+
+def _refusals(config: Config, world_size: int) -> Iterator[str]:
+    """One sentence each, in order; what is checked later may rely on everything before."""
+    yield from pure.refusals(config, world_size)
+    from megatron_rlpr.config.checks import machine, model  # slow to import, and not needed to refuse keys
+
+    yield from machine.refusals(config)
+    yield from model.refusals(config)

@@ -1,270 +1,200 @@
-"""Combinations of keys that cannot work, refused before any process group starts: one line each, with the fix."""
+"""Combinations of keys, and numbers of processes, that cannot work; touches no disk and imports no torch."""
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
+from collections.abc import Iterator
+from math import prod
+from pathlib import PurePath
 
+from megatron_rlpr.algorithm.advantage import GROUP_ESTIMATORS, MIXED_REWARD_ESTIMATORS
 from megatron_rlpr.algorithm.std_filter import source_multipliers
-from megatron_rlpr.config import bounds as config_bounds
-from megatron_rlpr.config.checks import model as config_model_checks
-from megatron_rlpr.config.checks import rollout as config_rollout_checks
+from megatron_rlpr.config.keys import all_keys
 from megatron_rlpr.config.schema import Config
-from megatron_rlpr.evaluation.judge import judge_settings
 from megatron_rlpr.reward.shaping import discrete_function, shaping_function
-from megatron_rlpr.types import UserError
 
-GROUP_ESTIMATORS = ("grpo", "grpo_nostd", "prnostd_vrstd", "prstd_vrstd", "rloo")
-MIXED_ESTIMATORS = ("prnostd_vrstd", "prstd_vrstd")
-
-
-def check(config: Config, world_size: int) -> None:
-    """Raise UserError for the first thing in config that cannot work on world_size processes.
-
-    Looks at the configuration, at the files it names and at whether CUDA and Transformer Engine are here; starts
-    nothing and changes nothing.
-    """
-    config_bounds.check(config)
-    _check_layout(config, world_size)
-    config_rollout_checks.check(config, world_size)
-    _check_run(config)
-    _check_files(config)
-    _check_batch(config)
-    _check_reward(config)
-    _check_filter(config)
-    _check_algorithm(config)
-    _check_optimizer(config)
-    _check_precision(config)
-    config_model_checks.check(config)
+_RAY_ONLY = (
+    "rollout.engines",
+    "rollout.pipeline",
+    "rollout.cpus_per_engine",
+    "rollout.engine_timeout_s",
+    "rollout.ray_address",
+    "weights.transport",
+)
 
 
-def _check_layout(config: Config, world_size: int) -> None:
-    tensor, pipeline = config.actor.tensor_model_parallel_size, config.actor.pipeline_model_parallel_size
-    if config.actor.context_parallel_size != 1:
-        raise UserError(
-            f"actor.context_parallel_size={config.actor.context_parallel_size}: context parallelism is not supported: "
-            "set it to 1 and use actor.sequence_parallel=true or a smaller actor.max_tokens_per_micro_batch"
+def refusals(config: Config, world_size: int) -> Iterator[str]:
+    """One sentence for each thing that cannot work on world_size processes."""
+    yield from _ranges(config)
+    yield from _layout(config, world_size)
+    yield from _idle_keys(config)
+    yield from _engines(config, world_size)
+    yield from _run(config)
+    yield from _files(config)
+    yield from _batch(config)
+    yield from _reward(config)
+    yield from _filter(config)
+    yield from _algorithm(config)
+    actor = config.actor
+    if actor.fp8 and actor.dtype != "bfloat16":
+        yield f"actor.fp8={actor.fp8} needs actor.dtype=bfloat16, got {actor.dtype}"
+
+
+def _ranges(config: Config) -> Iterator[str]:
+    for key in all_keys().values():
+        value = key.value(config)
+        if key.bounds and not key.bounds.hold(value):
+            yield f"{key.full_name}={value} must be {key.bounds}: {key.meaning}"
+
+
+def _layout(config: Config, world_size: int) -> Iterator[str]:
+    actor = config.actor
+    if actor.context_parallel_size != 1:
+        yield (
+            f"actor.context_parallel_size={actor.context_parallel_size}: context parallelism is not supported: set it "
+            "to 1 and use actor.sequence_parallel=true or a smaller actor.max_tokens_per_micro_batch"
         )
-    if world_size % (tensor * pipeline):
-        raise UserError(
-            f"{world_size} processes cannot be divided into groups of actor.tensor_model_parallel_size={tensor} x "
-            f"actor.pipeline_model_parallel_size={pipeline} = {tensor * pipeline}: start a multiple of "
-            f"{tensor * pipeline} processes (torchrun --nproc-per-node) or change the two sizes"
+    sizes = {
+        "actor.tensor_model_parallel_size": actor.tensor_model_parallel_size,
+        "actor.pipeline_model_parallel_size": actor.pipeline_model_parallel_size,
+    }
+    ranks = prod(sizes.values())
+    if world_size % ranks:
+        yield (
+            f"{world_size} processes cannot be divided into groups of "
+            f"{' x '.join(f'{name}={size}' for name, size in sizes.items())} = {ranks}: start a multiple of {ranks} "
+            "processes (torchrun --nproc-per-node) or change these sizes"
         )
-    replicas, expert = world_size // (tensor * pipeline), config.actor.expert_model_parallel_size
+    replicas, expert = world_size // ranks, actor.expert_model_parallel_size
     if replicas % expert:
-        raise UserError(
+        yield (
             f"actor.expert_model_parallel_size={expert} does not divide the {replicas} data-parallel ranks of "
-            f"{world_size} processes: start a multiple of {tensor * pipeline * expert} processes or change it"
+            f"{world_size} processes: start a multiple of {ranks * expert} processes or change it"
         )
-    if config.actor.sequence_parallel and tensor == 1:
-        raise UserError(
-            "actor.sequence_parallel=true needs actor.tensor_model_parallel_size > 1: it shards activations over the "
-            "tensor-parallel ranks"
-        )
+    if actor.sequence_parallel and actor.tensor_model_parallel_size == 1:
+        yield "actor.sequence_parallel=true shards over tensor-parallel ranks: set actor.tensor_model_parallel_size > 1"
 
 
-def _check_run(config: Config) -> None:
-    name = config.trainer.name
+def _idle_keys(config: Config) -> Iterator[str]:
+    """Keys that are set although another one leaves them without effect."""
+    idle: dict[str, str] = {}
+    if config.rollout.placement == "colocated":
+        idle |= dict.fromkeys(_RAY_ONLY, "with rollout.placement=colocated: set rollout.placement=ray or remove it")
+    if not config.data.val_files:
+        idle["trainer.test_freq"] = "without data.val_files"
+    if not config.reward.gt_tokens_one_more:
+        idle["reward.gt_tokens_one_more_adjusted"] = "without reward.gt_tokens_one_more=true"
+    if config.filter.mode == "EMA":
+        idle["filter.accuracy_lower_bound"] = (
+            "with filter.mode=EMA, which sets that bound itself: remove it or set filter.mode=fixed"
+        )
+    if config.actor.lr_decay_style == "constant":
+        idle["actor.min_lr"] = "with actor.lr_decay_style=constant: choose linear or cosine"
+    for name, why in idle.items():
+        value = all_keys()[name].value(config)
+        if value != all_keys()[name].default:
+            yield f"{name}={'true' if value is True else value} has no effect {why}"
+
+
+def _engines(config: Config, world_size: int) -> Iterator[str]:
+    rollout, size = config.rollout, config.rollout.tensor_parallel_size
+    if rollout.placement == "colocated" and world_size % size:
+        yield f"rollout.tensor_parallel_size={size} does not divide the {world_size} processes: choose a divisor"
+    if rollout.placement == "ray" and rollout.replay:
+        yield f"rollout.placement=ray with rollout.replay={rollout.replay}: stored rollouts need no engines, remove one"
+    if rollout.pipeline and not config.algorithm.importance_cap:
+        yield "rollout.pipeline=1 trains on responses of older weights: set algorithm.importance_cap, e.g. 2"
+    if rollout.pipeline and not config.filter.cache_regenerate:
+        yield (
+            "rollout.pipeline=1 with filter.cache_regenerate=false: carried groups could fill a step whose round is "
+            "under way already; set filter.cache_regenerate=true or rollout.pipeline=0"
+        )
+    if rollout.replay and config.trainer.val_only:
+        yield "trainer.val_only=true needs an engine, rollout.replay holds responses to training prompts: remove one"
+    if rollout.replay and config.algorithm.adv_estimator == "remax":
+        yield "algorithm.adv_estimator=remax needs greedy responses for its baseline, and rollout.replay holds none"
+
+
+def _run(config: Config) -> Iterator[str]:
+    trainer, name, strategies = config.trainer, config.trainer.name, config.evaluation.strategies
     if not name or name in (".", "..") or name != name.strip() or any(c in "/\\:" or not c.isprintable() for c in name):
-        raise UserError(
-            f"trainer.name={name!r} must be a plain folder name, without path separators (it lies in trainer.runs_dir)"
-        )
-    if not config.trainer.runs_dir:
-        raise UserError("trainer.runs_dir is empty: name the folder that holds all runs, e.g. runs")
-    runs = Path(config.trainer.runs_dir)
-    if runs.exists() and not runs.is_dir():
-        raise UserError(f"trainer.runs_dir={config.trainer.runs_dir} is a file, not a folder")
-    if config.trainer.val_only and not config.data.val_files:
-        raise UserError("trainer.val_only=true has nothing to validate: set data.val_files")
-    if config.trainer.test_freq and not config.data.val_files:
-        raise UserError(f"trainer.test_freq={config.trainer.test_freq} has no effect without data.val_files")
-    if config.trainer.export_hf and config.trainer.save_freq < 0:
-        raise UserError(
-            "trainer.export_hf=true writes beside checkpoints, and trainer.save_freq=-1 makes none: set it to 0 or more"
-        )
-    unknown = [strategy for strategy in config.evaluation.strategies if strategy not in ("greedy", "sampling")]
-    if unknown or not config.evaluation.strategies:
-        raise UserError(
-            f"evaluation.strategies={config.evaluation.strategies}: expected a list of 'greedy', 'sampling' or both"
-        )
-    if config.data.val_files:
-        judge_settings()  # of the environment
+        yield f"trainer.name={name!r} must be a plain folder name, without path separators: it lies in trainer.runs_dir"
+    if not trainer.runs_dir:
+        yield "trainer.runs_dir is empty: name the folder that holds all runs, e.g. runs"
+    if trainer.val_only and not config.data.val_files:
+        yield "trainer.val_only=true has nothing to validate: set data.val_files"
+    if trainer.export_hf and trainer.save_freq < 0:
+        yield "trainer.export_hf=true writes beside checkpoints, trainer.save_freq=-1 makes none: set it to 0 or more"
+    if not strategies or not set(strategies) <= {"greedy", "sampling"}:
+        yield f"evaluation.strategies={strategies}: expected a list of 'greedy', 'sampling' or both"
 
 
-def _check_files(config: Config) -> None:
-    if not (config.data.train_files or config.trainer.val_only or config.rollout.replay):
-        raise UserError("data.train_files is empty: name at least one parquet file, data.train_files=[train.parquet]")
-    for key, files in (("data.train_files", config.data.train_files), ("data.val_files", config.data.val_files)):
+def _files(config: Config) -> Iterator[str]:
+    data = config.data
+    if not (data.train_files or config.trainer.val_only or config.rollout.replay):
+        yield "data.train_files is empty: name at least one parquet file, data.train_files=[train.parquet]"
+    for key, files in (("data.train_files", data.train_files), ("data.val_files", data.val_files)):
         for file in files:
-            if not Path(file).is_file():
-                raise UserError(f"{key}: there is no file {file} (tools/prepare_data.py makes data sets)")
-        if len(set(files)) < len(files):
-            raise UserError(f"{key} names {next(file for file in files if files.count(file) > 1)} more than once")
-    names = [Path(file).stem for file in config.data.val_files]
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise UserError(
-            f"data.val_files: more than one file is called {twice}; metrics and summary carry that name, rename one of "
-            "them"
-        )
-    _check_replay(config)
-    converted = config.model.megatron_checkpoint
-    if converted and not Path(converted).is_dir():
-        raise UserError(
-            f"model.megatron_checkpoint: there is no folder {converted}; make it with "
-            "checkpoint_conversion/hf_to_megatron.py, or leave the key empty to read the weights from model.path"
-        )
+            if files.count(file) > 1:
+                yield f"{key} names {file} more than once"
+    stems = [PurePath(file).stem for file in data.val_files]
+    for stem in stems:
+        if stems.count(stem) > 1:
+            yield f"data.val_files: more than one file is called {stem}, and metrics carry that name: rename one"
 
 
-def _check_replay(config: Config) -> None:
-    replay = config.rollout.replay
-    if replay and not Path(replay).is_dir():
-        raise UserError(
-            f"rollout.replay: there is no folder {replay}; it is written by a run with tracking.save_rollouts=true, as "
-            "runs/<name>/rollouts"
-        )
-    if replay and not any(Path(replay).glob("*.parquet")):
-        raise UserError(f"rollout.replay: the folder {replay} holds no parquet file with stored rollouts")
-    if replay and Path(replay).resolve().is_relative_to(
-        (Path(config.trainer.runs_dir) / config.trainer.name).resolve()
-    ):
-        raise UserError(
-            f"rollout.replay={replay} lies in this run's own folder, which the run writes to: choose another "
-            "trainer.name"
-        )
-    if replay and config.trainer.val_only:
-        raise UserError(
-            "trainer.val_only=true with rollout.replay: stored rollouts are of training prompts, validation needs an "
-            "engine"
-        )
-    if replay and config.algorithm.adv_estimator == "remax":
-        raise UserError(
-            "algorithm.adv_estimator=remax with rollout.replay: its baseline is the reward of a greedy response, and "
-            "none is stored"
-        )
-
-
-def _check_batch(config: Config) -> None:
-    batch, mini = config.data.train_batch_size, config.actor.ppo_mini_batch_size
+def _batch(config: Config) -> Iterator[str]:
+    data, batch, mini = config.data, config.data.train_batch_size, config.actor.ppo_mini_batch_size
     if mini and batch % mini:
-        raise UserError(
-            f"actor.ppo_mini_batch_size={mini} does not divide data.train_batch_size={batch}: choose a divisor, or 0 "
-            "for the whole batch"
-        )
-    budget, response = config.actor.max_tokens_per_micro_batch, config.data.max_response_length
-    longest = config.data.max_prompt_length + response
-    if longest > budget:
-        raise UserError(
-            f"actor.max_tokens_per_micro_batch={budget} cannot hold one sequence of data.max_prompt_length + "
-            f"data.max_response_length = {config.data.max_prompt_length} + {response} = {longest} tokens: raise it to "
-            f"at least {longest}"
-        )
-    longest = config.data.val_max_prompt_length + response
-    if config.data.val_files and config.evaluation.score_reward and longest > budget:
-        raise UserError(
-            f"actor.max_tokens_per_micro_batch={budget} cannot hold one validation sequence of "
-            f"data.val_max_prompt_length + data.max_response_length = {config.data.val_max_prompt_length} + {response} "
-            f"= {longest} tokens: raise it to at least {longest}, lower data.val_max_prompt_length or set "
-            "evaluation.score_reward=false"
-        )
+        yield f"actor.ppo_mini_batch_size={mini} does not divide data.train_batch_size={batch}: choose a divisor or 0"
+    budget, response = config.actor.max_tokens_per_micro_batch, data.max_response_length
+    longest = {"data.max_prompt_length": data.max_prompt_length}
+    if data.val_files and config.evaluation.score_reward:
+        longest["data.val_max_prompt_length"] = data.val_max_prompt_length
+    for key, prompt in longest.items():
+        if prompt + response > budget:
+            instead = ", or set evaluation.score_reward=false" if "val_" in key else ""
+            yield (
+                f"actor.max_tokens_per_micro_batch={budget} cannot hold one sequence of {key} + "
+                f"data.max_response_length = {prompt} + {response} tokens: raise it to at least {prompt + response}, "
+                f"lower them{instead}"
+            )
 
 
-def _check_reward(config: Config) -> None:
-    reward = config.reward
-    shaping_function(reward.shaping_function_name)
-    discrete_function(reward.discrete_function_name)
-    if config.data.prompt_rewrite == "llama_gemma" and reward.format_mode != "R1_nothink":
-        raise UserError(
-            f"data.prompt_rewrite=llama_gemma asks for answer tags only, reward.format_mode={reward.format_mode} wants "
-            "think tags too: set reward.format_mode=R1_nothink"
-        )
-    if reward.gt_tokens_one_more_adjusted and not reward.gt_tokens_one_more:
-        raise UserError("reward.gt_tokens_one_more_adjusted=true has no effect without reward.gt_tokens_one_more=true")
+def _reward(config: Config) -> Iterator[str]:
+    shaping_function(config.reward.shaping_function_name)  # they refuse a name that they do not know
+    discrete_function(config.reward.discrete_function_name)
+    if config.data.prompt_rewrite == "llama_gemma" and config.reward.format_mode != "R1_nothink":
+        yield "data.prompt_rewrite=llama_gemma asks for answer tags only: set reward.format_mode=R1_nothink"
 
 
-def _check_filter(config: Config) -> None:
-    rules = config.filter
-    source_multipliers(rules.std_filter_beta_per_data_source)
-    if rules.accuracy_lower_bound > rules.accuracy_upper_bound:
-        raise UserError(
-            f"filter.accuracy_lower_bound={rules.accuracy_lower_bound} lies above "
-            f"filter.accuracy_upper_bound={rules.accuracy_upper_bound}: no group could pass"
-        )
-    if rules.mode == "EMA" and rules.accuracy_lower_bound:
-        raise UserError(
-            f"filter.accuracy_lower_bound={rules.accuracy_lower_bound} has no effect with filter.mode=EMA, which sets "
-            "that bound itself: remove it or set filter.mode=fixed"
-        )
-    if rules.enabled and rules.mode == "EMA" and rules.ema_start_step >= rules.start_step:
-        raise UserError(
+def _filter(config: Config) -> Iterator[str]:
+    rules, manager = config.filter, config.reward.reward_manager
+    source_multipliers(rules.std_filter_beta_per_data_source)  # refuses what it cannot read
+    low, high = rules.accuracy_lower_bound, rules.accuracy_upper_bound
+    if low > high:
+        yield f"filter.accuracy_lower_bound={low} lies above filter.accuracy_upper_bound={high}: no group could pass"
+    if not rules.enabled:
+        return
+    if rules.mode == "EMA" and rules.ema_start_step >= rules.start_step:
+        yield (
             f"filter.ema_start_step={rules.ema_start_step} must come before filter.start_step={rules.start_step}: "
             "the first threshold is made from the steps between them"
         )
-    graded = config.reward.reward_manager != "prob" or config.reward.reward_type == "pr+vr"
-    if rules.enabled and rules.target == "vr_acc" and not graded:
-        raise UserError("filter.target=vr_acc needs graded answers: set reward.reward_manager to mix or naive")
-    if rules.enabled and rules.target in ("scoreB", "scoreB-scoreA") and config.reward.reward_manager == "naive":
-        raise UserError(
-            f"filter.target={rules.target} needs the reference probability: set reward.reward_manager to prob or mix"
-        )
+    if rules.target == "vr_acc" and manager == "prob" and config.reward.reward_type != "pr+vr":
+        yield "filter.target=vr_acc needs graded answers: set reward.reward_manager to mix or naive"
+    if rules.target in ("scoreB", "scoreB-scoreA") and manager == "naive":
+        yield f"filter.target={rules.target} needs the reference probability: set reward.reward_manager to prob or mix"
 
 
-def _check_algorithm(config: Config) -> None:
-    algorithm = config.algorithm
+def _algorithm(config: Config) -> Iterator[str]:
+    algorithm, actor, n = config.algorithm, config.actor, config.rollout.n
     estimator = algorithm.adv_estimator
-    if estimator in GROUP_ESTIMATORS and config.rollout.n < 2:
-        raise UserError(
-            f"rollout.n={config.rollout.n}: algorithm.adv_estimator={estimator} compares the responses of a prompt, it "
-            "needs rollout.n >= 2"
-        )
-    if estimator in MIXED_ESTIMATORS and config.reward.reward_manager != "mix":
-        raise UserError(
-            f"algorithm.adv_estimator={estimator} combines probability and graded rewards: set "
-            "reward.reward_manager=mix"
-        )
-    adaptive = algorithm.kl_ctrl_type == "adaptive"
-    if adaptive and (algorithm.use_kl_loss or not algorithm.kl_loss_coef):
+    if estimator in GROUP_ESTIMATORS and n < 2:
+        yield f"rollout.n={n}: algorithm.adv_estimator={estimator} compares responses of a prompt, set rollout.n >= 2"
+    if estimator in MIXED_REWARD_ESTIMATORS and config.reward.reward_manager != "mix":
+        yield f"algorithm.adv_estimator={estimator} needs probability and graded rewards: set reward.reward_manager=mix"
+    if algorithm.kl_ctrl_type == "adaptive" and (algorithm.use_kl_loss or not algorithm.kl_loss_coef):
         missing = "algorithm.use_kl_loss=false" if algorithm.use_kl_loss else "algorithm.kl_loss_coef > 0"
-        raise UserError(
-            f"algorithm.kl_ctrl_type=adaptive has no effect without a KL in the reward: set {missing}, or "
-            "kl_ctrl_type=fixed"
-        )
-    if config.actor.min_lr > config.actor.lr:
-        raise UserError(
-            f"actor.min_lr={config.actor.min_lr} is above the peak learning rate actor.lr={config.actor.lr}"
-        )
-    if config.actor.min_lr and config.actor.lr_decay_style == "constant":
-        raise UserError(
-            f"actor.min_lr={config.actor.min_lr} has no effect with actor.lr_decay_style=constant: choose linear or "
-            "cosine"
-        )
-
-
-def _check_optimizer(config: Config) -> None:
-    if not config.actor.use_distributed_optimizer:
-        return
-    import torch
-
-    if not torch.cuda.is_available():
-        raise UserError(
-            "actor.use_distributed_optimizer=true needs a CUDA GPU, and none is visible: Megatron-Core cannot save its "
-            "state without; set it to false"
-        )
-
-
-def _check_precision(config: Config) -> None:
-    actor = config.actor
-    if not actor.fp8:
-        return
-    if actor.dtype != "bfloat16":
-        raise UserError(f"actor.fp8={actor.fp8} needs actor.dtype=bfloat16, got {actor.dtype}")
-    import torch
-
-    if not torch.cuda.is_available():
-        raise UserError(f"actor.fp8={actor.fp8} needs a CUDA GPU, and none is visible: set actor.fp8= (empty)")
-    if importlib.util.find_spec("transformer_engine") is None:
-        raise UserError(
-            f"actor.fp8={actor.fp8} needs Transformer Engine: pip install 'megatron-rlpr[cuda]', or set actor.fp8= "
-            "(empty)"
-        )
+        yield f"algorithm.kl_ctrl_type=adaptive has no effect without a KL in the reward: set {missing}, or fixed"
+    if actor.min_lr > actor.lr:
+        yield f"actor.min_lr={actor.min_lr} is above the peak learning rate actor.lr={actor.lr}"

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from megatron_rlpr.rollout.engine import ProgressCallback, RolloutEngine
 from megatron_rlpr.rollout.requests import RolloutRequest, group_requests
 from megatron_rlpr.system.agreement import gather_or_raise
-from megatron_rlpr.types import Response, RolloutGroup, UserError
+from megatron_rlpr.types import Response, RolloutGroup
 from megatron_rlpr.weights.receiver import Announcement, Confirmation
 
 
@@ -26,15 +26,13 @@ class ColocatedRollouts:
     """
 
     def __init__(self, engine: RolloutEngine, tensor_parallel_size: int = 1) -> None:
-        """engine: this rank's. Collective: makes a gloo group over all ranks for ids, texts and errors."""
+        """engine: this rank's; tensor_parallel_size divides the ranks (config.checks.pure refuses others).
+
+        Collective: makes a gloo group over all ranks for ids, texts and errors.
+        """
         self._engine = engine
         self._group = dist.new_group(backend="gloo") if dist.is_initialized() and dist.get_world_size() > 1 else None
         world_size, rank = (dist.get_world_size(), dist.get_rank()) if self._group is not None else (1, 0)
-        if world_size % tensor_parallel_size:
-            raise UserError(
-                f"rollout.tensor_parallel_size={tensor_parallel_size} does not divide the {world_size} ranks of this "
-                "run; use a divisor"
-            )
         self._rank: int = rank
         self._tensor_parallel_size = tensor_parallel_size
         self._number_of_engines = world_size // tensor_parallel_size

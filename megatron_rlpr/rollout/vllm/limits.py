@@ -41,22 +41,14 @@ def read_model_config(model_path: str | Path) -> PretrainedConfig:
 
 
 def check_engine_fits(config: PretrainedConfig, settings: EngineSettings, *, on_cpu: bool) -> None:
-    """Raise UserError when an engine with these settings cannot serve one sequence of its max_model_len tokens."""
+    """Raise UserError when an engine with these settings cannot serve one sequence of its max_model_len tokens.
+
+    That the ranks divide the model and that it has the positions is checked for actor and engine (config.checks.model).
+    """
     heads, tensor_parallel = config.num_attention_heads, settings.tensor_parallel_size
     key_value_heads = getattr(config, "num_key_value_heads", None) or heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    if heads % tensor_parallel:
-        raise UserError(
-            f"rollout.tensor_parallel_size={tensor_parallel} does not divide the model's {heads} attention heads; "
-            "use a divisor"
-        )
     longest = settings.max_model_len
-    limit = getattr(config, "max_position_embeddings", None)
-    if limit is not None and longest > limit:
-        raise UserError(
-            f"prompt and response may reach {longest} tokens, but the model has {limit} positions; "
-            "lower data.max_prompt_length, data.val_max_prompt_length or data.max_response_length"
-        )
     if not on_cpu:
         return
     if head_dim not in CPU_HEAD_DIMS:

@@ -169,11 +169,6 @@ def test_a_group_of_one_is_never_flat() -> None:
     assert std_filter.judge([scored_group([0.7])]) == [True]
 
 
-def test_a_lower_bound_beside_the_average_is_refused() -> None:
-    with pytest.raises(UserError, match=r"filter\.accuracy_lower_bound"):
-        StdFilter(replace(EMA, accuracy_lower_bound=0.1))
-
-
 @pytest.mark.parametrize("text", ["maths", "maths_is_", "_is_2", "maths_is_two", "maths_is_1+"])
 def test_a_malformed_multiplier_is_refused(text: str) -> None:
     with pytest.raises(UserError, match="std_filter_beta_per_data_source"):

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from megatron_rlpr.config.bounds import BOUNDS
-from megatron_rlpr.config.checks.pure import check
+from megatron_rlpr.config.checks import check
 from megatron_rlpr.config.keys import all_keys
 from megatron_rlpr.config.loading import load_config
 from megatron_rlpr.config.schema import Config
@@ -345,11 +346,10 @@ def test_fp8_sizes_are_checked_per_rank(run: Run, monkeypatch: pytest.MonkeyPatc
     assert "feed-forward size / 4 ranks" in message
 
 
-def test_every_number_has_a_range_that_holds_its_default() -> None:
-    numbers = {name: key.default for name, key in all_keys().items() if type(key.default) in (int, float)}
-    assert set(numbers) == set(BOUNDS), "a new number needs a line in config_bounds.BOUNDS"
-    for name, default in numbers.items():
-        assert BOUNDS[name].hold(default), name
+def test_every_number_and_nothing_else_has_a_range_that_holds_its_default() -> None:
+    numbers = [key for key in all_keys().values() if key.annotation in (int, float)]
+    assert {key.full_name for key in numbers} == {key.full_name for key in all_keys().values() if key.bounds}
+    assert [key.full_name for key in numbers if not key.bounds.hold(key.default)] == []
 
 
 @pytest.mark.parametrize(
@@ -364,8 +364,9 @@ def test_every_number_has_a_range_that_holds_its_default() -> None:
     ],
 )
 def test_ranges(name: str, inside: list[float], outside: list[float]) -> None:
-    assert all(BOUNDS[name].hold(value) for value in inside)
-    assert not any(BOUNDS[name].hold(value) for value in outside)
+    bounds = all_keys()[name].bounds
+    assert all(bounds.hold(value) for value in inside)
+    assert not any(bounds.hold(value) for value in outside)
 
 
 def test_a_judge_that_cannot_be_asked_is_refused_when_something_is_validated(
@@ -375,3 +376,14 @@ def test_a_judge_that_cannot_be_asked_is_refused_when_something_is_validated(
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     check(run(), 1)
     assert "set OPENAI_API_KEY" in refusal(run("data.val_files={here}/val.parquet", "evaluation.score_reward=false"))
+
+
+def test_keys_are_refused_without_waiting_for_torch() -> None:
+    program = (
+        "import sys; from megatron_rlpr.config import checks, loading\n"
+        "try: checks.check(loading.load_config(['rollout.n=0']), 1)\n"
+        "except Exception as error: print(error, 'torch' in sys.modules)"
+    )
+    printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert printed.startswith("rollout.n=0 must be at least 1")
+    assert printed.endswith("False\n")

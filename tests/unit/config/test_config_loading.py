@@ -219,7 +219,10 @@ def test_help_lists_every_key_within_100_columns(capsys: pytest.CaptureFixture[s
     words = " ".join(text.split())
     for name, key in all_keys().items():
         default = repr(key.default) if isinstance(key.default, str) else str(key.default)
-        assert f"{name}={default} ({key.type_name}) {' '.join(key.meaning.split())}" in words
+        allowed = ", ".join(filter(None, [key.type_name, str(key.bounds or "")]))
+        assert f"{name}={default} ({allowed}) {' '.join(key.meaning.split())}" in words
+    assert "rollout.top_k=-1 (int, at least 1, or -1)" in words
+    assert "algorithm.entropy_coeff=0.001 (float) weight" in words, "any number is allowed"
     assert max(len(line) for line in text.splitlines()) <= 100
 
 
@@ -274,7 +277,7 @@ def test_the_saved_configuration_reads_back_as_the_same(
 ) -> None:
     config = Config()
     for key in data.draw(st.lists(st.sampled_from(list(all_keys().values())), max_size=12)):
-        setattr(getattr(config, key.section), key.name, data.draw(values_of(key), label=key.full_name))
+        key.set(config, data.draw(values_of(key), label=key.full_name))
     path = tmp_path_factory.mktemp("run") / "deeper" / "config.yaml"
     save_resolved(config, path)
     assert load_config(["--config", str(path)]) == config

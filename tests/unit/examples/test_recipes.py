@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from megatron_rlpr.config.checks import pure as config_checks
+from megatron_rlpr.config import checks
 from megatron_rlpr.config.loading import load_config, resolved
 from megatron_rlpr.config.schema import Config
 from megatron_rlpr.data.dataset import samples_per_prompt
@@ -227,10 +227,10 @@ def present(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_recipe_of_a_supported_model_passes_all_checks(present: Path, name: str, world_size: int) -> None:
     architecture = HF_CONFIGS[name]["architectures"][0]
     if architecture in SUPPORTED:
-        config_checks.check(recipe(name), world_size)
+        checks.check(recipe(name), world_size)
     else:
         with pytest.raises(UserError, match=f"{architecture} is not supported"):
-            config_checks.check(recipe(name), world_size)
+            checks.check(recipe(name), world_size)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,0 +1,61 @@
+"""What this machine must have: the files and folders that the keys name, CUDA, Transformer Engine, a judge to ask."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+
+from megatron_rlpr.config.schema import Config
+from megatron_rlpr.evaluation.judge import judge_settings
+
+
+def refusals(config: Config) -> Iterator[str]:
+    """One sentence for each thing that is missing here."""
+    runs = Path(config.trainer.runs_dir)
+    if runs.exists() and not runs.is_dir():
+        yield f"trainer.runs_dir={runs} is a file, not a folder"
+    if config.data.val_files:
+        judge_settings()  # refuses an environment that names a judge it cannot ask
+    for key, files in (("data.train_files", config.data.train_files), ("data.val_files", config.data.val_files)):
+        for file in files:
+            if not Path(file).is_file():
+                yield f"{key}: there is no file {file} (tools/prepare_data.py makes data sets)"
+    if config.rollout.replay:
+        yield from _stored_rollouts(config.rollout.replay, runs / config.trainer.name)
+    converted = config.model.megatron_checkpoint
+    if converted and not Path(converted).is_dir():
+        yield (
+            f"model.megatron_checkpoint: there is no folder {converted}; make it with "
+            "checkpoint_conversion/hf_to_megatron.py, or leave the key empty to read the weights from model.path"
+        )
+    yield from _accelerator(config)
+
+
+def _stored_rollouts(replay: str, run_folder: Path) -> Iterator[str]:
+    if not Path(replay).is_dir():
+        yield (
+            f"rollout.replay: there is no folder {replay}; it is written by a run with tracking.save_rollouts=true, as "
+            "runs/<name>/rollouts"
+        )
+    if not any(Path(replay).glob("*.parquet")):
+        yield f"rollout.replay: the folder {replay} holds no parquet file with stored rollouts"
+    if Path(replay).resolve().is_relative_to(run_folder.resolve()):
+        yield f"rollout.replay={replay} lies in this run's own folder, which it writes to: choose another trainer.name"
+
+
+def _accelerator(config: Config) -> Iterator[str]:
+    optimizer, fp8 = config.actor.use_distributed_optimizer, config.actor.fp8
+    if not (optimizer or fp8):
+        return
+    import torch
+
+    if optimizer and not torch.cuda.is_available():
+        yield (
+            "actor.use_distributed_optimizer=true needs a CUDA GPU, and none is visible: Megatron-Core cannot save its "
+            "state without; set it to false"
+        )
+    if fp8 and not torch.cuda.is_available():
+        yield f"actor.fp8={fp8} needs a CUDA GPU, and none is visible: set actor.fp8= (empty)"
+    if fp8 and importlib.util.find_spec("transformer_engine") is None:
+        yield f"actor.fp8={fp8} needs Transformer Engine: pip install 'megatron-rlpr[cuda]', or set actor.fp8= (empty)"
