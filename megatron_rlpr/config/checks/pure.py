@@ -1,4 +1,4 @@
-"""Combinations of keys, and numbers of processes, that cannot work; touches no disk and imports no torch."""
+"""Keys that cannot work together, or on so many processes; touches no disk and imports no torch."""
 
 from __future__ import annotations
 
@@ -152,11 +152,11 @@ def _batch(config: Config) -> Iterator[str]:
         longest["data.val_max_prompt_length"] = data.val_max_prompt_length
     for key, prompt in longest.items():
         if prompt + response > budget:
-            instead = ", or set evaluation.score_reward=false" if "val_" in key else ""
+            instead = ", lower them or set evaluation.score_reward=false" if "val_" in key else " or lower them"
             yield (
                 f"actor.max_tokens_per_micro_batch={budget} cannot hold one sequence of {key} + "
-                f"data.max_response_length = {prompt} + {response} tokens: raise it to at least {prompt + response}, "
-                f"lower them{instead}"
+                f"data.max_response_length = {prompt} + {response} tokens: raise it to at least {prompt + response}"
+                f"{instead}"
             )
 
 
@@ -195,6 +195,6 @@ def _algorithm(config: Config) -> Iterator[str]:
         yield f"algorithm.adv_estimator={estimator} needs probability and graded rewards: set reward.reward_manager=mix"
     if algorithm.kl_ctrl_type == "adaptive" and (algorithm.use_kl_loss or not algorithm.kl_loss_coef):
         missing = "algorithm.use_kl_loss=false" if algorithm.use_kl_loss else "algorithm.kl_loss_coef > 0"
-        yield f"algorithm.kl_ctrl_type=adaptive has no effect without a KL in the reward: set {missing}, or fixed"
+        yield f"algorithm.kl_ctrl_type=adaptive needs a KL in the reward: set {missing}, or kl_ctrl_type=fixed"
     if actor.min_lr > actor.lr:
         yield f"actor.min_lr={actor.min_lr} is above the peak learning rate actor.lr={actor.lr}"
