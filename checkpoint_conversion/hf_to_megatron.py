@@ -31,36 +31,35 @@ from typing import Any
 import torch
 
 from checkpoint_conversion.model_outline import ModelOutline, OutlinedParameter, outline_model
-from checkpoint_conversion.single_process import DTYPE_NAMES, byte_progress, one_process
+from checkpoint_conversion.single_process import byte_progress, one_process
 from checkpoint_conversion.source_files import SourceFiles
 from checkpoint_conversion.streamed_load import load_streamed
 from checkpoint_conversion.streamed_save import save_streamed
-from megatron_rlpr.actor.model.tree_policy import DTYPES
 from megatron_rlpr.system.command_line import exit_status
+from megatron_rlpr.system.dtypes import DTYPES, dtype_name
 from megatron_rlpr.system.sealed_folder import empty, make_once
 from megatron_rlpr.types import UserError
 from megatron_rlpr.weights.architectures import model_shape
 from megatron_rlpr.weights.checksum import ChecksummedStream, weights_checksum
-from megatron_rlpr.weights.companion_files import companion_files, copy_companions
-from megatron_rlpr.weights.hf_tensors import HfTensors
+from megatron_rlpr.weights.hf_folder import HfFolder
 from megatron_rlpr.weights.load_hf import open_hf_weights
 from megatron_rlpr.weights.load_megatron import SHAPE, WEIGHTS
-from megatron_rlpr.weights.shape import ModelShape, read_hf_config
+from megatron_rlpr.weights.shape import ModelShape
 
 CONVERSION = "conversion.json"
 HF_FILES = "hf"
 
 
-def convert(hf: Path, out: Path, dtype_name: str = "auto") -> bool:
+def convert(hf: Path, out: Path, asked: str = "auto") -> bool:
     """Write the checkpoint of a Hugging Face folder; False when it is already there, complete and from the same files.
 
-    dtype_name: float32, bfloat16, or auto: bfloat16 where all tensors are stored so, else float32.
+    asked: float32, bfloat16, or auto: bfloat16 where all tensors are stored so, else float32.
     """
-    shape = model_shape(read_hf_config(hf))
+    shape = model_shape(HfFolder(hf).config())
     source = open_hf_weights(shape, hf)
-    dtype = source.widest_dtype() if dtype_name == "auto" else DTYPES[dtype_name]
-    files = SourceFiles(sorted({tensor.file for tensor in source.stored.values()}) + companion_files(hf))
-    made_from = {"dtype": DTYPE_NAMES[dtype], "files": files.sums}
+    dtype = source.widest_dtype() if asked == "auto" else DTYPES[asked]
+    files = SourceFiles(sorted({tensor.file for tensor in source.stored.values()}) + source.companions())
+    made_from = {"dtype": dtype_name(dtype), "files": files.sums}
 
     def build(staging: Path) -> None:
         empty(staging)
@@ -68,15 +67,15 @@ def convert(hf: Path, out: Path, dtype_name: str = "auto") -> bool:
         _write_json(staging / SHAPE, asdict(shape))
         _write_json(
             staging / CONVERSION,
-            {"source": hf.resolve().name, "dtype": DTYPE_NAMES[dtype], "weights_checksum": checksum},
+            {"source": hf.resolve().name, "dtype": dtype_name(dtype), "weights_checksum": checksum},
         )
-        copy_companions(hf, staging / HF_FILES)
+        source.copy_companions(staging / HF_FILES)
         files.check_unchanged()
 
     return make_once(out, made_from, build)
 
 
-def _write_weights(shape: ModelShape, source: HfTensors, dtype: torch.dtype, weights: Path) -> str:
+def _write_weights(shape: ModelShape, source: HfFolder, dtype: torch.dtype, weights: Path) -> str:
     """Write the checkpoint and compare what is on disk with what was read; returns the checksum of the weights."""
     weights.mkdir()
     with one_process(dtype) as actor:
@@ -103,7 +102,7 @@ def _write_weights(shape: ModelShape, source: HfTensors, dtype: torch.dtype, wei
     return written
 
 
-def _tensors(outline: ModelOutline, source: HfTensors, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
+def _tensors(outline: ModelOutline, source: HfFolder, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
     for parameter in outline.parameters:
         for tensor in parameter.mapping.hf:
             yield tensor.name, source.read(tensor.name).to(dtype)

@@ -27,20 +27,20 @@ from megatron.core import dist_checkpointing
 
 from checkpoint_conversion.hf_to_megatron import CONVERSION, HF_FILES
 from checkpoint_conversion.model_outline import outline_model
-from checkpoint_conversion.single_process import DTYPE_NAMES, byte_progress, one_process
+from checkpoint_conversion.single_process import byte_progress, one_process
 from checkpoint_conversion.source_files import SourceFiles
 from checkpoint_conversion.streamed_load import load_streamed
 from megatron_rlpr.system.command_line import exit_status
+from megatron_rlpr.system.dtypes import DTYPES
 from megatron_rlpr.system.sealed_folder import empty, make_once
 from megatron_rlpr.types import UserError
 from megatron_rlpr.weights.architectures import model_shape
 from megatron_rlpr.weights.checksum import ChecksummedStream, weights_checksum
-from megatron_rlpr.weights.companion_files import companion_files, copy_companions, record_dtype
-from megatron_rlpr.weights.hf_tensors import HfTensors
+from megatron_rlpr.weights.hf_folder import HfFolder, record_dtype
 from megatron_rlpr.weights.load_hf import hf_manifest
 from megatron_rlpr.weights.load_megatron import WEIGHTS, check_megatron_checkpoint, damage_named, read_checkpoint_shape
 from megatron_rlpr.weights.save_hf import save_hf_weights
-from megatron_rlpr.weights.shape import ModelShape, read_hf_config
+from megatron_rlpr.weights.shape import ModelShape
 
 
 def convert(megatron: Path, out: Path, hf: Path | None = None, max_shard_gb: float = 5.0) -> bool:
@@ -49,16 +49,15 @@ def convert(megatron: Path, out: Path, hf: Path | None = None, max_shard_gb: flo
     hf: folder of config.json and tokenizer; None: the copy that a conversion keeps. The dtype is the checkpoint's.
     """
     read_checkpoint_shape(megatron)
-    companions = hf or megatron / HF_FILES
-    if not companions.is_dir():
+    companions = HfFolder(hf or megatron / HF_FILES)
+    if not companions.path.is_dir():
         raise UserError(
-            f"there is no folder {companions} with config.json and tokenizer: name the model folder of the run with "
-            "--hf"
+            f"there is no folder {companions.path} with config.json and tokenizer: name the run's model with --hf"
         )
-    shape = model_shape(read_hf_config(companions))
+    shape = model_shape(companions.config())
     check_megatron_checkpoint(shape, megatron)
     files = SourceFiles(
-        sorted(path for path in (megatron / WEIGHTS).iterdir() if path.is_file()) + companion_files(companions)
+        sorted(path for path in (megatron / WEIGHTS).iterdir() if path.is_file()) + companions.companions()
     )
     made_from = {"max_shard_gb": max_shard_gb, "files": files.sums}
 
@@ -66,7 +65,7 @@ def convert(megatron: Path, out: Path, hf: Path | None = None, max_shard_gb: flo
         empty(staging)
         dtype = _stored_dtype(megatron / WEIGHTS)
         _write_weights(megatron, shape, dtype, staging, int(max_shard_gb * 10**9))
-        copy_companions(companions, staging)
+        companions.copy_companions(staging)
         record_dtype(staging, dtype)
         files.check_unchanged()
 
@@ -85,7 +84,7 @@ def _write_weights(megatron: Path, shape: ModelShape, dtype: torch.dtype, stagin
         raise UserError(
             f"{megatron}: the weights are not those that were converted (checksum differs): convert the model again"
         )
-    written = HfTensors(staging)
+    written = HfFolder(staging)
     if weights_checksum((name, written.read(name)) for name in manifest) != read.checksum:
         raise UserError(
             f"{staging} does not hold what was written there (checksum differs): is the disk sound? Run the same "
@@ -111,10 +110,9 @@ def _stored_dtype(weights: Path) -> torch.dtype:
     # A training checkpoint holds the optimizer's fp32 copies of the weights as well, under their names.
     model = [tensor for name, tensor in stored.items() if name.endswith("weight") and not name.startswith("optimizer.")]
     found = {tensor.dtype for tensor in model if tensor.dtype is not None}
-    if len(found) != 1 or not found <= DTYPE_NAMES.keys():
+    if len(found) != 1 or not found <= set(DTYPES.values()):
         raise UserError(
-            f"{weights}: expected weights of one dtype, {' or '.join(DTYPE_NAMES.values())}, found "
-            f"{sorted(map(str, found))}"
+            f"{weights}: expected weights of one dtype, {' or '.join(DTYPES)}, found {sorted(map(str, found))}"
         )
     return found.pop()
 

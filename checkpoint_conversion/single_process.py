@@ -12,16 +12,14 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from megatron_rlpr.actor import parallel
-from megatron_rlpr.actor.model.tree_policy import DTYPES
 from megatron_rlpr.config.schema import ActorConfig
-
-DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+from megatron_rlpr.system.dtypes import dtype_name
 
 
 @contextmanager
 def one_process(dtype: torch.dtype) -> Iterator[ActorConfig]:
     """Megatron's process groups for a world of this process alone; they end with the block."""
-    actor = ActorConfig(dtype=DTYPE_NAMES[dtype])  # type: ignore[arg-type]
+    actor = ActorConfig(dtype=dtype_name(dtype))  # type: ignore[arg-type]
     parallel.initialize(actor, seed=0)
     try:
         yield actor

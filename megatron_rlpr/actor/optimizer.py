@@ -8,9 +8,10 @@ from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_mega
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.transformer.module import Float16Module
 
-from megatron_rlpr.actor.model.tree_policy import DTYPES, TreePolicy
+from megatron_rlpr.actor.model.tree_policy import TreePolicy
 from megatron_rlpr.actor.optimizer_state import optimizer_parts
 from megatron_rlpr.config.schema import ActorConfig
+from megatron_rlpr.system.dtypes import DTYPES
 
 
 def wrap_for_training(model: TreePolicy, actor: ActorConfig) -> tuple[DistributedDataParallel, MegatronOptimizer]:

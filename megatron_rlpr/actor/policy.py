@@ -15,13 +15,14 @@ import torch.distributed as dist
 
 from megatron_rlpr.actor.costs import cost_model
 from megatron_rlpr.actor.cpu.megatron import device
-from megatron_rlpr.actor.model.tree_policy import DTYPES, build_model
+from megatron_rlpr.actor.model.tree_policy import build_model
 from megatron_rlpr.actor.optimizer import apply_gradients, set_learning_rate, wrap_for_training
 from megatron_rlpr.actor.parallel import Layout
 from megatron_rlpr.actor.policy_gradient import STATISTICS, LossTerms, RowValues, policy_gradient
 from megatron_rlpr.actor.schedule import MicroBatchRunner
 from megatron_rlpr.config.schema import ActorConfig
 from megatron_rlpr.packing import Plan, TreeMicroBatch, plan
+from megatron_rlpr.system.dtypes import DTYPES
 from megatron_rlpr.types import ScoreRequest, TokenScores, TokensDone, TrainSequence, UpdateResult
 from megatron_rlpr.weights.shape import ModelShape
 

@@ -40,10 +40,11 @@ from megatron_rlpr.system.process_environment import default_threads
 from megatron_rlpr.tracking.console import Console
 from megatron_rlpr.tracking.tracker import Tracker
 from megatron_rlpr.types import Prompt, Response
-from megatron_rlpr.weights.architectures import model_shape, read_hf_config
+from megatron_rlpr.weights.architectures import model_shape
 from megatron_rlpr.weights.export import WeightExporter
 from megatron_rlpr.weights.handover import HandOver
 from megatron_rlpr.weights.hf_export import HfExport
+from megatron_rlpr.weights.hf_folder import HfFolder
 from megatron_rlpr.weights.load_hf import load_hf_weights
 from megatron_rlpr.weights.load_megatron import load_megatron_checkpoint
 from megatron_rlpr.weights.shape import ModelShape
@@ -58,7 +59,7 @@ def build_parts(config: Config) -> RunParts:
     console, clock = Console(config.tracking.progress, layout.rank), Clock()
     folder = RunFolder(Path(config.trainer.runs_dir) / config.trainer.name)
     lock = folder.hold() if first else None
-    shape = model_shape(read_hf_config(config.model.path))
+    shape = model_shape(HfFolder(config.model.path).config())
     checkpoints = CheckpointStore(folder.checkpoints, shape, config.trainer.keep_last)
     done = resume_step(config.trainer, checkpoints)
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from megatron_rlpr.weights.companion_files import copy_companions, record_dtype
 from megatron_rlpr.weights.export import WeightExporter
+from megatron_rlpr.weights.hf_folder import HfFolder, record_dtype
 from megatron_rlpr.weights.save_hf import save_hf_weights
 
 _NAME = re.compile(r"step_(\d{6,})")
@@ -51,7 +51,7 @@ class HfExport:
         for unfinished in self._folder.glob(".partial_*"):
             shutil.rmtree(unfinished)
         partial.mkdir(parents=True)
-        copy_companions(self._model, partial)
+        HfFolder(self._model).copy_companions(partial)
         record_dtype(partial, self._exporter.dtype)
         save_hf_weights(stream, self._exporter.manifest(), self._exporter.dtype, partial, _MAX_FILE_BYTES)
         _sync(partial)

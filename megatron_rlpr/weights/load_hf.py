@@ -9,7 +9,7 @@ import torch
 from megatron.core import parallel_state
 
 from megatron_rlpr.weights.architectures import parameter_table
-from megatron_rlpr.weights.hf_tensors import TIED_HEAD, HfTensors
+from megatron_rlpr.weights.hf_folder import OUTPUT_HEAD, HfFolder
 from megatron_rlpr.weights.local_parameters import local_parameters
 from megatron_rlpr.weights.mapping import ParamMapping
 from megatron_rlpr.weights.shape import ModelShape
@@ -23,13 +23,13 @@ def hf_manifest(shape: ModelShape) -> dict[str, tuple[int, ...]]:
     return {t.name: t.shape for mapping in parameter_table(shape) if not mapping.is_copy for t in mapping.hf}
 
 
-def open_hf_weights(shape: ModelShape, folder: str | Path) -> HfTensors:
+def open_hf_weights(shape: ModelShape, folder: str | Path) -> HfFolder:
     """The folder's tensors, after checking that they are exactly the model's. Raises UserError.
 
     With tied embeddings a stored output head is allowed and not used, as in transformers.
     """
-    source = HfTensors(folder)
-    source.check(hf_manifest(shape), frozenset({TIED_HEAD}) if shape.tied_embeddings else frozenset())
+    source = HfFolder(folder)
+    source.check(hf_manifest(shape), frozenset({OUTPUT_HEAD}) if shape.tied_embeddings else frozenset())
     return source
 
 
@@ -49,7 +49,7 @@ def load_hf_weights(
                 on_loaded(parameter.tensor.nbytes)
 
 
-def _shard(source: HfTensors, mapping: ParamMapping) -> torch.Tensor:
+def _shard(source: HfFolder, mapping: ParamMapping) -> torch.Tensor:
     rank, size = parallel_state.get_tensor_model_parallel_rank(), parallel_state.get_tensor_model_parallel_world_size()
     dim = mapping.layout.cut_dim
     if dim is None:

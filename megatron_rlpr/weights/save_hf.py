@@ -16,9 +16,9 @@ from pathlib import Path
 
 import torch
 
-from megatron_rlpr.weights.hf_tensors import DTYPES, INDEX
+from megatron_rlpr.weights.hf_folder import INDEX, STORED_DTYPES
 
-_DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_DTYPE_NAMES = {dtype: name for name, dtype in STORED_DTYPES.items()}
 _ALIGNMENT = 8  # of the first tensor, for readers that map the file
 
 

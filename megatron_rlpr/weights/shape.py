@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
-
-from megatron_rlpr.types import UserError
 
 
 @dataclass(frozen=True)
@@ -86,23 +82,3 @@ def shape_of_fields(fields: Mapping[str, Any]) -> ModelShape:
             "experts": experts and ExpertShape(**experts),
         }
     )
-
-
-def read_hf_config(path: str | Path) -> dict[str, Any]:
-    """config.json of a Hugging Face folder. Raises UserError when folder or file is missing or no JSON object."""
-    folder = Path(path)
-    if not folder.is_dir():
-        raise UserError(
-            f"there is no model folder {folder}: name a Hugging Face folder with config.json, the tokenizer and "
-            "*.safetensors"
-        )
-    file = folder / "config.json"
-    if not file.is_file():
-        raise UserError(f"{folder} holds no config.json: it is no Hugging Face model folder")
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{file} is not valid JSON ({error}): fetch the model again") from None
-    if not isinstance(config, dict):
-        raise UserError(f"{file} must hold a JSON object, found a {type(config).__name__}")
-    return config

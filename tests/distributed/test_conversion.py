@@ -17,7 +17,7 @@ from checkpoint_conversion import hf_to_megatron, megatron_to_hf, verify
 from checkpoint_conversion.model_outline import BUCKET_BYTES
 from megatron_rlpr.types import UserError
 from megatron_rlpr.weights.architectures import model_shape
-from megatron_rlpr.weights.hf_tensors import HfTensors
+from megatron_rlpr.weights.hf_folder import HfFolder
 from megatron_rlpr.weights.load_megatron import check_megatron_checkpoint
 from tools.bench import convert_case
 
@@ -180,6 +180,6 @@ def test_memory_follows_a_layer_and_not_the_model(tmp_path: Path) -> None:
     )  # two copies of what is in hand, one as it is written or read; Megatron's and torch's plans
     assert bound < 0.6 * model
     assert {direction: cost.peak_bytes for direction, cost in costs.items() if cost.peak_bytes > bound} == {}
-    before, after = HfTensors(hf), HfTensors(tmp_path / "back")
+    before, after = HfFolder(hf), HfFolder(tmp_path / "back")
     assert before.stored.keys() == after.stored.keys()
     assert all(torch.equal(before.read(name), after.read(name)) for name in before.stored)

@@ -16,7 +16,8 @@ from transformers import LlamaConfig
 from megatron_rlpr.reward.base_probability import BaseProbabilityTable
 from megatron_rlpr.run.folder import RunFolder
 from megatron_rlpr.types import Prompt
-from megatron_rlpr.weights.architectures import model_shape, read_hf_config
+from megatron_rlpr.weights.architectures import model_shape
+from megatron_rlpr.weights.hf_folder import HfFolder
 
 pytestmark = pytest.mark.distributed
 
@@ -37,7 +38,7 @@ def write_checkpoint(folder: Path, model: Path) -> None:
     (folder / "megatron").mkdir(parents=True)
     for name in ("metadata.json", ".metadata", "common.pt"):
         (folder / "megatron" / name).touch()
-    (folder / "model_shape.json").write_text(json.dumps(asdict(model_shape(read_hf_config(str(model))))))
+    (folder / "model_shape.json").write_text(json.dumps(asdict(model_shape(HfFolder(str(model)).config()))))
     (folder / "run_state.json").write_text("{}")
 
 

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from megatron_rlpr.config.loading import load_config
 from megatron_rlpr.rollout.store import SCHEMA
 from megatron_rlpr.tracking.metric_names import REQUIRED, undocumented
-from megatron_rlpr.weights.hf_tensors import HfTensors
+from megatron_rlpr.weights.hf_folder import HfFolder
 
 pytestmark = pytest.mark.e2e
 
@@ -148,11 +148,9 @@ def test_transformers_loads_the_final_weights_from_beside_the_checkpoint(
     exports = workplace.run_folder(undisturbed) / "hf"
     assert sorted(path.name for path in exports.iterdir()) == ["step_000003", "step_000006"]
     exported = AutoModelForCausalLM.from_pretrained(exports / "step_000006").state_dict()
-    final = HfTensors(
-        conversion(workplace, workplace.run_folder(undisturbed) / "checkpoints" / "step_000006", tmp_path)
-    )
+    final = HfFolder(conversion(workplace, workplace.run_folder(undisturbed) / "checkpoints" / "step_000006", tmp_path))
     assert [name for name in final.stored if not torch.equal(final.read(name), exported[name])] == []
-    before = HfTensors(workplace.folder / "model")
+    before = HfFolder(workplace.folder / "model")
     assert any(not torch.equal(before.read(name), exported[name]) for name in final.stored)
 
 
@@ -221,4 +219,4 @@ def test_everything_else_at_once(workplace: Workplace, tmp_path: Path) -> None:
     exported = run_folder / "hf" / "step_000003"
     assert (converted / "model.safetensors").read_bytes() == (exported / "model.safetensors").read_bytes()
     assert (converted / "config.json").read_bytes() == (exported / "config.json").read_bytes()
-    assert {stored.dtype for stored in HfTensors(exported).stored.values()} == {torch.bfloat16}
+    assert {stored.dtype for stored in HfFolder(exported).stored.values()} == {torch.bfloat16}

@@ -45,12 +45,13 @@ def make_policy(folder: Path, **options: object):
     from megatron_rlpr.actor import parallel
     from megatron_rlpr.actor.policy import MegatronPolicy
     from megatron_rlpr.config.schema import ActorConfig
-    from megatron_rlpr.weights.architectures import model_shape, read_hf_config
+    from megatron_rlpr.weights.architectures import model_shape
+    from megatron_rlpr.weights.hf_folder import HfFolder
     from megatron_rlpr.weights.load_hf import load_hf_weights
 
     actor = ActorConfig(**{"dtype": "float32", "max_tokens_per_micro_batch": 512, **options})  # type: ignore[arg-type]
     layout = parallel.initialize(actor, seed=1)
-    shape = model_shape(read_hf_config(folder))
+    shape = model_shape(HfFolder(folder).config())
     policy = MegatronPolicy(shape, actor, layout, temperature=1.0)
     load_hf_weights(policy.model, shape, folder)
     policy.weights_changed()

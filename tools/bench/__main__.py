@@ -89,6 +89,7 @@ def _measure(options: Namespace) -> dict[str, Any]:
     import torch
 
     from megatron_rlpr.config.schema import ActorConfig, RewardConfig
+    from megatron_rlpr.system.dtypes import DTYPES
     from tools.bench import (
         convert_case,
         handover_case,
@@ -100,7 +101,6 @@ def _measure(options: Namespace) -> dict[str, Any]:
         update_case,
         workload,
     )
-    from tools.bench.policy import dtype_of
 
     threads = options.threads or process_environment.default_threads()
     torch.set_num_threads(threads)
@@ -117,7 +117,7 @@ def _measure(options: Namespace) -> dict[str, Any]:
             return about | packing_case.run(options.sequences, max(options.max_tokens, 16384))
         case "head":
             return about | head_case.run(
-                options.rows, options.vocab, options.hidden, dtype_of(actor), options.chunk_rows
+                options.rows, options.vocab, options.hidden, DTYPES[actor.dtype], options.chunk_rows
             )
         case "handover":
             repetitions = options.repetitions or 5
@@ -152,10 +152,10 @@ def _drawn(options: Namespace) -> Any:
     """Where the tokens come from: text of --data, or random ids."""
     from megatron_rlpr.data.tokenizer import load_tokenizer
     from megatron_rlpr.weights.architectures import model_shape
-    from megatron_rlpr.weights.shape import read_hf_config
+    from megatron_rlpr.weights.hf_folder import HfFolder
     from tools.bench import workload
 
-    shape = model_shape(read_hf_config(options.model))
+    shape = model_shape(HfFolder(options.model).config())
     if options.data:
         return workload.text_tokens(options.data, load_tokenizer(str(options.model)), options.seed)
     return workload.random_tokens(shape.vocab_size, options.seed)

@@ -29,10 +29,9 @@ import torch
 
 from checkpoint_conversion import hf_to_megatron, megatron_to_hf
 from megatron_rlpr.weights.architectures import model_shape
-from megatron_rlpr.weights.hf_tensors import HfTensors
+from megatron_rlpr.weights.hf_folder import HfFolder
 from megatron_rlpr.weights.load_hf import hf_manifest
 from megatron_rlpr.weights.save_hf import save_hf_weights
-from megatron_rlpr.weights.shape import read_hf_config
 
 _MIB = 2**20
 _LAYER = re.compile(r"model\.layers\.\d+\.")
@@ -101,7 +100,7 @@ def layer_bytes(hf: Path) -> tuple[int, int]:
     """Bytes of a folder's largest layer and of its largest tensor, as they are stored."""
     layers: dict[str, int] = {}
     largest = 0
-    for name, tensor in HfTensors(hf).stored.items():
+    for name, tensor in HfFolder(hf).stored.items():
         nbytes = tensor.dtype.itemsize * int(torch.Size(tensor.shape).numel())
         largest = max(largest, nbytes)
         layer = _LAYER.match(name)
@@ -111,8 +110,8 @@ def layer_bytes(hf: Path) -> tuple[int, int]:
 
 
 def _point(name: str, hf: Path, work: Path) -> dict[str, Any]:
-    shape = model_shape(read_hf_config(hf))
-    stored = HfTensors(hf).stored
+    shape = model_shape(HfFolder(hf).config())
+    stored = HfFolder(hf).stored
     total = sum(
         stored[name].dtype.itemsize * int(torch.Size(size).numel()) for name, size in hf_manifest(shape).items()
     )

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from megatron_rlpr.actor import parallel
 from megatron_rlpr.actor.costs import cost_model
 from megatron_rlpr.actor.policy import MegatronPolicy
@@ -14,8 +12,9 @@ from megatron_rlpr.config.schema import ActorConfig
 from megatron_rlpr.packing import plan
 from megatron_rlpr.types import ScoreRequest
 from megatron_rlpr.weights.architectures import model_shape
+from megatron_rlpr.weights.hf_folder import HfFolder
 from megatron_rlpr.weights.load_hf import load_hf_weights
-from megatron_rlpr.weights.shape import ModelShape, read_hf_config
+from megatron_rlpr.weights.shape import ModelShape
 
 
 @dataclass(frozen=True)
@@ -40,13 +39,8 @@ class BenchPolicy:
 def load(folder: Path, actor: ActorConfig, trainable: bool) -> BenchPolicy:
     """The policy with this folder's weights, on one process."""
     layout = parallel.initialize(actor, seed=1)
-    shape = model_shape(read_hf_config(folder))
+    shape = model_shape(HfFolder(folder).config())
     policy = MegatronPolicy(shape, actor, layout, temperature=1.0, trainable=trainable)
     load_hf_weights(policy.model, shape, folder)
     policy.weights_changed()
     return BenchPolicy(policy, shape, actor)
-
-
-def dtype_of(actor: ActorConfig) -> torch.dtype:
-    """The compute precision."""
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[actor.dtype]

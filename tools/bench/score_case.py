@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from megatron_rlpr.config.schema import ActorConfig
+from megatron_rlpr.system.dtypes import DTYPES
 from megatron_rlpr.types import TokenScores
 from tools.bench import baseline, policy
 from tools.bench.measure import compare
@@ -26,7 +27,7 @@ def run(folder: Path, groups: Sequence[BenchGroup], actor: ActorConfig, repetiti
     make micro-batches of max_tokens. In bf16 both sides are also compared with fp32 log-probs of the first response and
     reference, because the baseline's own rounding is larger than any difference of method.
     """
-    dtype = policy.dtype_of(actor)
+    dtype = DTYPES[actor.dtype]
     plain = baseline.load(folder, dtype)
     built = policy.load(folder, actor, trainable=False)
     requests = [request for group in groups for request in (*group.responses, *group.spliced)]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_rlpr.config.schema import ActorConfig
+from megatron_rlpr.system.dtypes import DTYPES
 from tools.bench import baseline, policy
 from tools.bench.measure import matmul_rate, timed
 from tools.bench.workload import DrawTokens, Sizes, make_groups
@@ -23,7 +24,7 @@ _REPETITIONS = 2
 def run(folder: Path, sizes: Sizes, draw: DrawTokens, actor: ActorConfig, seed: int) -> dict[str, Any]:
     """One row a point: tokens of both sides for scoring one group, our seconds and distance to the floor."""
     built = policy.load(folder, actor, trainable=False)
-    dtype = policy.dtype_of(actor)
+    dtype = DTYPES[actor.dtype]
     rows = []
     for length in LENGTHS:
         for n in RESPONSES:

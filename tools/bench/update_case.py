@@ -13,6 +13,7 @@ from megatron_rlpr.actor.optimizer import apply_gradients
 from megatron_rlpr.actor.policy import MegatronPolicy
 from megatron_rlpr.actor.policy_gradient import LossTerms
 from megatron_rlpr.config.schema import ActorConfig
+from megatron_rlpr.system.dtypes import DTYPES
 from megatron_rlpr.types import TrainSequence
 from megatron_rlpr.weights.local_parameters import local_parameters
 from tools.bench import baseline, policy
@@ -41,7 +42,7 @@ def run(folder: Path, groups: Sequence[BenchGroup], actor: ActorConfig, repetiti
     (with learning rate 0), it is timed alone as well (seconds_optimizer) and taken off. Megatron's fp32 gradient
     buffer, which exists before the step, counts as memory of the step, as the baseline's gradients do.
     """
-    dtype = policy.dtype_of(actor)
+    dtype = DTYPES[actor.dtype]
     plain = baseline.load(folder, dtype)
     built = policy.load(folder, actor, trainable=True)
     ours = built.policy

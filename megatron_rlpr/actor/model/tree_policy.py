@@ -33,9 +33,9 @@ from megatron_rlpr.actor.model.post_norm import with_post_norm
 from megatron_rlpr.actor.model.rms_norm import RMSNorm
 from megatron_rlpr.actor.model.selected_head import VocabShard, selected_log_probs
 from megatron_rlpr.config.schema import ActorConfig
+from megatron_rlpr.system.dtypes import DTYPES
 from megatron_rlpr.weights.shape import ExpertShape, ModelShape
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 ACTIVATIONS = {"silu": F.silu, "gelu_tanh": partial(F.gelu, approximate="tanh")}
 
 

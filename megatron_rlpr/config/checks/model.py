@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -10,7 +9,8 @@ from megatron_rlpr.config.checks import engine
 from megatron_rlpr.config.keys import all_keys
 from megatron_rlpr.config.schema import Config
 from megatron_rlpr.types import UserError
-from megatron_rlpr.weights.architectures import ModelShape, model_shape, read_hf_config
+from megatron_rlpr.weights.architectures import ModelShape, model_shape
+from megatron_rlpr.weights.hf_folder import HfFolder
 
 
 def refusals(config: Config) -> Iterator[str]:
@@ -22,41 +22,17 @@ def refusals(config: Config) -> Iterator[str]:
             f"model.path{problem}: name the Hugging Face folder of the policy (config.json, tokenizer, safetensors); "
             "python -m tools.fetch_model puts a model into a local folder"
         )
+    folder = HfFolder(path)
     try:
-        shape = model_shape(read_hf_config(path))
+        shape = model_shape(folder.config())
+        folder.check_tokenizer()
+        folder.weight_files()
     except UserError as error:
         raise UserError(f"model.path={path}: {error}") from error
-    if not (Path(path) / "tokenizer.json").is_file():
-        yield (
-            f"model.path={path} holds no tokenizer.json: a fast tokenizer is needed; save one with "
-            "AutoTokenizer.from_pretrained(...).save_pretrained(folder)"
-        )
-    yield from _safetensors(Path(path))
     yield from _layout(config, shape)
     yield from _lengths(config, shape)
     yield from _fp8_sizes(config, shape)
     engine.check(config)
-
-
-def _safetensors(folder: Path) -> Iterator[str]:
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            shards = {str(shard) for shard in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(
-                f"{index} is no safetensors index: expected a JSON object with a 'weight_map'; fetch the model again"
-            ) from error
-        missing = sorted(shard for shard in shards if not (folder / shard).is_file())
-        if missing:
-            yield (
-                f"model.path={folder} lacks {len(missing)} of {len(shards)} weight files, e.g. {missing[0]}: fetch the "
-                "model again"
-            )
-    elif not any(folder.glob("*.safetensors")):
-        pickled = "pickled weights (*.bin) are not read for safety: save them as safetensors"
-        hint = pickled if any(folder.glob("*.bin")) else "fetch the model again"
-        yield f"model.path={folder} holds no *.safetensors: {hint}"
 
 
 def _layout(config: Config, shape: ModelShape) -> Iterator[str]:

@@ -7,42 +7,16 @@ first tensor moves, and the stream is then checked against its manifest tensor b
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
-from safetensors import safe_open
 
 from megatron_rlpr.rollout.vllm.limits import read_model_config
-from megatron_rlpr.types import UserError
-from megatron_rlpr.weights.hf_tensors import TIED_HEAD
+from megatron_rlpr.weights.hf_folder import OUTPUT_HEAD, HfFolder
 from megatron_rlpr.weights.receiver import WeightHandoverError
 
 _NAMED_PER_FAULT = 5
-
-
-class TensorSpec(NamedTuple):
-    """Shape and safetensors dtype name ("F32", "BF16", ...) of a stored tensor."""
-
-    shape: tuple[int, ...]
-    dtype: str
-
-
-def expected_weights(model_path: str | Path) -> dict[str, TensorSpec]:
-    """Name -> shape and dtype of every tensor of a HF folder, from the safetensors headers alone.
-
-    Raises UserError when the folder holds no safetensors or its index names a file that is not in the folder.
-    """
-    folder = Path(model_path)
-    found: dict[str, TensorSpec] = {}
-    for file in _safetensors_files(folder):
-        with safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 - not a mapping
-                view = tensors.get_slice(name)
-                found[name] = TensorSpec(tuple(view.get_shape()), view.get_dtype())
-    return found
 
 
 def required_weights(model_path: str | Path) -> tuple[dict[str, tuple[int, ...]], bool]:
@@ -51,11 +25,9 @@ def required_weights(model_path: str | Path) -> tuple[dict[str, tuple[int, ...]]
     Without the tied head, which many folders store again, and without rotary tables, which old folders store.
     """
     tied = bool(read_model_config(model_path).tie_word_embeddings)
-    shapes = {
-        name: spec.shape
-        for name, spec in expected_weights(model_path).items()
-        if not (tied and name == TIED_HEAD) and not name.endswith("rotary_emb.inv_freq")
-    }
+    shapes = HfFolder(model_path).shapes()
+    if tied:
+        shapes.pop(OUTPUT_HEAD, None)
     return shapes, tied
 
 
@@ -70,7 +42,7 @@ def check_manifest(
     missing = sorted(required.keys() - manifest.keys())
     if missing:
         faults.append("missing: " + _shortened(missing))
-    unexpected = sorted(manifest.keys() - required.keys() - ({TIED_HEAD} if tied_head else set()))
+    unexpected = sorted(manifest.keys() - required.keys() - ({OUTPUT_HEAD} if tied_head else set()))
     if unexpected:
         faults.append("unexpected: " + _shortened(unexpected))
     misshapen = [
@@ -132,35 +104,6 @@ class VerifiedStream:
                 f"{list(self._manifest[name])}"
             )
         return None
-
-
-def _safetensors_files(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        names = sorted(set(_read_json(index).get("weight_map", {}).values()))
-        for name in names:
-            if Path(name).name != name or not (folder / name).is_file():
-                raise UserError(
-                    f"{index}: names the weight file {name!r}, which is not in {folder}; fetch the model again"
-                )
-        files = [folder / name for name in names]
-    else:
-        files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise UserError(
-            f"{folder}: no *.safetensors weights; model.path must be a Hugging Face folder with safetensors"
-        )
-    return files
-
-
-def _read_json(file: Path) -> dict:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{file}: is not valid JSON ({error}); fetch the model again") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{file}: must hold a JSON object; fetch the model again")
-    return content
 
 
 def _shortened(items: list[str]) -> str:

@@ -13,7 +13,7 @@ import torch
 from megatron_rlpr.rollout.vllm.weight_update import VerifiedStream
 from megatron_rlpr.system.process_environment import release_free_memory
 from megatron_rlpr.weights.checksum import ChecksummedStream
-from megatron_rlpr.weights.hf_tensors import TIED_HEAD
+from megatron_rlpr.weights.hf_folder import OUTPUT_HEAD
 from megatron_rlpr.weights.receiver import Announcement
 from megatron_rlpr.weights.transports.interface import WeightSource
 
@@ -36,7 +36,7 @@ def load_stream(
     holds a mixture of weights, and can be loaded again.
     """
     received = ChecksummedStream(source.receive(worker.rank))
-    stream = VerifiedStream(announced.manifest, received, skip=frozenset({TIED_HEAD} if tied_head else ()))
+    stream = VerifiedStream(announced.manifest, received, skip=frozenset({OUTPUT_HEAD} if tied_head else ()))
     _forget_packed(worker)
     # vLLM keeps some parameters in fp32 inside; a start from a folder rounds them to the engine's dtype first.
     worker.reload_weights(weights_iterator=((name, tensor.to(dtype)) for name, tensor in stream))

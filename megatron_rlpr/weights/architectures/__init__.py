@@ -18,7 +18,7 @@ from megatron_rlpr.types import UserError
 from megatron_rlpr.weights.architectures.architecture import Architecture
 from megatron_rlpr.weights.architectures.fields import architecture_name
 from megatron_rlpr.weights.mapping import ParamMapping
-from megatron_rlpr.weights.shape import ModelShape, RopeScaling, read_hf_config
+from megatron_rlpr.weights.shape import ModelShape, RopeScaling
 
 __all__ = [
     "SUPPORTED",
@@ -28,7 +28,6 @@ __all__ = [
     "architecture_for",
     "model_shape",
     "parameter_table",
-    "read_hf_config",
 ]
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from megatron_rlpr.weights.architectures import fields
+from megatron_rlpr.weights.hf_folder import OUTPUT_HEAD
 from megatron_rlpr.weights.mapping import GateUp, HfTensor, ParamMapping, Qkv, Replicated, Row, Vocab
 from megatron_rlpr.weights.shape import ModelShape
 
@@ -62,7 +63,7 @@ def decoder_parameters(shape: ModelShape, feed_forward: FeedForward) -> tuple[Pa
         ParamMapping(("decoder.final_layernorm.weight",), (HfTensor("model.norm.weight", (hidden,)),), Replicated())
     )
     # With tied embeddings the last pipeline stage holds a copy of the embedding under the output layer's name.
-    head = embedding if shape.tied_embeddings else HfTensor("lm_head.weight", (vocab, hidden))
+    head = embedding if shape.tied_embeddings else HfTensor(OUTPUT_HEAD, (vocab, hidden))
     table.append(ParamMapping(("output_layer.weight",), (head,), Vocab(), is_copy=shape.tied_embeddings))
     return tuple(table)
 

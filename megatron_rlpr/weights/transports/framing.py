@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import torch
 
+from megatron_rlpr.system.dtypes import dtype_name
 from megatron_rlpr.weights.transports.interface import NamedTensor, WeightTransportError
 
 
@@ -66,7 +67,7 @@ class _Cursor:
     def __init__(self, name: str, tensor: torch.Tensor) -> None:
         self.name = name
         self.done = False
-        self._kind = json.dumps([name, str(tensor.dtype).removeprefix("torch."), list(tensor.shape)])[:-1]
+        self._kind = json.dumps([name, dtype_name(tensor.dtype), list(tensor.shape)])[:-1]
         self._raw = tensor.detach().contiguous().flatten().view(torch.uint8)
         self._sent = 0
 

