@@ -9,10 +9,7 @@
 from __future__ import annotations
 
 import json
-import os
 import queue
-import re
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,11 +21,12 @@ from megatron.core.dist_checkpointing.strategies import filesystem_async
 
 from megatron_rlpr.actor.optimizer_state import load_optimizer_state, sharded_optimizer_state
 from megatron_rlpr.actor.policy import MegatronPolicy
+from megatron_rlpr.system.step_folders import StepFolders
 from megatron_rlpr.types import UserError
-from megatron_rlpr.weights.load_megatron import check_megatron_checkpoint, damage_named
+from megatron_rlpr.weights.load_megatron import SHAPE, WEIGHTS, check_megatron_checkpoint, damage_named
 from megatron_rlpr.weights.shape import ModelShape
 
-_NAME = re.compile(r"step_(\d{6,})")
+_RUN_STATE = "run_state.json"
 # How a distributed optimizer is stored; Megatron's default can no longer be written, the others not be loaded in
 # another layout.
 _SHARDED_OPTIMIZER = {"distrib_optim_sharding_type": "fully_reshardable"}
@@ -38,41 +36,31 @@ class CheckpointStore:
     """The checkpoints of one run folder. All ranks call `save` and `load` together."""
 
     def __init__(self, folder: Path, shape: ModelShape, keep_last: int) -> None:
-        self._folder = folder
+        self._folders = StepFolders(folder, keep_last=keep_last)
         self._shape = shape
-        self._keep_last = keep_last
 
     def steps(self) -> list[int]:
         """Steps with a complete checkpoint, oldest first."""
-        if not self._folder.is_dir():
-            return []
-        return sorted(int(m.group(1)) for m in (_NAME.fullmatch(p.name) for p in self._folder.iterdir()) if m)
+        return self._folders.steps()
 
     def path(self, step: int) -> Path:
-        return self._folder / f"step_{step:06d}"
+        """Where the checkpoint of `step` is."""
+        return self._folders.path(step)
 
     def save(self, step: int, policy: MegatronPolicy, run_state: dict[str, Any]) -> Path:
         """Write the checkpoint of `step`, then remove those beyond keep_last. run_state must be JSON-serialisable."""
-        target = self.path(step)
-        partial = self._folder / f".partial_{target.name}"
-        if _is_first_rank():
-            for unfinished in self._folder.glob(".partial_*"):
-                shutil.rmtree(unfinished, ignore_errors=True)
-            (partial / "megatron").mkdir(parents=True)
+        partial = self._folders.unfinished(step)
+        if dist.get_rank() == 0:
+            (self._folders.begin(step) / WEIGHTS).mkdir(parents=True)
         dist.barrier()
         _collect_write_results_here()
-        dist_checkpointing.save(_sharded_state(policy, is_loading=False), str(partial / "megatron"))
-        if _is_first_rank():
-            _write_json(partial / "model_shape.json", asdict(self._shape))
-            _write_json(partial / "run_state.json", run_state)
-            _sync_tree(partial)
-            shutil.rmtree(target, ignore_errors=True)
-            os.replace(partial, target)
-            _sync_directory(self._folder)
-            for old in self.steps()[: -self._keep_last] if self._keep_last > 0 else []:
-                shutil.rmtree(self.path(old))
+        dist_checkpointing.save(_sharded_state(policy, is_loading=False), str(partial / WEIGHTS))
+        if dist.get_rank() == 0:
+            (partial / SHAPE).write_text(json.dumps(asdict(self._shape)))
+            (partial / _RUN_STATE).write_text(json.dumps(run_state))
+            self._folders.finish(step)
         dist.barrier()
-        return target
+        return self.path(step)
 
     def check(self, step: int) -> None:
         """Raise UserError unless the checkpoint of `step` is whole, as far as its small files tell, and of this run's
@@ -87,14 +75,14 @@ class CheckpointStore:
         """
         self.check(step)
         with damage_named(self.path(step), self._fix(step)):
-            state = dist_checkpointing.load(_sharded_state(policy, is_loading=True), str(self.path(step) / "megatron"))
+            state = dist_checkpointing.load(_sharded_state(policy, is_loading=True), str(self.path(step) / WEIGHTS))
         policy.model.load_state_dict(state["model"])
         if policy.optimizer is not None:
             load_optimizer_state(policy.optimizer, state)
         return self._run_state(step)
 
     def _run_state(self, step: int) -> dict[str, Any]:
-        path = self.path(step) / "run_state.json"
+        path = self.path(step) / _RUN_STATE
         try:
             state: dict[str, Any] = json.loads(path.read_text())
         except (OSError, ValueError) as error:
@@ -131,27 +119,3 @@ def random_state() -> dict[str, Any]:
 def restore_random_state(state: dict[str, Any]) -> None:
     """Inverse of `random_state`."""
     torch.set_rng_state(torch.tensor(state["torch"], dtype=torch.uint8))
-
-
-def _is_first_rank() -> bool:
-    return dist.get_rank() == 0
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value))
-
-
-def _sync_tree(folder: Path) -> None:
-    """Force every file below folder to disk, so that the rename cannot arrive before the contents."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as f:
-                os.fsync(f.fileno())
-
-
-def _sync_directory(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -7,8 +7,6 @@ same file feeds a reader's eyes, the sample tables and `rollout.replay`.
 from __future__ import annotations
 
 import json
-import os
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,10 +15,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from megatron_rlpr.system.step_folders import StepFolders
 from megatron_rlpr.types import Prompt, Response, ResponseReward, RolloutGroup, ScoredGroup, UserError
 
 _FORMAT_KEY, _FORMAT = b"megatron_rlpr.rollouts", b"2"
-_FILE_NAME = re.compile(r"step_(\d{6,})\.parquet")
+_SUFFIX = ".parquet"
 
 SCHEMA = pa.schema(
     [
@@ -79,15 +78,9 @@ def write_rollouts(
             step, number, scored, group_advantages, bool(group_kept), decode(scored.group.prompt.token_ids)
         )
     ]
-    path = Path(folder) / f"step_{step:06d}.parquet"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
-    try:
-        pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), unfinished, compression="zstd")
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    return path
+    files = StepFolders(Path(folder), _SUFFIX)
+    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), files.begin(step), compression="zstd")
+    return files.finish(step)
 
 
 def stored_steps(folder: str | Path) -> list[int]:
@@ -96,14 +89,12 @@ def stored_steps(folder: str | Path) -> list[int]:
         raise UserError(
             f"{folder}: no such folder of stored rollouts; give a run's rollouts folder, e.g. runs/<name>/rollouts"
         )
-    return sorted(int(match.group(1)) for file in Path(folder).iterdir() if (match := _FILE_NAME.fullmatch(file.name)))
+    return StepFolders(Path(folder), _SUFFIX).steps()
 
 
 def forget_after(folder: str | Path, step: int) -> None:
     """Remove the files of later steps: a run that goes on after `step` makes them again, or ends before."""
-    if Path(folder).is_dir():
-        for later in (s for s in stored_steps(folder) if s > step):
-            (Path(folder) / f"step_{later:06d}.parquet").unlink()
+    StepFolders(Path(folder), _SUFFIX).forget_after(step)
 
 
 def read_table(folder: str | Path, step: int) -> pa.Table:
@@ -112,7 +103,7 @@ def read_table(folder: str | Path, step: int) -> pa.Table:
     if step not in steps:
         available = ", ".join(map(str, steps)) or "none"
         raise UserError(f"{folder}: no rollouts of step {step} are stored there; stored steps: {available}")
-    path = Path(folder) / f"step_{step:06d}.parquet"
+    path = StepFolders(Path(folder), _SUFFIX).path(step)
     try:
         table = pq.read_table(path)
     except pa.ArrowInvalid as error:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -26,6 +28,19 @@ JSON_VALUES = st.recursive(
     max_leaves=5,
 )
 PROBABILITIES = st.floats(-1, 1)
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import pyarrow.parquet as pq
+from megatron_rlpr.rollout.store import write_rollouts
+
+def half(table, file, **options):
+    Path(file).write_bytes(b"half")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+pq.write_table = half
+write_rollouts(sys.argv[1], 1, [], advantages=[], kept=[], decode=str)
+"""
 
 
 @st.composite
@@ -158,6 +173,14 @@ def test_a_step_is_written_in_one_piece(tmp_path: Path) -> None:
     assert len(read_rollouts(tmp_path, 1)[0].responses) == 2
     write(tmp_path, 1, [one_group(n=3)])
     assert len(read_rollouts(tmp_path, 1)[0].responses) == 3
+
+
+def test_what_a_kill_left_of_a_write_goes_with_the_next(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=False)
+    assert [file.name for file in tmp_path.iterdir()] == [".partial_step_000001.parquet"]
+    assert stored_steps(tmp_path) == []
+    write(tmp_path, 2, [one_group()])
+    assert [file.name for file in tmp_path.iterdir()] == ["step_000002.parquet"]
 
 
 def test_a_run_that_goes_on_forgets_the_steps_it_will_make_again(tmp_path: Path) -> None:
