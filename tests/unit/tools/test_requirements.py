@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -88,15 +89,31 @@ def test_everything_imported_is_pinned_directly() -> None:
     assert not unpinned
 
 
-def imported(path: Path) -> set[str]:
-    """Top-level names of the third-party modules a file imports; a name that is a file in tests is not one."""
+def test_an_installation_claims_two_names_and_needs_nothing_that_stays_in_the_repository(tmp_path: Path) -> None:
+    command = [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=100)
+    (found,) = tmp_path.glob("*.egg-info")
+    installed = set((found / "top_level.txt").read_text().split())
+    assert installed == {"megatron_rlpr", "checkpoint_conversion"}
+    files = [file for name in installed for file in (ROOT / name).rglob("*.py")]
+    needed = {module for file in files for module in all_imported(file)}
+    assert needed.isdisjoint(FIRST_PARTY - installed)
+
+
+def all_imported(path: Path) -> set[str]:
+    """Top-level names of all modules a file imports."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             names |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             names.add(node.module.split(".")[0])
+    return names
+
+
+def imported(path: Path) -> set[str]:
+    """Top-level names of the third-party modules a file imports; a name that is a file in tests is not one."""
     own = {file.stem for file in (ROOT / "tests").rglob("*.py")} | {
         folder.name for folder in (ROOT / "tests").rglob("*") if folder.is_dir()
     }
-    return names - set(sys.stdlib_module_names) - FIRST_PARTY - ONLY_WITH_CUDA - own
+    return all_imported(path) - set(sys.stdlib_module_names) - FIRST_PARTY - ONLY_WITH_CUDA - own
