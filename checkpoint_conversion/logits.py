@@ -30,10 +30,8 @@ def megatron_logits(policy: MegatronPolicy, token_ids: Sequence[int]) -> torch.T
     def keep(_: torch.nn.Module, __: Any, output: torch.Tensor) -> None:
         captured.append(output.detach())
 
-    hooks = (
-        policy.model.register_forward_pre_hook(note, with_kwargs=True),
-        policy.model.decoder.register_forward_hook(keep),
-    )
+    last = policy.chunks[-1]
+    hooks = (last.register_forward_pre_hook(note, with_kwargs=True), last.decoder.register_forward_hook(keep))
     try:
         policy.score([ScoreRequest(tuple(token_ids), 1, len(token_ids))])
     finally:
@@ -42,8 +40,8 @@ def megatron_logits(policy: MegatronPolicy, token_ids: Sequence[int]) -> torch.T
     if not policy.layout.is_last_stage or seen[: len(token_ids) - 1] != list(token_ids)[:-1]:
         return None
     hidden = captured[0][: len(token_ids) - 1, 0]
-    shard = torch.nn.functional.linear(hidden, policy.model.output_weight()).float().contiguous()
+    shard = torch.nn.functional.linear(hidden, last.output_weight()).float().contiguous()
     shards = [torch.empty_like(shard) for _ in range(policy.layout.tensor_size)]
     dist.all_gather(shards, shard, group=parallel_state.get_tensor_model_parallel_group())
-    logits, softcap = torch.cat(shards, dim=-1)[:, : policy.model.real_vocab_size], policy.model.final_softcap
+    logits, softcap = torch.cat(shards, dim=-1)[:, : last.real_vocab_size], last.final_softcap
     return logits if softcap is None else softcap * torch.tanh(logits / softcap)

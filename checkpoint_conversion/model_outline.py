@@ -76,7 +76,7 @@ def outline_model(shape: ModelShape, actor: ActorConfig) -> ModelOutline:
     state = model.sharded_state_dict()
     name_of = {id(tensor): name for name, tensor in model.named_parameters()}
     parameters = []
-    for local in local_parameters(model, shape):
+    for local in local_parameters([model], shape):
         name = name_of[id(local.tensor)]
         parameters.append(OutlinedParameter(name, local.mapping, local.tensor.detach(), state[name]))
     return ModelOutline(tuple(parameters), state)

@@ -151,8 +151,8 @@ def main() -> None:
     )
     layout = parallel.initialize(actor, seed=0)
     policy = MegatronPolicy(shape, actor, layout, temperature=1.0, trainable=False)
-    load_megatron_checkpoint(policy.model, shape, options.megatron)
-    tensor = worst_tensor(WeightExporter(policy.model, shape, bucket_mb=64).stream(), source)
+    load_megatron_checkpoint(policy.chunks, shape, options.megatron)
+    tensor = worst_tensor(WeightExporter(policy.chunks, shape, bucket_mb=64).stream(), source)
     logit = worst_logit(policy, options.hf, random_prompts(shape.vocab_size, options.prompts, options.length))
     if layout.rank == 0:
         print(f"layout: TP {tp}, PP {pp}" + (f", EP {ep}" if ep > 1 else ""))

@@ -23,7 +23,7 @@ from megatron_rlpr.actor.optimizer_state import load_optimizer_state, sharded_op
 from megatron_rlpr.actor.policy import MegatronPolicy
 from megatron_rlpr.system.step_folders import StepFolders
 from megatron_rlpr.types import UserError
-from megatron_rlpr.weights.load_megatron import SHAPE, WEIGHTS, check_megatron_checkpoint, damage_named
+from megatron_rlpr.weights.load_megatron import SHAPE, WEIGHTS, check_megatron_checkpoint, chunks_by_key, damage_named
 from megatron_rlpr.weights.shape import ModelShape
 
 _RUN_STATE = "run_state.json"
@@ -76,7 +76,8 @@ class CheckpointStore:
         self.check(step)
         with damage_named(self.path(step), self._fix(step)):
             state = dist_checkpointing.load(_sharded_state(policy, is_loading=True), str(self.path(step) / WEIGHTS))
-        policy.model.load_state_dict(state["model"])
+        for key, chunk in chunks_by_key(policy.chunks).items():
+            chunk.load_state_dict(state[key])
         if policy.optimizer is not None:
             load_optimizer_state(policy.optimizer, state)
         return self._run_state(step)
@@ -95,11 +96,10 @@ class CheckpointStore:
 
 
 def _sharded_state(policy: MegatronPolicy, is_loading: bool) -> dict[str, Any]:
-    model = policy.model.sharded_state_dict()
-    state: dict[str, Any] = {"model": model}
-    if policy.optimizer is not None:
-        state |= sharded_optimizer_state(policy.optimizer, model, is_loading, _SHARDED_OPTIMIZER)
-    return state
+    model = {key: chunk.sharded_state_dict() for key, chunk in chunks_by_key(policy.chunks).items()}
+    if policy.optimizer is None:
+        return model
+    return model | sharded_optimizer_state(policy.optimizer, model, is_loading, _SHARDED_OPTIMIZER)
 
 
 def _collect_write_results_here() -> None:

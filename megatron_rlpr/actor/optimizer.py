@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
@@ -14,21 +16,24 @@ from megatron_rlpr.config.schema import ActorConfig
 from megatron_rlpr.system.dtypes import DTYPES
 
 
-def wrap_for_training(model: TreePolicy, actor: ActorConfig) -> tuple[DistributedDataParallel, MegatronOptimizer]:
-    """The policy inside Megatron's precision and data-parallel wrappers, and its AdamW optimizer.
+def in_their_precision(chunks: Sequence[TreePolicy]) -> list[torch.nn.Module]:
+    """Every chunk, in bf16 inside the wrapper that rounds what goes in and widens what comes out."""
+    return [Float16Module(chunk.config, chunk) if chunk.config.bf16 else chunk for chunk in chunks]
+
+
+def wrap_for_training(
+    chunks: Sequence[TreePolicy], actor: ActorConfig
+) -> tuple[list[DistributedDataParallel], MegatronOptimizer]:
+    """The policy's chunks inside Megatron's precision and data-parallel wrappers, and its AdamW optimizer.
 
     Master weights and gradients are fp32 in both precisions. The model's configuration is told how to finish
     gradients (sequence-parallel norms, tied embeddings across stages, data-parallel sum).
     """
-    config = model.config
-    inner: torch.nn.Module = Float16Module(config, model) if config.bf16 else model
-    wrapped = DistributedDataParallel(
-        config,
-        DistributedDataParallelConfig(
-            grad_reduce_in_fp32=True, use_distributed_optimizer=actor.use_distributed_optimizer
-        ),
-        inner,
+    config = chunks[0].config
+    buffers = DistributedDataParallelConfig(
+        grad_reduce_in_fp32=True, use_distributed_optimizer=actor.use_distributed_optimizer
     )
+    wrapped = [DistributedDataParallel(config, buffers, chunk) for chunk in in_their_precision(chunks)]
     optimizer = get_megatron_optimizer(
         OptimizerConfig(
             optimizer="adam",
@@ -42,7 +47,7 @@ def wrap_for_training(model: TreePolicy, actor: ActorConfig) -> tuple[Distribute
             params_dtype=DTYPES[actor.dtype],
             use_distributed_optimizer=actor.use_distributed_optimizer,
         ),
-        [wrapped],
+        wrapped,
     )
     config.finalize_model_grads_func = finalize_model_grads
     config.grad_scale_func = optimizer.scale_loss

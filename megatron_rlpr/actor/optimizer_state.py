@@ -24,7 +24,7 @@ def optimizer_parts(optimizer: MegatronOptimizer) -> list[MegatronOptimizer]:
 def sharded_optimizer_state(
     optimizer: MegatronOptimizer, model_state: dict[str, Any], is_loading: bool, metadata: dict[str, Any]
 ) -> dict[str, Any]:
-    """Entries of a checkpoint. model_state: the model's sharded state."""
+    """Entries of a checkpoint. model_state: the sharded state of its chunks."""
     parts = zip(_PARTS, optimizer_parts(optimizer), strict=False)
     return {
         name: part.sharded_state_dict(model_state, is_loading=is_loading, metadata=metadata) for name, part in parts

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from megatron_rlpr.actor.costs import cost_model
 from megatron_rlpr.actor.cpu.megatron import device
 from megatron_rlpr.actor.model.tree_policy import build_model
-from megatron_rlpr.actor.optimizer import apply_gradients, set_learning_rate, wrap_for_training
+from megatron_rlpr.actor.optimizer import apply_gradients, in_their_precision, set_learning_rate, wrap_for_training
 from megatron_rlpr.actor.parallel import Layout
 from megatron_rlpr.actor.policy_gradient import STATISTICS, LossTerms, RowValues, policy_gradient
 from megatron_rlpr.actor.schedule import MicroBatchRunner
@@ -40,20 +40,20 @@ class MegatronPolicy:
         self.layout = layout
         self._config = actor
         self._costs = cost_model(shape)
-        self.model = build_model(shape, actor)
-        self.model.requires_grad_(trainable)
+        self.chunks = [build_model(shape, actor)]
+        """This rank's parts of the model, in the order data flows through them: one."""
+        for chunk in self.chunks:
+            chunk.requires_grad_(trainable)
         self._runner = MicroBatchRunner(shape, DTYPES[actor.dtype], temperature, actor.head_chunk_rows)
-        self._callable: torch.nn.Module = self.model
+        self._callables: Sequence[torch.nn.Module]
         self.optimizer = None
         if trainable:
-            self._callable, self.optimizer = wrap_for_training(self.model, actor)
-        elif self.model.config.bf16:
-            from megatron.core.transformer.module import Float16Module
-
-            self._callable = Float16Module(self.model.config, self.model)
+            self._callables, self.optimizer = wrap_for_training(self.chunks, actor)
+        else:
+            self._callables = in_their_precision(self.chunks)
 
     def weights_changed(self) -> None:
-        """Call after loading weights into `model`: the optimizer's fp32 copies follow."""
+        """Call after loading weights into `chunks`: the optimizer's fp32 copies follow."""
         if self.optimizer is not None:
             self.optimizer.reload_model_params()
 
@@ -64,10 +64,11 @@ class MegatronPolicy:
         """
         if not requests:
             return []
-        self._callable.eval()
+        for chunk in self._callables:
+            chunk.eval()
         packed = self._pack(requests)
         mine = packed.for_rank(self.layout.data_rank)
-        outputs = self._runner.forward(self._callable, mine, progress)
+        outputs = self._runner.forward(self._callables, mine, progress)
         first = _first_index(requests)
         flat = torch.zeros(int(first[-1]), 2, dtype=torch.float32, device=device())
         if self.layout.reports_outputs:
@@ -104,11 +105,12 @@ class MegatronPolicy:
             # Megatron averages gradients over data-parallel ranks; the weights are global already.
             return scalar * self.layout.data_size, statistics
 
-        self._callable.train()
-        self._callable.zero_grad_buffer()
+        for chunk in self._callables:
+            chunk.train()
+            chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
         set_learning_rate(self.optimizer, lr)
-        statistics = self._runner.forward_backward(self._callable, mine, loss, progress)
+        statistics = self._runner.forward_backward(self._callables, mine, loss, progress)
         grad_norm = apply_gradients(self.optimizer)
         total = torch.zeros(len(STATISTICS), dtype=torch.float64)
         if self.layout.reports_outputs:

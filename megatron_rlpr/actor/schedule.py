@@ -38,7 +38,10 @@ class MicroBatchRunner:
         self._head_chunk_rows = head_chunk_rows
 
     def forward(
-        self, model: torch.nn.Module, micro_batches: Sequence[TreeMicroBatch], progress: TokensDone | None = None
+        self,
+        chunks: Sequence[torch.nn.Module],
+        micro_batches: Sequence[TreeMicroBatch],
+        progress: TokensDone | None = None,
     ) -> list[torch.Tensor]:
         """fp32 [U, 2] (log-prob, entropy of every distinct row) per micro-batch on the last stage; [] on other
         stages."""
@@ -48,12 +51,12 @@ class MicroBatchRunner:
 
         with torch.no_grad():
             return self._run(
-                model, micro_batches, lambda _: keep, progress, forward_only=True, collect_non_loss_data=True
+                chunks, micro_batches, lambda _: keep, progress, forward_only=True, collect_non_loss_data=True
             )
 
     def forward_backward(
         self,
-        model: torch.nn.Module,
+        chunks: Sequence[torch.nn.Module],
         micro_batches: Sequence[TreeMicroBatch],
         loss: Callable[[TreeMicroBatch, torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
         progress: TokensDone | None = None,
@@ -71,11 +74,11 @@ class MicroBatchRunner:
 
             return compute
 
-        return self._run(model, micro_batches, loss_of, progress, forward_only=False)
+        return self._run(chunks, micro_batches, loss_of, progress, forward_only=False)
 
     def _run(
         self,
-        model: torch.nn.Module,
+        chunks: Sequence[torch.nn.Module],
         micro_batches: Sequence[TreeMicroBatch],
         loss_func_of: Callable[[TreeMicroBatch], Any],
         progress: TokensDone | None,
@@ -91,7 +94,7 @@ class MicroBatchRunner:
         return get_forward_backward_func()(
             forward_step_func=step,
             data_iterator=iter(micro_batches),
-            model=[model],
+            model=list(chunks),
             num_microbatches=len(micro_batches),
             seq_length=max(len(m.token_ids) for m in micro_batches),
             micro_batch_size=1,

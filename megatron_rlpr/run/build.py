@@ -94,7 +94,7 @@ def build_parts(config: Config) -> RunParts:
     judge = Judge(settings) if first and (settings := judge_settings()) else None  # the first rank grades
     evaluation = HeldOutEvaluation(config, rollouts, scorer, graders, console, tasks, judge)
     sets = [] if config.rollout.replay else held_out
-    exporter = WeightExporter(actor.model, shape, config.weights.bucket_mb)
+    exporter = WeightExporter(actor.chunks, shape, config.weights.bucket_mb)
     hf = HfExport(folder.hf, exporter, Path(config.model.path), config.trainer.keep_last)
     return RunParts(
         config=config,
@@ -128,9 +128,9 @@ def policy(shape: ModelShape, config: Config, layout: parallel.Layout, trainable
     """A policy with the initial weights, in the actor's layout; without an optimizer it serves as the reference."""
     made = MegatronPolicy(shape, config.actor, layout, config.rollout.temperature, trainable)
     if config.model.megatron_checkpoint:
-        load_megatron_checkpoint(made.model, shape, config.model.megatron_checkpoint)
+        load_megatron_checkpoint(made.chunks, shape, config.model.megatron_checkpoint)
     else:
-        load_hf_weights(made.model, shape, config.model.path)
+        load_hf_weights(made.chunks, shape, config.model.path)
     made.weights_changed()
     return made
 

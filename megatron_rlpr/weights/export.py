@@ -8,7 +8,7 @@ next one is gathered, so two exist at once; with one rank the stream yields view
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import TypeVar
@@ -46,11 +46,11 @@ class _Bucket:
 class WeightExporter:
     """Exports one model again and again. All ranks make it together and iterate together."""
 
-    def __init__(self, model: torch.nn.Module, shape: ModelShape, bucket_mb: float) -> None:
+    def __init__(self, chunks: Sequence[torch.nn.Module], shape: ModelShape, bucket_mb: float) -> None:
         """bucket_mb: size of a bucket in MiB; a parameter that is larger travels alone."""
         self._shape = shape
         self._table = parameter_table(shape)
-        local = local_parameters(model, shape)
+        local = local_parameters(chunks, shape)
         self._tensors = {p.index: p.tensor for p in local if not p.mapping.is_copy}
         self._dtype, self._device = local[0].tensor.dtype, local[0].tensor.device
         self._tp_group = parallel_state.get_tensor_model_parallel_group()

@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from megatron.core import dist_checkpointing, parallel_state
+from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing import serialization
 from megatron.core.dist_checkpointing.core import CheckpointingException
 from torch.distributed.checkpoint import CheckpointException
 
 from megatron_rlpr.types import UserError
-from megatron_rlpr.weights.local_parameters import local_parameters
+from megatron_rlpr.weights.local_parameters import local_parameters, tensor_parallel_place
 from megatron_rlpr.weights.mapping import Vocab
 from megatron_rlpr.weights.shape import ModelShape, shape_of_fields
 
@@ -73,7 +73,12 @@ def read_checkpoint_shape(path: str | Path) -> ModelShape:
         ) from error
 
 
-def load_megatron_checkpoint(model: torch.nn.Module, shape: ModelShape, path: str | Path) -> None:
+def chunks_by_key(chunks: Sequence[torch.nn.Module]) -> dict[str, torch.nn.Module]:
+    """A rank's model chunks by the names under which Megatron loads and saves their states."""
+    return {"model": chunks[0]} if len(chunks) == 1 else {f"model{i}": chunk for i, chunk in enumerate(chunks)}
+
+
+def load_megatron_checkpoint(chunks: Sequence[torch.nn.Module], shape: ModelShape, path: str | Path) -> None:
     """Fill this rank's part of the model, whatever layout the checkpoint was written from. All ranks call it together.
 
     Values are converted to the model's dtype; vocabulary padding becomes zero. Raises UserError for a folder that is
@@ -81,14 +86,19 @@ def load_megatron_checkpoint(model: torch.nn.Module, shape: ModelShape, path: st
     """
     check_megatron_checkpoint(shape, path)
     weights = Path(path) / WEIGHTS
-    wanted = {name: part for name, part in model.sharded_state_dict().items() if not name.endswith(_EXTRA_STATE)}
+    by_key = chunks_by_key(chunks)
+    wanted = {
+        key: {name: part for name, part in chunk.sharded_state_dict().items() if not name.endswith(_EXTRA_STATE)}
+        for key, chunk in by_key.items()
+    }
     with damage_named(weights, "convert or save the checkpoint again"):
-        loaded = dist_checkpointing.load({"model": wanted}, str(weights))["model"]
-    faults = model.load_state_dict(loaded, strict=False)
-    left = [name for name in (*faults.missing_keys, *faults.unexpected_keys) if not name.endswith(_EXTRA_STATE)]
-    if left:
-        raise ValueError(f"{weights} and the model do not fit: {', '.join(left)}")
-    _clear_padding(model, shape)
+        loaded = dist_checkpointing.load(wanted, str(weights))
+    for key, chunk in by_key.items():
+        faults = chunk.load_state_dict(loaded[key], strict=False)
+        left = [name for name in (*faults.missing_keys, *faults.unexpected_keys) if not name.endswith(_EXTRA_STATE)]
+        if left:
+            raise ValueError(f"{weights} and the model do not fit: {', '.join(left)}")
+    _clear_padding(chunks, shape)
 
 
 @contextlib.contextmanager
@@ -111,10 +121,10 @@ def _reason(error: BaseException) -> str:
 
 
 @torch.no_grad()
-def _clear_padding(model: torch.nn.Module, shape: ModelShape) -> None:
+def _clear_padding(chunks: Sequence[torch.nn.Module], shape: ModelShape) -> None:
     """A checkpoint written with less padding leaves the rows beyond it as they were."""
-    rank, size = parallel_state.get_tensor_model_parallel_rank(), parallel_state.get_tensor_model_parallel_world_size()
-    for parameter in local_parameters(model, shape):
+    rank, size = tensor_parallel_place()
+    for parameter in local_parameters(chunks, shape):
         if isinstance(parameter.mapping.layout, Vocab):
             start, stop = parameter.mapping.bounds(parameter.mapping.hf[0], rank, size)
             parameter.tensor[stop - start :].zero_()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,19 +27,24 @@ class LocalParameter:
     tensor: torch.nn.Parameter
 
 
-def local_parameters(model: torch.nn.Module, shape: ModelShape) -> list[LocalParameter]:
+def tensor_parallel_place() -> tuple[int, int]:
+    """This rank among those that cut its layers, and how many they are."""
+    return parallel_state.get_tensor_model_parallel_rank(), parallel_state.get_tensor_model_parallel_world_size()
+
+
+def local_parameters(chunks: Sequence[torch.nn.Module], shape: ModelShape) -> list[LocalParameter]:
     """This rank's parameters in table order.
 
-    model: a bare GPTModel, local or Transformer Engine spec. Raises ValueError for a parameter the table does not know
+    chunks: bare GPTModels, local or Transformer Engine spec. Raises ValueError for a parameter the table does not know
     or whose shape is not the one the table and the tensor-parallel size give.
     """
     place = {
         name: (index, mapping) for index, mapping in enumerate(parameter_table(shape)) for name in mapping.megatron
     }
-    tp_size = parallel_state.get_tensor_model_parallel_world_size()
+    _, tp_size = tensor_parallel_place()
     found = []
-    for local_name, tensor in model.named_parameters():
-        name = _global_expert(_global_layer(local_name, model), shape)
+    for chunk, local_name, tensor in ((c, name, tensor) for c in chunks for name, tensor in c.named_parameters()):
+        name = _global_expert(_global_layer(local_name, chunk), shape)
         if name not in place:
             raise ValueError(f"the Megatron parameter {name} has no place in the table of {shape.architecture}")
         index, mapping = place[name]
@@ -52,13 +58,13 @@ def local_parameters(model: torch.nn.Module, shape: ModelShape) -> list[LocalPar
     return sorted(found, key=lambda p: p.index)
 
 
-def _global_layer(name: str, model: torch.nn.Module) -> str:
-    """A pipeline stage numbers its layers from 0; `layer_number` counts from 1 over the whole model."""
+def _global_layer(name: str, chunk: torch.nn.Module) -> str:
+    """A chunk numbers its layers from 0; `layer_number` counts from 1 over the whole model."""
     match = _LAYER.fullmatch(name)
     if match is None:
         return name
     before, layer, after = match.groups()
-    return f"{before}{model.decoder.layers[int(layer)].layer_number - 1}{after}"
+    return f"{before}{chunk.decoder.layers[int(layer)].layer_number - 1}{after}"
 
 
 def _global_expert(name: str, shape: ModelShape) -> str:

@@ -4,15 +4,15 @@ Every kind of parameter is a `TensorLayout`: the dimension along which tensor-pa
 Face tensors, and how equally cut pieces are fused into one Megatron tensor. Because fusing works on pieces as on
 wholes, a rank's shard is the fusion of its pieces, and everything else follows:
 
-    hf tensors --merge--> full Megatron tensor --shard--> one per rank
-    hf tensors <--split-- full Megatron tensor <--unshard-- all ranks
+    hf tensors --shard--> one Megatron tensor per rank --join--> hf tensors
+    hf tensors --merge--> full Megatron tensor --split--> hf tensors
 
 Pure functions of tensors: no process groups, no model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import ceil, prod
 
@@ -20,6 +20,8 @@ import torch
 
 Shape = tuple[int, ...]
 Tensors = tuple[torch.Tensor, ...]
+ReadPart = Callable[[str, int | None, int, int], torch.Tensor]
+"""(Hugging Face name, dimension, start, stop) -> that part of the tensor; dimension None: all of it."""
 
 
 @dataclass(frozen=True)
@@ -169,14 +171,13 @@ class ParamMapping:
         """Inverse of `merge`. The results may be views of `full`."""
         return self.layout.unfuse(full, self.piece_shapes(1))
 
-    def shard(self, full: torch.Tensor, tp_rank: int, tp_size: int) -> torch.Tensor:
-        """One rank's part of the full Megatron tensor, padding filled with zeros."""
-        tensors = zip(self.split(full), self.hf, strict=True)
-        return self.layout.fuse([self._piece(t, hf, tp_rank, tp_size) for t, hf in tensors])
-
-    def unshard(self, shards: Sequence[torch.Tensor]) -> torch.Tensor:
-        """All ranks' parts in rank order -> the full Megatron tensor without padding."""
-        return self.merge(self.join(shards))
+    def shard(self, read: ReadPart, tp_rank: int, tp_size: int) -> torch.Tensor:
+        """One rank's Megatron tensor from what it needs of the Hugging Face tensors, padding filled with zeros."""
+        dim = self.layout.cut_dim
+        if dim is None:
+            return self.layout.fuse([read(t.name, None, 0, 0) for t in self.hf])
+        pieces = [(t, read(t.name, dim, *self.bounds(t, tp_rank, tp_size))) for t in self.hf]
+        return self.layout.fuse([self._pad(piece, t, tp_size) for t, piece in pieces])
 
     def join(self, shards: Sequence[torch.Tensor]) -> Tensors:
         """All ranks' parts in rank order -> full, contiguous Hugging Face tensors; views of the shards where
@@ -197,14 +198,7 @@ class ParamMapping:
         length, size = self.layout.piece_shape(tensor.shape, tp_size)[dim], tensor.shape[dim]
         return min(tp_rank * length, size), min((tp_rank + 1) * length, size)
 
-    def pad(self, piece: torch.Tensor, tensor: HfTensor, tp_size: int) -> torch.Tensor:
+    def _pad(self, piece: torch.Tensor, tensor: HfTensor, tp_size: int) -> torch.Tensor:
         """A piece with zero rows appended up to its padded shape."""
         missing = self.layout.piece_shape(tensor.shape, tp_size)[0] - piece.shape[0]
         return torch.cat([piece, piece.new_zeros(missing, *piece.shape[1:])]) if missing else piece
-
-    def _piece(self, tensor: torch.Tensor, hf: HfTensor, tp_rank: int, tp_size: int) -> torch.Tensor:
-        dim = self.layout.cut_dim
-        if dim is None:
-            return tensor
-        start, stop = self.bounds(hf, tp_rank, tp_size)
-        return self.pad(tensor.narrow(dim, start, stop - start), hf, tp_size)

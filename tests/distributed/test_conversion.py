@@ -154,12 +154,12 @@ with one_process(torch.bfloat16) as actor:
         content = file.read_bytes()
         file.write_bytes(content[: len(content) // 3])
         try:
-            load_megatron_checkpoint(model, shape, folder)
+            load_megatron_checkpoint([model], shape, folder)
         except UserError as error:
             assert "is damaged" in str(error) and "\\n" not in str(error), error
             print("refused", file.name)
         file.write_bytes(content)
-    load_megatron_checkpoint(model, shape, folder)
+    load_megatron_checkpoint([model], shape, folder)
 """
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", program, str(copy)]

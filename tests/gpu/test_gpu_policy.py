@@ -53,7 +53,7 @@ def make_policy(folder: Path, **options: object):
     layout = parallel.initialize(actor, seed=1)
     shape = model_shape(HfFolder(folder).config())
     policy = MegatronPolicy(shape, actor, layout, temperature=1.0)
-    load_hf_weights(policy.model, shape, folder)
+    load_hf_weights(policy.chunks, shape, folder)
     policy.weights_changed()
     return policy
 

@@ -48,8 +48,8 @@ def run(folder: Path, actor: ActorConfig, bucket_mb: int, repetitions: int, thre
     Memory: this process's peak beyond the start of each; reader_memory: that of the process at the other end.
     """
     built = policy.load(folder, actor, trainable=False)
-    exporter = WeightExporter(built.policy.model, built.shape, bucket_mb)
-    parameters = [p.detach() for p in built.policy.model.parameters()]
+    exporter = WeightExporter(built.policy.chunks, built.shape, bucket_mb)
+    parameters = [p.detach() for chunk in built.policy.chunks for p in chunk.parameters()]
     copies = [torch.empty_like(p) for p in parameters]
     here = HandOver(exporter, ColocatedRollouts(VllmEngine(_settings(folder, actor, threads))))
     ray_cluster.connect("", cpus=2 * threads)

@@ -41,6 +41,6 @@ def load(folder: Path, actor: ActorConfig, trainable: bool) -> BenchPolicy:
     layout = parallel.initialize(actor, seed=1)
     shape = model_shape(HfFolder(folder).config())
     policy = MegatronPolicy(shape, actor, layout, temperature=1.0, trainable=trainable)
-    load_hf_weights(policy.model, shape, folder)
+    load_hf_weights(policy.chunks, shape, folder)
     policy.weights_changed()
     return BenchPolicy(policy, shape, actor)

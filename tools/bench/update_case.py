@@ -69,7 +69,7 @@ def run(folder: Path, groups: Sequence[BenchGroup], actor: ActorConfig, repetiti
     optimizer_seconds = float(np.median([timed(lambda: apply_gradients(ours.optimizer))[1] for _ in range(3)]))
     measured.ours.seconds[:] = [seconds - optimizer_seconds for seconds in measured.ours.seconds]
     work = [built.work(group.responses) for group, _, _ in (batch(repetition) for repetition in range(repetitions + 1))]
-    buffer = sum(p.main_grad.numel() * p.main_grad.element_size() for p in ours.model.parameters())
+    buffer = sum(p.main_grad.numel() * p.main_grad.element_size() for chunk in ours.chunks for p in chunk.parameters())
     measured.ours.peak_memory += buffer
     results = zip(measured.baseline.results, measured.ours.results, strict=True)
     report = {
@@ -120,7 +120,7 @@ def _whose_rounding(folder: Path, plain: torch.nn.Module, built: policy.BenchPol
 
 def our_gradients(built: policy.BenchPolicy) -> Iterator[tuple[str, torch.Tensor]]:
     """All gradients in the checkpoint's names and shapes."""
-    for parameter in local_parameters(built.policy.model, built.shape):
+    for parameter in local_parameters(built.policy.chunks, built.shape):
         if not parameter.mapping.is_copy:
             yield from zip(
                 (t.name for t in parameter.mapping.hf), parameter.mapping.split(parameter.tensor.main_grad), strict=True

@@ -54,7 +54,7 @@ def observe(case: Case, name: str, folder: Path, work: Path, layout: Layout) -> 
     actor = ActorConfig(**{"dtype": "float32", "max_tokens_per_micro_batch": 160, "head_chunk_rows": 7, **case.actor})
     shape = model_shape(HfFolder(folder).config())
     policy = MegatronPolicy(shape, actor, layout, TEMPERATURE)
-    load_hf_weights(policy.model, shape, folder)
+    load_hf_weights(policy.chunks, shape, folder)
     policy.weights_changed()
     wanted = requests(shape.vocab_size)
     scores = policy.score(wanted)

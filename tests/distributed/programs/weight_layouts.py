@@ -116,10 +116,10 @@ def handed_over(exporter: WeightExporter, rank: int) -> dict[str, Any]:
 def observe(folder: Path, work: Path, shape: ModelShape, actor: ActorConfig, layout: Layout) -> dict[str, Any]:
     """Everything about one model at this layout, from this rank's point of view."""
     policy = MegatronPolicy(shape, actor, layout, temperature=1.0, trainable=False)
-    load_hf_weights(policy.model, shape, folder)
+    load_hf_weights(policy.chunks, shape, folder)
     expected = load_file(folder / "expected" / "logits.safetensors")
     logits = megatron_logits(policy, expected["prompt"].tolist())
-    exporter = WeightExporter(policy.model, shape, BUCKET_MB)
+    exporter = WeightExporter(policy.chunks, shape, BUCKET_MB)
     source = HfFolder(folder)
     buckets = list(exporter.buckets())
     stream = [(name, tensor.clone()) for bucket in buckets for name, tensor in bucket]
@@ -134,9 +134,10 @@ def observe(folder: Path, work: Path, shape: ModelShape, actor: ActorConfig, lay
         "hand_over": handed_over(exporter, layout.rank),
     }
     with torch.no_grad():
-        for parameter in policy.model.parameters():
-            parameter.fill_(7.0)
-    load_megatron_checkpoint(policy.model, shape, work / "megatron_float32" / folder.name)
+        for chunk in policy.chunks:
+            for parameter in chunk.parameters():
+                parameter.fill_(7.0)
+    load_megatron_checkpoint(policy.chunks, shape, work / "megatron_float32" / folder.name)
     facts["reloaded_difference"] = worst_tensor(exporter.stream(), source).difference
     facts["padding_is_zero"] = padding_is_zero(policy)
     facts["exports"] = exported(
@@ -167,8 +168,9 @@ def exported(exporter: WeightExporter, rank: int, model: Path, work: Path) -> di
 
 
 def padding_is_zero(policy: MegatronPolicy) -> bool:
-    shard = policy.model.vocab_shard() if policy.layout.is_last_stage else None
-    return shard is None or not policy.model.output_weight()[shard.valid_rows :].any()
+    last = policy.chunks[-1]
+    shard = last.vocab_shard() if policy.layout.is_last_stage else None
+    return shard is None or not last.output_weight()[shard.valid_rows :].any()
 
 
 def one_rank(rank: int, name: str, models: Path, work: Path, results: Path) -> None:
