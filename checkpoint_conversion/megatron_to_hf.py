@@ -34,10 +34,9 @@ from megatron_rlpr.system.command_line import exit_status
 from megatron_rlpr.system.dtypes import DTYPES
 from megatron_rlpr.system.sealed_folder import empty, make_once
 from megatron_rlpr.types import UserError
-from megatron_rlpr.weights.architectures import model_shape
+from megatron_rlpr.weights.architectures import hf_manifest, model_shape
 from megatron_rlpr.weights.checksum import ChecksummedStream, weights_checksum
-from megatron_rlpr.weights.hf_folder import HfFolder, record_dtype
-from megatron_rlpr.weights.load_hf import hf_manifest
+from megatron_rlpr.weights.hf_folder import HfFolder
 from megatron_rlpr.weights.load_megatron import WEIGHTS, check_megatron_checkpoint, damage_named, read_checkpoint_shape
 from megatron_rlpr.weights.save_hf import save_hf_weights
 from megatron_rlpr.weights.shape import ModelShape
@@ -65,8 +64,7 @@ def convert(megatron: Path, out: Path, hf: Path | None = None, max_shard_gb: flo
         empty(staging)
         dtype = _stored_dtype(megatron / WEIGHTS)
         _write_weights(megatron, shape, dtype, staging, int(max_shard_gb * 10**9))
-        companions.copy_companions(staging)
-        record_dtype(staging, dtype)
+        companions.copy_companions(staging, dtype)
         files.check_unchanged()
 
     return make_once(out, made_from, build)

@@ -3,7 +3,6 @@ them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,9 +16,6 @@ from megatron_rlpr.config.schema import ActorConfig
 from megatron_rlpr.weights.local_parameters import local_parameters
 from megatron_rlpr.weights.mapping import ParamMapping
 from megatron_rlpr.weights.shape import ModelShape
-
-BUCKET_BYTES = 32 * 2**20
-"""Consecutive parameters are handled together up to this size; a larger one alone."""
 
 
 @dataclass(frozen=True)
@@ -80,15 +76,3 @@ def outline_model(shape: ModelShape, actor: ActorConfig) -> ModelOutline:
         name = name_of[id(local.tensor)]
         parameters.append(OutlinedParameter(name, local.mapping, local.tensor.detach(), state[name]))
     return ModelOutline(tuple(parameters), state)
-
-
-def in_buckets(parameters: Sequence[OutlinedParameter]) -> Iterator[list[OutlinedParameter]]:
-    """Consecutive parameters of BUCKET_BYTES at most, or a single larger one."""
-    bucket: list[OutlinedParameter] = []
-    for parameter in parameters:
-        if bucket and sum(p.nbytes for p in bucket) + parameter.nbytes > BUCKET_BYTES:
-            yield bucket
-            bucket = []
-        bucket.append(parameter)
-    if bucket:
-        yield bucket

@@ -13,8 +13,12 @@ from megatron.core.dist_checkpointing import ShardedTensor
 from megatron.core.dist_checkpointing.dict_utils import dict_list_map_outplace
 from megatron.core.dist_checkpointing.mapping import ShardedTensorFactory
 
-from checkpoint_conversion.model_outline import ModelOutline, OutlinedParameter, in_buckets
+from checkpoint_conversion.model_outline import ModelOutline, OutlinedParameter
+from megatron_rlpr.weights.buckets import in_buckets
 from megatron_rlpr.weights.load_megatron import damage_named
+
+BUCKET_BYTES = 32 * 2**20
+"""Consecutive parameters are loaded together up to this size; a larger one alone."""
 
 
 def load_streamed(
@@ -26,7 +30,7 @@ def load_streamed(
     weights: folder of a checkpoint that was written in any layout. on_loaded: called with the bytes of every parameter
     that has been passed on. Raises UserError when the checkpoint is damaged.
     """
-    for bucket in in_buckets(outline.parameters):
+    for bucket in in_buckets(outline.parameters, lambda parameter: parameter.nbytes, BUCKET_BYTES):
         loaded = _load(bucket, weights)
         for parameter in bucket:
             names = (tensor.name for tensor in parameter.mapping.hf)

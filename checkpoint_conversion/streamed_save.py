@@ -8,7 +8,7 @@ layers.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from checkpoint_conversion.model_outline import ModelOutline, OutlinedParameter
+from megatron_rlpr.weights.buckets import in_buckets
 
 Values = Callable[[OutlinedParameter], torch.Tensor]
 """The values of a whole Megatron parameter; asked for once each, in table order."""
@@ -117,26 +118,12 @@ class _FilesOfLayers(FileSystemWriter):
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         results: list[WriteResult] = []
-        for number, items in enumerate(_by_file(plan.items)):
+        for number, items in enumerate(in_buckets(plan.items, _nbytes, _FILE_BYTES)):
             prefix = replace(plan.storage_data, prefix=f"{plan.storage_data.prefix}{number}_")
             results += super().write_data(replace(plan, items=items, storage_data=prefix), planner).wait()
         written: Future[list[WriteResult]] = Future()
         written.set_result(results)
         return written
-
-
-def _by_file(items: list[WriteItem]) -> Iterator[list[WriteItem]]:
-    file: list[WriteItem] = []
-    size = 0
-    for item in items:
-        nbytes = _nbytes(item)
-        if file and size + nbytes > _FILE_BYTES:
-            yield file
-            file, size = [], 0
-        file.append(item)
-        size += nbytes
-    if file:
-        yield file
 
 
 def _nbytes(item: WriteItem) -> int:

@@ -152,7 +152,7 @@ def main() -> None:
     layout = parallel.initialize(actor, seed=0)
     policy = MegatronPolicy(shape, actor, layout, temperature=1.0, trainable=False)
     load_megatron_checkpoint(policy.chunks, shape, options.megatron)
-    tensor = worst_tensor(WeightExporter(policy.chunks, shape, bucket_mb=64).stream(), source)
+    tensor = worst_tensor(WeightExporter(policy.chunks, shape, bucket_mb=64), source)
     logit = worst_logit(policy, options.hf, random_prompts(shape.vocab_size, options.prompts, options.length))
     if layout.rank == 0:
         print(f"layout: TP {tp}, PP {pp}" + (f", EP {ep}" if ep > 1 else ""))

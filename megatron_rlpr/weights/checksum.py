@@ -34,8 +34,7 @@ def tensor_checksum(tensor: torch.Tensor) -> str:
 def weights_checksum(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
     """Hex digest of named tensors, whatever their order."""
     stream = ChecksummedStream(tensors)
-    for _ in stream:
-        pass
+    stream.finish()
     return stream.checksum
 
 

@@ -9,38 +9,23 @@ next one is gathered, so two exist at once; with one rank the stream yields view
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, groupby
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
-from megatron_rlpr.weights.architectures import parameter_table
-from megatron_rlpr.weights.load_hf import hf_manifest
+from megatron_rlpr.weights.architectures import hf_manifest, parameter_table
+from megatron_rlpr.weights.buckets import in_buckets, one_ahead
 from megatron_rlpr.weights.local_parameters import local_parameters
-from megatron_rlpr.weights.prefetch import one_ahead
 from megatron_rlpr.weights.shape import ModelShape
 
 NamedTensors = list[tuple[str, torch.Tensor]]
 T = TypeVar("T")
 
-
-@dataclass(frozen=True)
-class _Owner:
-    """A pipeline stage, and its one expert-parallel rank; None: all of them hold the same."""
-
-    stage: int
-    expert_rank: int | None
-
-
-@dataclass(frozen=True)
-class _Bucket:
-    """Consecutive entries of the table that one owner has."""
-
-    owner: _Owner
-    indices: tuple[int, ...]
+_Owner = tuple[int, int | None]
+"""A pipeline stage, and its one expert-parallel rank; None: all of them hold the same."""
 
 
 class WeightExporter:
@@ -52,37 +37,28 @@ class WeightExporter:
         self._table = parameter_table(shape)
         local = local_parameters(chunks, shape)
         self._tensors = {p.index: p.tensor for p in local if not p.mapping.is_copy}
-        self._dtype, self._device = local[0].tensor.dtype, local[0].tensor.device
+        self._device = local[0].tensor.device
+        self.dtype = local[0].tensor.dtype
+        """Of every exported tensor: the model's."""
         self._tp_group = parallel_state.get_tensor_model_parallel_group()
-        self._tp_size = parallel_state.get_tensor_model_parallel_world_size()
         self._pp_group = parallel_state.get_pipeline_model_parallel_group()
-        self._pp_size = parallel_state.get_pipeline_model_parallel_world_size()
-        self._stage = parallel_state.get_pipeline_model_parallel_rank()
         self._ep_group = parallel_state.get_expert_model_parallel_group()
-        self._ep_size = parallel_state.get_expert_model_parallel_world_size()
-        self._expert_rank = parallel_state.get_expert_model_parallel_rank()
+        groups = (self._tp_group, self._pp_group, self._ep_group)
+        self._tp_size, self._pp_size, self._ep_size = map(dist.get_world_size, groups)
+        self._stage, self._expert_rank = dist.get_rank(self._pp_group), dist.get_rank(self._ep_group)
         self._whole = self._tp_size == self._pp_size == self._ep_size == 1
         self._buckets = self._fill_buckets(int(bucket_mb * 2**20))
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of every exported tensor: the model's."""
-        return self._dtype
 
     def manifest(self) -> dict[str, tuple[int, ...]]:
         """Hugging Face name -> full shape of everything the stream holds, in its order, without moving any weight."""
         return hf_manifest(self._shape)
 
-    def stream(self) -> Iterator[tuple[str, torch.Tensor]]:
+    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
         """(Hugging Face name, full contiguous tensor) in the manifest's order.
 
         Where buckets are gathered from other ranks, the next one is on its way while the last one is being used.
         """
         return chain.from_iterable(self.buckets() if self._whole else one_ahead(self.buckets()))
-
-    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Export once more: `stream`."""
-        return self.stream()
 
     def buckets(self) -> Iterator[NamedTensors]:
         """The same stream, one bucket at a time.
@@ -92,60 +68,55 @@ class WeightExporter:
         """
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)  # of the thread that exports ahead
-        for bucket in self._buckets:
-            yield self._export(bucket)
+        for owner, indices in self._buckets:
+            yield self._export(owner, indices)
 
     @torch.no_grad()
-    def _export(self, bucket: _Bucket) -> NamedTensors:
-        shards = self._all_shards(bucket)
+    def _export(self, owner: _Owner, indices: list[int]) -> NamedTensors:
+        shards = self._all_shards(owner, indices)
         named: NamedTensors = []
-        for index in bucket.indices:
+        for index in indices:
             mapping = self._table[index]
             named += zip((t.name for t in mapping.hf), mapping.join(shards.pop(index)), strict=True)
         return named
 
-    def _all_shards(self, bucket: _Bucket) -> dict[int, list[torch.Tensor]]:
+    def _all_shards(self, owner: _Owner, indices: list[int]) -> dict[int, list[torch.Tensor]]:
         """Table index -> the shards of all tensor-parallel ranks, on every rank."""
         if self._whole:
-            return {index: [self._tensors[index].detach()] for index in bucket.indices}
-        counts = [self._table[index].shard_numel(self._tp_size) for index in bucket.indices]
-        gathered = torch.empty(self._tp_size, sum(counts), dtype=self._dtype, device=self._device)
-        stage, expert_rank = bucket.owner.stage, bucket.owner.expert_rank
+            return {index: [self._tensors[index].detach()] for index in indices}
+        counts = [self._table[index].shard_numel(self._tp_size) for index in indices]
+        gathered = torch.empty(self._tp_size, sum(counts), dtype=self.dtype, device=self._device)
+        stage, expert_rank = owner
         if self._stage == stage and expert_rank in (None, self._expert_rank):
-            mine = torch.cat([self._tensors[index].detach().flatten() for index in bucket.indices])
+            mine = torch.cat([self._tensors[index].detach().flatten() for index in indices])
             dist.all_gather(list(gathered.unbind()), mine, group=self._tp_group)
         if self._stage == stage and expert_rank is not None:
             dist.broadcast(gathered, dist.get_global_rank(self._ep_group, expert_rank), group=self._ep_group)
         if self._pp_size > 1:
             dist.broadcast(gathered, dist.get_global_rank(self._pp_group, stage), group=self._pp_group)
-        by_parameter = zip(bucket.indices, gathered.split(counts, dim=1), strict=True)
-        return {
-            index: [flat.view(self._table[index].shard_shape(self._tp_size)) for flat in part]
-            for index, part in by_parameter
-        }
+        shapes = [self._table[index].shard_shape(self._tp_size) for index in indices]
+        by_parameter = zip(indices, gathered.split(counts, dim=1), shapes, strict=True)
+        return {index: [flat.view(shape) for flat in part] for index, part, shape in by_parameter}
 
-    def _fill_buckets(self, limit_bytes: int) -> tuple[_Bucket, ...]:
-        buckets: list[_Bucket] = []
-        size = 0
-        for index, owner in self._owners().items():
-            nbytes = self._table[index].shard_numel(self._tp_size) * self._tp_size * self._dtype.itemsize
-            if buckets and buckets[-1].owner == owner and size + nbytes <= limit_bytes:
-                buckets[-1] = _Bucket(owner, (*buckets[-1].indices, index))
-                size += nbytes
-            else:
-                buckets.append(_Bucket(owner, (index,)))
-                size = nbytes
-        return tuple(buckets)
+    def _fill_buckets(self, limit_bytes: int) -> list[tuple[_Owner, list[int]]]:
+        """Consecutive entries of the table that one owner has."""
+
+        def nbytes(index: int) -> int:
+            return self._table[index].shard_numel(self._tp_size) * self._tp_size * self.dtype.itemsize
+
+        owners = self._owners()
+        by_owner = groupby(owners, owners.__getitem__)
+        return [(owner, bucket) for owner, theirs in by_owner for bucket in in_buckets(theirs, nbytes, limit_bytes)]
 
     def _owners(self) -> dict[int, _Owner]:
         """Table index -> who holds it, in table order. Raises ValueError for a parameter that is nowhere."""
-        in_stage = _gather_from(self._ep_group, self._ep_size, set(self._tensors))
+        in_stage = _gather_from(self._ep_group, set(self._tensors))
         in_all = set.intersection(*in_stage)
         expert_rank_of = {
             index: None if index in in_all else rank for rank, indices in enumerate(in_stage) for index in indices
         }
-        stages = _gather_from(self._pp_group, self._pp_size, expert_rank_of)
-        owner_of = {index: _Owner(stage, rank) for stage, held in enumerate(stages) for index, rank in held.items()}
+        stages = _gather_from(self._pp_group, expert_rank_of)
+        owner_of = {index: (stage, rank) for stage, held in enumerate(stages) for index, rank in held.items()}
         wanted = [index for index, mapping in enumerate(self._table) if not mapping.is_copy]
         missing = [self._table[index].megatron[0] for index in wanted if index not in owner_of]
         if missing:
@@ -153,8 +124,8 @@ class WeightExporter:
         return {index: owner_of[index] for index in wanted}
 
 
-def _gather_from(group: dist.ProcessGroup, size: int, mine: T) -> list[T]:
+def _gather_from(group: dist.ProcessGroup, mine: T) -> list[T]:
     """What every rank of the group has, in rank order."""
-    found: list[T] = [mine] * size
+    found: list[T] = [mine] * dist.get_world_size(group)
     dist.all_gather_object(found, mine, group=group)
     return found

@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from megatron_rlpr.system.step_folders import StepFolders
 from megatron_rlpr.weights.export import WeightExporter
-from megatron_rlpr.weights.hf_folder import HfFolder, record_dtype
+from megatron_rlpr.weights.hf_folder import HfFolder
 from megatron_rlpr.weights.save_hf import save_hf_weights
 
 _MAX_FILE_BYTES = 5 * 10**9
@@ -29,9 +29,8 @@ class HfExport:
         self._model = HfFolder(model)
 
     def save(self, step: int) -> Path:
-        """Write the folder of `step`, then remove those of later steps, which are made again, and those beyond
-        keep_last."""
-        stream = self._exporter.stream()
+        """Write the folder of `step`, then remove those beyond keep_last and of later steps, which are made again."""
+        stream = iter(self._exporter)
         try:
             if dist.get_rank() == 0:
                 self._write(step, stream)
@@ -42,8 +41,7 @@ class HfExport:
 
     def _write(self, step: int, stream: Iterator[tuple[str, torch.Tensor]]) -> None:
         partial = self._folders.begin(step)
-        self._model.copy_companions(partial)
-        record_dtype(partial, self._exporter.dtype)
+        self._model.copy_companions(partial, self._exporter.dtype)
         save_hf_weights(stream, self._exporter.manifest(), self._exporter.dtype, partial, _MAX_FILE_BYTES)
         self._folders.finish(step)
         self._folders.forget_after(step)

@@ -54,10 +54,8 @@ class HfFolder:
     def config(self) -> dict[str, Any]:
         """config.json."""
         if not self.path.is_dir():
-            raise UserError(
-                f"there is no model folder {self.path}: name a Hugging Face folder with config.json, the tokenizer and "
-                "*.safetensors"
-            )
+            holds = "config.json, the tokenizer and *.safetensors"
+            raise UserError(f"there is no model folder {self.path}: name a Hugging Face folder with {holds}")
         file = self.path / "config.json"
         if not file.is_file():
             raise UserError(f"{self.path} holds no config.json: it is no Hugging Face model folder")
@@ -72,14 +70,11 @@ class HfFolder:
     def check_tokenizer(self) -> None:
         """Raise UserError unless there is a fast tokenizer."""
         if not (self.path / "tokenizer.json").is_file():
-            raise UserError(
-                f"{self.path} holds no tokenizer.json: a fast tokenizer is needed; save one with "
-                "AutoTokenizer.from_pretrained(...).save_pretrained(folder)"
-            )
+            save = "AutoTokenizer.from_pretrained(...).save_pretrained(folder)"
+            raise UserError(f"{self.path} holds no tokenizer.json: a fast tokenizer is needed; save one with {save}")
 
     def weight_files(self) -> list[Path]:
-        """The safetensors that hold the weights, all of them present: those of the index, else model.safetensors, else
-        all there are."""
+        """The safetensors that hold the weights: those of the index, else model.safetensors, else all there are."""
         if (self.path / INDEX).is_file():
             names = sorted(set(self._index().values()))
             missing = [name for name in names if not (self.path / name).is_file()]
@@ -91,10 +86,8 @@ class HfFolder:
         files = [single] if single.is_file() else sorted(self.path.glob("*.safetensors"))
         if not files:
             pickled = sorted(path.name for ending in ("bin", "pt", "pth") for path in self.path.glob(f"*.{ending}"))
-            raise UserError(
-                f"{self.path} holds no *.safetensors: "
-                + (f"pickled weights ({pickled[0]}) can run code, save them as safetensors" if pickled else _FETCH)
-            )
+            fix = f"pickled weights ({pickled[0]}) can run code, save them as safetensors" if pickled else _FETCH
+            raise UserError(f"{self.path} holds no *.safetensors: {fix}")
         return files
 
     @cached_property
@@ -121,16 +114,13 @@ class HfFolder:
         extra = [name for name in self.shapes() if name not in expected and name not in ignored]
         if extra:
             found = self.stored[extra[0]]
-            raise UserError(
-                f"{found.file}: {len(extra)} tensors have no place in the model of config.json, e.g. {extra[0]} of "
-                f"shape {list(found.shape)}"
-            )
+            fault = f"{len(extra)} tensors have no place in the model of config.json"
+            raise UserError(f"{found.file}: {fault}, e.g. {extra[0]} of shape {list(found.shape)}")
         for name, shape in expected.items():
             found = self.stored[name]
             if found.shape != shape:
-                raise UserError(
-                    f"{found.file}: {name} has shape {list(found.shape)}, the model of config.json needs {list(shape)}"
-                )
+                sizes = f"{list(found.shape)}, the model of config.json needs {list(shape)}"
+                raise UserError(f"{found.file}: {name} has shape {sizes}")
 
     def read(self, name: str, dim: int | None = None, start: int = 0, stop: int = 0) -> torch.Tensor:
         """One tensor, or its part [start, stop) along dimension 0 or 1."""
@@ -152,11 +142,20 @@ class HfFolder:
         """What belongs to the model beside its weights: configuration, tokenizer, templates, licence."""
         return sorted({path for pattern in _COMPANIONS for path in self.path.glob(pattern) if path.is_file()})
 
-    def copy_companions(self, target: Path) -> None:
-        """Copy them into a folder, which is made when it is missing."""
+    def copy_companions(self, target: Path, dtype: torch.dtype | None = None) -> None:
+        """Copy them into a folder, which is made when it is missing.
+
+        dtype: of the weights that come beside them: config.json names it, since transformers loads them accordingly.
+        """
         target.mkdir(parents=True, exist_ok=True)
         for path in self.companions():
             shutil.copyfile(path, target / path.name)
+        if dtype is not None:
+            config = HfFolder(target).config()
+            field = "torch_dtype" if "torch_dtype" in config else "dtype"
+            if config.get(field) != dtype_name(dtype):
+                text = json.dumps({**config, field: dtype_name(dtype)}, indent=2) + "\n"
+                (target / "config.json").write_text(text, encoding="utf-8")
 
     def _index(self) -> dict[str, str]:
         file = self.path / INDEX
@@ -164,21 +163,11 @@ class HfFolder:
             names = dict(json.loads(file.read_text(encoding="utf-8"))["weight_map"])
             outside = [name for name in names.values() if Path(name).name != name]
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{file} is no safetensors index: expected a JSON object with a 'weight_map' of names; {_FETCH}"
-            ) from error
+            expected = "expected a JSON object with a 'weight_map' of names"
+            raise UserError(f"{file} is no safetensors index: {expected}; {_FETCH}") from error
         if not names or outside:
             raise UserError(f"{file}: weight_map must name files of this folder, found {outside or 'none'}")
         return names
-
-
-def record_dtype(folder: Path, dtype: torch.dtype) -> None:
-    """Make a folder's config.json name the dtype of its weights (transformers reads it to choose how to load them)."""
-    file = folder / "config.json"
-    config = json.loads(file.read_text(encoding="utf-8"))
-    field = "torch_dtype" if "torch_dtype" in config else "dtype"
-    if config.get(field) != dtype_name(dtype):
-        file.write_text(json.dumps({**config, field: dtype_name(dtype)}, indent=2) + "\n", encoding="utf-8")
 
 
 def _header(file: Path) -> dict[str, StoredTensor]:
@@ -189,8 +178,7 @@ def _header(file: Path) -> dict[str, StoredTensor]:
                 view = tensors.get_slice(name)
                 dtype = view.get_dtype()
                 if dtype not in STORED_DTYPES:
-                    supported = ", ".join(STORED_DTYPES)
-                    raise UserError(f"{file}: {name} is stored as {dtype}; supported are {supported}")
+                    raise UserError(f"{file}: {name} is stored as {dtype}; supported are {', '.join(STORED_DTYPES)}")
                 found[name] = StoredTensor(file, tuple(view.get_shape()), STORED_DTYPES[dtype])
     except (OSError, SafetensorError) as error:
         raise UserError(f"{file} is no complete safetensors file ({error}): {_FETCH}") from error

@@ -7,15 +7,10 @@ from pathlib import Path
 
 import torch
 
-from megatron_rlpr.weights.architectures import parameter_table
+from megatron_rlpr.weights.architectures import hf_manifest
 from megatron_rlpr.weights.hf_folder import OUTPUT_HEAD, HfFolder
 from megatron_rlpr.weights.local_parameters import local_parameters, tensor_parallel_place
 from megatron_rlpr.weights.shape import ModelShape
-
-
-def hf_manifest(shape: ModelShape) -> dict[str, tuple[int, ...]]:
-    """Hugging Face name -> full shape of every tensor of the model, in export order; tied embeddings once."""
-    return {t.name: t.shape for mapping in parameter_table(shape) if not mapping.is_copy for t in mapping.hf}
 
 
 def open_hf_weights(shape: ModelShape, folder: str | Path) -> HfFolder:

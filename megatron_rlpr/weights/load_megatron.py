@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
 
 import torch
 from megatron.core import dist_checkpointing
@@ -27,12 +26,11 @@ from megatron_rlpr.weights.shape import ModelShape, shape_of_fields
 
 WEIGHTS = "megatron"
 SHAPE = "model_shape.json"
+_AGAIN = "convert or save the checkpoint again"
 
 # Megatron-Core 0.19 reads the file common.pt where there is one and writes none: what it held lies among the weights.
 _COMMON_IS_A_FILE = not hasattr(serialization, "_legacy_common_state_exists")
-_MEGATRON_FILES = tuple(
-    f"{WEIGHTS}/{name}" for name in ("metadata.json", ".metadata", *(["common.pt"] if _COMMON_IS_A_FILE else []))
-)
+_MEGATRON_FILES = ("metadata.json", ".metadata", *(["common.pt"] if _COMMON_IS_A_FILE else []))
 
 # Transformer Engine's FP8 state: absent from checkpoints written on a CPU, and rebuilt by the first steps.
 _EXTRA_STATE = "_extra_state"
@@ -41,36 +39,25 @@ _EXTRA_STATE = "_extra_state"
 def check_megatron_checkpoint(shape: ModelShape, path: str | Path) -> None:
     """Raise UserError unless the folder is a complete Megatron checkpoint of a model of this shape."""
     stored, wanted = asdict(read_checkpoint_shape(path)), asdict(shape)
-    different = [
-        f"{field}={stored[field]!r}, expected {value!r}" for field, value in wanted.items() if stored[field] != value
-    ]
+    different = [f"{key}={stored[key]!r}, expected {value!r}" for key, value in wanted.items() if stored[key] != value]
     if different:
-        raise UserError(
-            f"{path} is a checkpoint of another model: {'; '.join(different)}; convert the model at hand, or name that "
-            "one"
-        )
+        fix = "convert the model at hand, or name it"
+        raise UserError(f"{path} is a checkpoint of another model: {'; '.join(different)}; {fix}")
 
 
 def read_checkpoint_shape(path: str | Path) -> ModelShape:
-    """What the weights of a checkpoint folder belong to. Raises UserError when the folder is foreign or
-    half-written."""
+    """What the weights of a checkpoint folder belong to. UserError when the folder is foreign or half-written."""
     folder = Path(path)
     if not folder.is_dir():
-        raise UserError(
-            f"there is no Megatron checkpoint {folder}: make it with python -m checkpoint_conversion.hf_to_megatron"
-        )
-    for needed in (SHAPE, *_MEGATRON_FILES):
+        convert = "python -m checkpoint_conversion.hf_to_megatron"
+        raise UserError(f"there is no Megatron checkpoint {folder}: make it with {convert}")
+    for needed in (SHAPE, *(f"{WEIGHTS}/{name}" for name in _MEGATRON_FILES)):
         if not (folder / needed).is_file():
-            raise UserError(
-                f"{folder} is no complete Megatron checkpoint, it holds no {needed}: convert or save it again"
-            )
+            raise UserError(f"{folder} is no complete Megatron checkpoint, it holds no {needed}: {_AGAIN}")
     try:
-        fields: dict[str, Any] = json.loads((folder / SHAPE).read_text(encoding="utf-8"))
-        return shape_of_fields(fields)
+        return shape_of_fields(json.loads((folder / SHAPE).read_text(encoding="utf-8")))
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{folder / SHAPE} is not the description of a model ({error}): convert or save the checkpoint again"
-        ) from error
+        raise UserError(f"{folder / SHAPE} is not the description of a model ({error}): {_AGAIN}") from error
 
 
 def chunks_by_key(chunks: Sequence[torch.nn.Module]) -> dict[str, torch.nn.Module]:
@@ -78,6 +65,7 @@ def chunks_by_key(chunks: Sequence[torch.nn.Module]) -> dict[str, torch.nn.Modul
     return {"model": chunks[0]} if len(chunks) == 1 else {f"model{i}": chunk for i, chunk in enumerate(chunks)}
 
 
+@torch.no_grad()
 def load_megatron_checkpoint(chunks: Sequence[torch.nn.Module], shape: ModelShape, path: str | Path) -> None:
     """Fill this rank's part of the model, whatever layout the checkpoint was written from. All ranks call it together.
 
@@ -91,20 +79,24 @@ def load_megatron_checkpoint(chunks: Sequence[torch.nn.Module], shape: ModelShap
         key: {name: part for name, part in chunk.sharded_state_dict().items() if not name.endswith(_EXTRA_STATE)}
         for key, chunk in by_key.items()
     }
-    with damage_named(weights, "convert or save the checkpoint again"):
+    with damage_named(weights, _AGAIN):
         loaded = dist_checkpointing.load(wanted, str(weights))
     for key, chunk in by_key.items():
         faults = chunk.load_state_dict(loaded[key], strict=False)
         left = [name for name in (*faults.missing_keys, *faults.unexpected_keys) if not name.endswith(_EXTRA_STATE)]
         if left:
             raise ValueError(f"{weights} and the model do not fit: {', '.join(left)}")
-    _clear_padding(chunks, shape)
+    rank, size = tensor_parallel_place()
+    for parameter in local_parameters(chunks, shape):
+        if isinstance(parameter.mapping.layout, Vocab):
+            # A checkpoint written with less padding leaves the rows beyond it as they were.
+            start, stop = parameter.mapping.bounds(parameter.mapping.hf[0], rank, size)
+            parameter.tensor[stop - start :].zero_()
 
 
 @contextlib.contextmanager
 def damage_named(path: Path, fix: str) -> Iterator[None]:
-    """Around the loading of a checkpoint: what goes wrong there becomes a UserError that names the folder and the
-    fix."""
+    """Around the loading of a checkpoint: what goes wrong becomes a UserError that names the folder and the fix."""
     try:
         yield
     except (OSError, ValueError, RuntimeError, UnpicklingError, CheckpointingException, CheckpointException) as error:
@@ -118,13 +110,3 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, UnpicklingError):
         return "a file of it is cut or foreign"  # torch's own text advises to load it unsafely
     return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-@torch.no_grad()
-def _clear_padding(chunks: Sequence[torch.nn.Module], shape: ModelShape) -> None:
-    """A checkpoint written with less padding leaves the rows beyond it as they were."""
-    rank, size = tensor_parallel_place()
-    for parameter in local_parameters(chunks, shape):
-        if isinstance(parameter.mapping.layout, Vocab):
-            start, stop = parameter.mapping.bounds(parameter.mapping.hf[0], rank, size)
-            parameter.tensor[stop - start :].zero_()

@@ -50,10 +50,8 @@ def local_parameters(chunks: Sequence[torch.nn.Module], shape: ModelShape) -> li
         index, mapping = place[name]
         expected = mapping.shard_shape(tp_size)
         if tuple(tensor.shape) != expected:
-            raise ValueError(
-                f"{name} has shape {list(tensor.shape)}, the table gives {list(expected)} at tensor-parallel size "
-                f"{tp_size}"
-            )
+            sizes = f"{list(tensor.shape)}, the table gives {list(expected)} at tensor-parallel size {tp_size}"
+            raise ValueError(f"{name} has shape {sizes}")
         found.append(LocalParameter(index, mapping, tensor))
     return sorted(found, key=lambda p: p.index)
 

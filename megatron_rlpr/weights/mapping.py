@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import ceil, prod
+from typing import ClassVar
 
 import torch
 
@@ -28,10 +29,8 @@ ReadPart = Callable[[str, int | None, int, int], torch.Tensor]
 class TensorLayout:
     """One Hugging Face tensor is one Megatron tensor, whole on every tensor-parallel rank."""
 
-    @property
-    def cut_dim(self) -> int | None:
-        """The dimension of the Hugging Face tensors that ranks cut evenly; None: every rank holds all of it."""
-        return None
+    cut_dim: ClassVar[int | None] = None
+    """The dimension of the Hugging Face tensors that ranks cut evenly; None: every rank holds all of it."""
 
     def padded_size(self, size: int, tp_size: int) -> int:
         """Size of the cut dimension over all ranks."""
@@ -63,22 +62,16 @@ class Replicated(TensorLayout):
     """Norms."""
 
 
-@dataclass(frozen=True)
 class Column(TensorLayout):
     """Output features are cut: dimension 0."""
 
-    @property
-    def cut_dim(self) -> int:
-        return 0
+    cut_dim = 0
 
 
-@dataclass(frozen=True)
 class Row(TensorLayout):
     """Input features are cut: dimension 1."""
 
-    @property
-    def cut_dim(self) -> int:
-        return 1
+    cut_dim = 1
 
 
 class Vocab(Column):
@@ -138,10 +131,8 @@ class HfTensor:
 class ParamMapping:
     """One Megatron parameter and the Hugging Face tensors it is made of.
 
-    megatron: its name with the local layer spec, then, where it differs, with the Transformer Engine spec. Layers are
-    numbered over the whole model, not within a pipeline stage.
-    hf: in the order the layout fuses them. is_copy: holds a second copy of what another entry owns (a tied output
-    layer).
+    megatron: its name with the local layer spec, then, where it differs, with Transformer Engine's; layers count over
+    the whole model. hf: in the order the layout fuses them. is_copy: of what another entry owns (a tied output layer).
     """
 
     megatron: tuple[str, ...]
@@ -150,8 +141,7 @@ class ParamMapping:
     is_copy: bool = False
 
     def piece_shapes(self, tp_size: int) -> tuple[Shape, ...]:
-        """Shapes of one rank's pieces of the Hugging Face tensors. Raises ValueError when tp_size does not divide
-        them."""
+        """Shapes of one rank's pieces of the Hugging Face tensors. ValueError when tp_size does not divide them."""
         return tuple(self.layout.piece_shape(t.shape, tp_size) for t in self.hf)
 
     def shard_shape(self, tp_size: int) -> Shape:
@@ -180,8 +170,7 @@ class ParamMapping:
         return self.layout.fuse([self._pad(piece, t, tp_size) for t, piece in pieces])
 
     def join(self, shards: Sequence[torch.Tensor]) -> Tensors:
-        """All ranks' parts in rank order -> full, contiguous Hugging Face tensors; views of the shards where
-        possible."""
+        """All ranks' parts in rank order -> full, contiguous Hugging Face tensors; where possible views of them."""
         dim = self.layout.cut_dim
         if dim is None:
             return (shards[0],)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from megatron_rlpr.weights.buckets import in_buckets
 from megatron_rlpr.weights.hf_folder import INDEX, STORED_DTYPES
 
 _DTYPE_NAMES = {dtype: name for name, dtype in STORED_DTYPES.items()}
@@ -24,15 +25,7 @@ _ALIGNMENT = 8  # of the first tensor, for readers that map the file
 
 def plan_files(manifest: Mapping[str, tuple[int, ...]], dtype: torch.dtype, max_file_bytes: int) -> dict[str, str]:
     """Tensor name -> file name, filling files in the manifest's order. A tensor larger than a file gets its own."""
-    files: list[list[str]] = [[]]
-    size = 0
-    for name, shape in manifest.items():
-        nbytes = prod(shape) * dtype.itemsize
-        if files[-1] and size + nbytes > max_file_bytes:
-            files.append([])
-            size = 0
-        files[-1].append(name)
-        size += nbytes
+    files = list(in_buckets(manifest, lambda name: prod(manifest[name]) * dtype.itemsize, max_file_bytes))
     if len(files) == 1:
         return dict.fromkeys(files[0], "model.safetensors")
     return {name: f"model-{i:05}-of-{len(files):05}.safetensors" for i, names in enumerate(files, 1) for name in names}
@@ -92,8 +85,6 @@ def _raw_bytes(
         raise ValueError(f"the stream ends before {name}")
     tensor = found[1]
     if found[0] != name or tuple(tensor.shape) != shape or tensor.dtype != dtype:
-        raise ValueError(
-            f"expected {name} {list(shape)} in {dtype}, the stream brings {found[0]} {list(tensor.shape)} in "
-            f"{tensor.dtype}"
-        )
+        brings = f"{found[0]} {list(tensor.shape)} in {tensor.dtype}"
+        raise ValueError(f"expected {name} {list(shape)} in {dtype}, the stream brings {brings}")
     return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data

@@ -19,8 +19,7 @@ class RopeScaling:
 
 @dataclass(frozen=True)
 class ExpertShape:
-    """A mixture of experts in place of the feed-forward: count experts of ffn_hidden_size, top_k of them for every
-    token.
+    """Experts in place of the feed-forward: count of ffn_hidden_size each, top_k of them for every token.
 
     normalised: the chosen experts' probabilities are divided by their sum.
     """

@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from checkpoint_conversion import hf_to_megatron, megatron_to_hf, verify
-from checkpoint_conversion.model_outline import BUCKET_BYTES
+from checkpoint_conversion.streamed_load import BUCKET_BYTES
 from megatron_rlpr.types import UserError
 from megatron_rlpr.weights.architectures import model_shape
 from megatron_rlpr.weights.hf_folder import HfFolder

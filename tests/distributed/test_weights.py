@@ -201,7 +201,7 @@ def test_a_receiver_that_wants_no_weights_costs_none(report: dict[str, Any], lay
 def test_a_run_writes_hugging_face_folders_from_any_layout(report: dict[str, Any], layout: str, model: str) -> None:
     """One that could not be written is no step, and no rank waits; a step made again replaces those after it."""
     first, *others = [facts["exports"] for facts in ranks(report, layout, model)]
-    assert first["error"] == "FileNotFoundError"
+    assert first["error"] == "UserError"
     assert others == [{"error": ""}] * len(others)
     assert first["after_failure"] == [".partial_step_000030", "step_000020"]
     assert first["left"] == ["step_000010"]

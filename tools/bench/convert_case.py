@@ -28,9 +28,8 @@ from typing import Any
 import torch
 
 from checkpoint_conversion import hf_to_megatron, megatron_to_hf
-from megatron_rlpr.weights.architectures import model_shape
+from megatron_rlpr.weights.architectures import hf_manifest, model_shape
 from megatron_rlpr.weights.hf_folder import HfFolder
-from megatron_rlpr.weights.load_hf import hf_manifest
 from megatron_rlpr.weights.save_hf import save_hf_weights
 
 _MIB = 2**20

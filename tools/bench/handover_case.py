@@ -70,7 +70,7 @@ def run(folder: Path, actor: ActorConfig, bucket_mb: int, repetitions: int, thre
     readers = {name: _reader() for name in transports}
     works: dict[str, Callable[[], Any]] = {
         "copy": copy,
-        "export": lambda: _use_up(exporter.stream()),
+        "export": lambda: _use_up(iter(exporter)),
         "export_with_checksum": lambda: _use_up(iter(ChecksummedStream(exporter))),
         **{name: partial(_send, transport, exporter, readers[name]) for name, transport in transports.items()},
         "in_process": lambda: here.send(1),

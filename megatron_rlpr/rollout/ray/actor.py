@@ -15,8 +15,8 @@ from megatron_rlpr.rollout.requests import GenerationRequest, SamplingSettings
 from megatron_rlpr.rollout.vllm.engine import VllmEngine
 from megatron_rlpr.types import Response
 from megatron_rlpr.weights.receiver import Announcement, Confirmation, WeightHandoverError
-from megatron_rlpr.weights.transports.host import this_host
 from megatron_rlpr.weights.transports.interface import WeightSource
+from megatron_rlpr.weights.transports.shared_memory import this_host
 
 
 @dataclass(frozen=True)

@@ -15,20 +15,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from megatron_rlpr.types import UserError
-from megatron_rlpr.weights.architectures.architecture import Architecture
+from megatron_rlpr.weights.architectures.dense_decoder import Architecture
 from megatron_rlpr.weights.architectures.fields import architecture_name
 from megatron_rlpr.weights.mapping import ParamMapping
-from megatron_rlpr.weights.shape import ModelShape, RopeScaling
+from megatron_rlpr.weights.shape import ModelShape
 
-__all__ = [
-    "SUPPORTED",
-    "Architecture",
-    "ModelShape",
-    "RopeScaling",
-    "architecture_for",
-    "model_shape",
-    "parameter_table",
-]
+__all__ = ["SUPPORTED", "Architecture", "ModelShape", "hf_manifest", "model_shape", "parameter_table"]
 
 
 def _found() -> dict[str, Architecture]:
@@ -43,23 +35,23 @@ SUPPORTED: tuple[str, ...] = tuple(_BY_NAME)
 """Supported class names, as they stand in `architectures` of a config.json."""
 
 
-def architecture_for(hf_config: Mapping[str, Any]) -> Architecture:
-    """The family of a config.json. Raises UserError for an unsupported one."""
-    name = architecture_name(hf_config)
-    if name not in _BY_NAME:
-        raise UserError(f"architecture {name} is not supported; supported are {', '.join(SUPPORTED)}")
-    return _BY_NAME[name]
-
-
 def model_shape(hf_config: Mapping[str, Any]) -> ModelShape:
     """What the Megatron model is built from.
 
     Raises UserError for an unsupported architecture, a missing or ill-typed field, and any field that would make
     the model compute other numbers than transformers does.
     """
-    return architecture_for(hf_config).shape(hf_config)
+    name = architecture_name(hf_config)
+    if name not in _BY_NAME:
+        raise UserError(f"architecture {name} is not supported; supported are {', '.join(SUPPORTED)}")
+    return _BY_NAME[name].shape(hf_config)
 
 
 def parameter_table(shape: ModelShape) -> tuple[ParamMapping, ...]:
     """Every parameter of the model in both worlds, in export order."""
     return _BY_NAME[shape.architecture].parameters(shape)
+
+
+def hf_manifest(shape: ModelShape) -> dict[str, tuple[int, ...]]:
+    """Hugging Face name -> full shape of every tensor of the model, in export order; tied embeddings once."""
+    return {t.name: t.shape for mapping in parameter_table(shape) if not mapping.is_copy for t in mapping.hf}

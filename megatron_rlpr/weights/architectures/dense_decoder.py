@@ -1,8 +1,10 @@
-"""The decoder that all families share: RMSNorm, grouped-query attention with rotary positions, gated feed-forward."""
+"""What a family is, and the decoder they share: RMSNorm, grouped-query attention with rotary positions, gated MLP."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from megatron_rlpr.weights.architectures import fields
@@ -14,19 +16,31 @@ FeedForward = Callable[[ModelShape, str, str], list[ParamMapping]]
 """(shape, the layer's name in Megatron, its name in Hugging Face) -> the weights behind the second norm."""
 
 
+@dataclass(frozen=True)
+class Architecture:
+    """A model family.
+
+    name: class name in `architectures` of config.json. shape: reads a config.json; raises UserError for fields it does
+    not implement. parameters: every parameter in both worlds, in export order.
+    """
+
+    name: str
+    shape: Callable[[Mapping[str, Any]], ModelShape]
+    parameters: Callable[[ModelShape], tuple[ParamMapping, ...]]
+
+
 def dense_decoder_shape(
     config: Mapping[str, Any],
     qkv_bias: bool,
-    honoured: frozenset[str] = frozenset(),
+    inert: fields.Inert = MappingProxyType({}),
     head_dim: int | None = None,
     tied: bool = False,
 ) -> ModelShape:
     """Read the fields all decoders share; refuse those that would change the numbers.
 
-    honoured: fields the family reads itself. head_dim, tied: transformers' defaults of the family where config.json
-    says nothing.
+    inert: as in `fields.refuse_what_changes_numbers`. head_dim, tied: transformers' defaults of the family.
     """
-    fields.refuse_what_changes_numbers(config, honoured)
+    fields.refuse_what_changes_numbers(config, inert)
     theta, scaling = fields.rope(config)
     return ModelShape(
         architecture=fields.architecture_name(config),
@@ -46,42 +60,35 @@ def dense_decoder_shape(
     )
 
 
-def dense_decoder_parameters(shape: ModelShape) -> tuple[ParamMapping, ...]:
+def gated_feed_forward(shape: ModelShape, megatron: str, hf: str) -> list[ParamMapping]:
+    """The feed-forward of every dense decoder."""
+    hidden, ffn = shape.hidden_size, shape.ffn_hidden_size
+    gate_up = tuple(HfTensor(f"{hf}.mlp.{x}_proj.weight", (ffn, hidden)) for x in ("gate", "up"))
+    down = HfTensor(f"{hf}.mlp.down_proj.weight", (hidden, ffn))
+    table = [
+        ParamMapping((f"{megatron}.mlp.linear_fc1.weight",), gate_up, GateUp()),
+        ParamMapping((f"{megatron}.mlp.linear_fc2.weight",), (down,), Row()),
+    ]
+    if shape.post_norms:
+        norm = HfTensor(f"{hf}.post_feedforward_layernorm.weight", (hidden,))
+        table.append(ParamMapping((f"{megatron}.mlp.linear_fc2.post_layernorm.weight",), (norm,), Replicated()))
+    return table
+
+
+def decoder_parameters(shape: ModelShape, feed_forward: FeedForward = gated_feed_forward) -> tuple[ParamMapping, ...]:
     """Names, shapes and layouts in both worlds, first layer to last."""
-    return decoder_parameters(shape, gated_feed_forward)
-
-
-def decoder_parameters(shape: ModelShape, feed_forward: FeedForward) -> tuple[ParamMapping, ...]:
-    """As `dense_decoder_parameters`, with another feed-forward."""
     hidden, vocab = shape.hidden_size, shape.vocab_size
     embedding = HfTensor("model.embed_tokens.weight", (vocab, hidden))
     table = [ParamMapping(("embedding.word_embeddings.weight",), (embedding,), Vocab())]
     for layer in range(shape.num_layers):
         megatron, hf = f"decoder.layers.{layer}", f"model.layers.{layer}"
         table += [*_attention(shape, megatron, hf), *feed_forward(shape, megatron, hf)]
-    table.append(
-        ParamMapping(("decoder.final_layernorm.weight",), (HfTensor("model.norm.weight", (hidden,)),), Replicated())
-    )
+    norm = HfTensor("model.norm.weight", (hidden,))
+    table.append(ParamMapping(("decoder.final_layernorm.weight",), (norm,), Replicated()))
     # With tied embeddings the last pipeline stage holds a copy of the embedding under the output layer's name.
     head = embedding if shape.tied_embeddings else HfTensor(OUTPUT_HEAD, (vocab, hidden))
     table.append(ParamMapping(("output_layer.weight",), (head,), Vocab(), is_copy=shape.tied_embeddings))
     return tuple(table)
-
-
-def gated_feed_forward(shape: ModelShape, megatron: str, hf: str) -> list[ParamMapping]:
-    """The feed-forward of every dense decoder."""
-    hidden, ffn = shape.hidden_size, shape.ffn_hidden_size
-    gate_up = tuple(HfTensor(f"{hf}.mlp.{x}_proj.weight", (ffn, hidden)) for x in ("gate", "up"))
-    table = [
-        ParamMapping((f"{megatron}.mlp.linear_fc1.weight",), gate_up, GateUp()),
-        ParamMapping(
-            (f"{megatron}.mlp.linear_fc2.weight",), (HfTensor(f"{hf}.mlp.down_proj.weight", (hidden, ffn)),), Row()
-        ),
-    ]
-    if shape.post_norms:
-        norm = HfTensor(f"{hf}.post_feedforward_layernorm.weight", (hidden,))
-        table.append(ParamMapping((f"{megatron}.mlp.linear_fc2.post_layernorm.weight",), (norm,), Replicated()))
-    return table
 
 
 def _attention(shape: ModelShape, megatron: str, hf: str) -> list[ParamMapping]:
@@ -100,22 +107,15 @@ def _attention(shape: ModelShape, megatron: str, hf: str) -> list[ParamMapping]:
 
     # Transformer Engine fuses a norm with the linear layer behind it, but not with a router.
     fused_with_mlp = () if shape.experts else (f"{megatron}.mlp.linear_fc1.layer_norm_weight",)
+    output = HfTensor(f"{hf}.self_attn.o_proj.weight", (hidden, query))
+    before_mlp = "pre_feedforward_layernorm" if shape.post_norms else "post_attention_layernorm"
+    head_norms = [norm(f"self_attention.{x}_layernorm", f"self_attn.{x}_norm", size=shape.head_dim) for x in ("q", "k")]
     return [
         norm("input_layernorm", "input_layernorm", f"{attention}.linear_qkv.layer_norm_weight"),
         qkv("weight", hidden),
         *([qkv("bias")] if shape.qkv_bias else []),
-        ParamMapping(
-            (f"{attention}.linear_proj.weight",), (HfTensor(f"{hf}.self_attn.o_proj.weight", (hidden, query)),), Row()
-        ),
-        *(
-            norm(f"self_attention.{x}_layernorm", f"self_attn.{x}_norm", size=shape.head_dim)
-            for x in ("q", "k")
-            if shape.qk_norm
-        ),
+        ParamMapping((f"{attention}.linear_proj.weight",), (output,), Row()),
+        *(head_norms if shape.qk_norm else []),
         *([norm("self_attention.linear_proj.post_layernorm", "post_attention_layernorm")] if shape.post_norms else []),
-        norm(
-            "pre_mlp_layernorm",
-            "pre_feedforward_layernorm" if shape.post_norms else "post_attention_layernorm",
-            *fused_with_mlp,
-        ),
+        norm("pre_mlp_layernorm", before_mlp, *fused_with_mlp),
     ]

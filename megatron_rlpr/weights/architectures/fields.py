@@ -9,12 +9,12 @@ from megatron_rlpr.types import UserError
 from megatron_rlpr.weights.shape import RopeScaling
 
 HfConfig = Mapping[str, Any]
+Inert = Mapping[str, tuple[Any, ...] | None]
+"""Fields that change a decoder's numbers, with the values under which they do not."""
 
-# transformers' default for Llama and Qwen2 when neither rope_theta nor rope_parameters is written.
-_DEFAULT_ROPE_THETA = 10000.0
+_DEFAULT_ROPE_THETA = 10000.0  # transformers', for Llama and Qwen2 without rope_theta and rope_parameters
 
-# Fields that change a dense decoder's numbers, with the values under which they do not.
-_INERT: dict[str, tuple[Any, ...]] = {
+_INERT: Inert = {
     "hidden_act": ("silu", "swish"),
     "mlp_bias": (False,),
     "quantization_config": ({},),
@@ -62,21 +62,18 @@ def flag(config: HfConfig, field: str, default: bool) -> bool:
 
 
 def head_dim(config: HfConfig, default: int | None = None) -> int:
-    """`head_dim`; where it is not written the family's default, or hidden size / heads. Rotary embedding needs an even
-    one."""
+    """`head_dim`, else the family's default, else hidden size / heads. Rotary embedding needs an even one."""
     heads = positive_integer(config, "num_attention_heads")
-    if config.get("head_dim") is None and default is not None:
+    if config.get("head_dim") is not None:
+        dim = positive_integer(config, "head_dim")
+    elif default is not None:
         dim = default
-    elif config.get("head_dim") is None:
+    else:
         hidden = positive_integer(config, "hidden_size")
         if hidden % heads:
-            raise UserError(
-                f"config.json: hidden_size={hidden} is no multiple of num_attention_heads={heads} and there is no "
-                "'head_dim'"
-            )
+            sizes = f"hidden_size={hidden} is no multiple of num_attention_heads={heads}"
+            raise UserError(f"config.json: {sizes} and there is no 'head_dim'")
         dim = hidden // heads
-    else:
-        dim = positive_integer(config, "head_dim")
     if dim % 2:
         raise UserError(f"config.json: head_dim={dim} is odd; rotary embedding needs an even one")
     return dim
@@ -101,7 +98,9 @@ def rope(config: HfConfig) -> tuple[float, RopeScaling | None]:
     given = config.get("rope_scaling") or config.get("rope_parameters") or {}
     if not isinstance(given, Mapping) or any(isinstance(v, Mapping) for v in given.values()):
         raise UserError(f"config.json: one set of rotary parameters for all layers is supported, found {given!r}")
-    _refuse_partial_rotary(given)
+    if given.get("partial_rotary_factor") not in (None, 1):
+        factor = given["partial_rotary_factor"]
+        raise UserError(f"config.json: partial_rotary_factor={factor!r} is not supported; supported is 1")
     kind = given.get("rope_type", given.get("type", "default"))
     where = given if given.get("rope_theta") is not None else config
     theta = positive_number(where, "rope_theta") if where.get("rope_theta") is not None else _DEFAULT_ROPE_THETA
@@ -124,10 +123,8 @@ def layer_windows(config: HfConfig, layer_types: Sequence[str]) -> tuple[int, ..
     """
     layers, kinds = positive_integer(config, "num_hidden_layers"), {"full_attention", "sliding_attention"}
     if len(layer_types) != layers or not set(layer_types) <= kinds:
-        raise UserError(
-            f"config.json: layer_types={list(layer_types)!r} is not supported; expected {layers} of "
-            f"{', '.join(sorted(kinds))}"
-        )
+        expected = f"{layers} of {', '.join(sorted(kinds))}"
+        raise UserError(f"config.json: layer_types={list(layer_types)!r} is not supported; expected {expected}")
     if "sliding_attention" not in layer_types:
         return ()
     window = positive_integer(config, "sliding_window")
@@ -136,26 +133,17 @@ def layer_windows(config: HfConfig, layer_types: Sequence[str]) -> tuple[int, ..
     return tuple(window if kind == "sliding_attention" else 0 for kind in layer_types)
 
 
-def refuse_what_changes_numbers(config: HfConfig, honoured: frozenset[str] = frozenset()) -> None:
+def refuse_what_changes_numbers(config: HfConfig, inert: Inert) -> None:
     """Raise UserError for a field that would make this project compute other numbers than transformers does.
 
-    honoured: fields that the family reads itself.
+    inert: of a family, beside those of all. None: the family reads the field itself.
     """
-    for field, inert in _INERT.items():
+    for field, harmless in {**_INERT, **inert}.items():
         value = config.get(field)
-        if field in honoured or value is None or any(value == same and type(value) is type(same) for same in inert):
+        if harmless is None or value is None or any(value == x and type(value) is type(x) for x in harmless):
             continue
         if field == "layer_types" and isinstance(value, list) and set(value) == {"full_attention"}:
             continue
-        expected = " or ".join(repr(v) for v in inert) or ("all 'full_attention'" if field == "layer_types" else "null")
-        raise UserError(
-            f"config.json: {field}={value!r} is not supported for {architecture_name(config)}; supported is {expected}"
-        )
-
-
-def _refuse_partial_rotary(parameters: Mapping[str, Any]) -> None:
-    if parameters.get("partial_rotary_factor") not in (None, 1):
-        raise UserError(
-            f"config.json: partial_rotary_factor={parameters['partial_rotary_factor']!r} is not supported; supported "
-            "is 1"
-        )
+        expected = " or ".join(map(repr, harmless)) or ("all 'full_attention'" if field == "layer_types" else "null")
+        name = architecture_name(config)
+        raise UserError(f"config.json: {field}={value!r} is not supported for {name}; supported is {expected}")

@@ -1,5 +1,4 @@
-"""Gemma 2: soft-capped scores and logits, norms before and behind both blocks, scaled embeddings, every other layer
-windowed."""
+"""Gemma 2: soft-capped scores and logits, norms around both blocks, scaled embeddings, every other layer windowed."""
 
 from __future__ import annotations
 
@@ -9,13 +8,15 @@ from typing import Any
 
 from megatron_rlpr.types import UserError
 from megatron_rlpr.weights.architectures import fields
-from megatron_rlpr.weights.architectures.architecture import Architecture
-from megatron_rlpr.weights.architectures.dense_decoder import dense_decoder_parameters, dense_decoder_shape
+from megatron_rlpr.weights.architectures.dense_decoder import Architecture, decoder_parameters, dense_decoder_shape
 from megatron_rlpr.weights.shape import ModelShape
 
 _NAME = "Gemma2ForCausalLM"
 _ACTIVATION = "gelu_pytorch_tanh"
-_HONOURED = frozenset({"hidden_act", "attn_logit_softcapping", "final_logit_softcapping", "layer_types"})
+_INERT: fields.Inert = {
+    **dict.fromkeys(("hidden_act", "attn_logit_softcapping", "final_logit_softcapping", "layer_types")),
+    "attention_bias": (False,),
+}
 
 # transformers' defaults where a field is not written; null switches a soft cap off.
 _DEFAULTS = {
@@ -31,14 +32,11 @@ _DEFAULTS = {
 def _shape(config: Mapping[str, Any]) -> ModelShape:
     written = {**_DEFAULTS, **config}
     # transformers computes with hidden_activation; hidden_act stands beside it in published files.
-    if written["hidden_activation"] != _ACTIVATION:
-        found = written["hidden_activation"]
+    if (found := written["hidden_activation"]) != _ACTIVATION:
         raise UserError(
             f"config.json: hidden_activation={found!r} is not supported for {_NAME}; supported is {_ACTIVATION!r}"
         )
-    if fields.flag(written, "attention_bias", default=False):
-        raise UserError(f"config.json: attention_bias=True is not supported for {_NAME}; supported is False")
-    shape = dense_decoder_shape(written, qkv_bias=False, honoured=_HONOURED, tied=True)
+    shape = dense_decoder_shape(written, qkv_bias=False, inert=_INERT, tied=True)
     alternating = ["full_attention" if layer % 2 else "sliding_attention" for layer in range(shape.num_layers)]
     return replace(
         shape,
@@ -57,4 +55,4 @@ def _softcap(config: Mapping[str, Any], field: str) -> float | None:
     return None if config[field] is None else fields.positive_number(config, field)
 
 
-ARCHITECTURE = Architecture(_NAME, _shape, dense_decoder_parameters)
+ARCHITECTURE = Architecture(_NAME, _shape, decoder_parameters)

@@ -7,20 +7,17 @@ from dataclasses import replace
 from typing import Any
 
 from megatron_rlpr.weights.architectures import fields
-from megatron_rlpr.weights.architectures.architecture import Architecture
-from megatron_rlpr.weights.architectures.dense_decoder import dense_decoder_parameters, dense_decoder_shape
+from megatron_rlpr.weights.architectures.dense_decoder import Architecture, decoder_parameters, dense_decoder_shape
 from megatron_rlpr.weights.shape import ModelShape
-
-# transformers' default where the field is not written; null switches the window off.
-_WINDOW = 4096
 
 
 def _shape(config: Mapping[str, Any]) -> ModelShape:
     shape = dense_decoder_shape(config, qkv_bias=False)
-    written = {"sliding_window": _WINDOW, **config}
+    # 4096 is transformers' default where the field is not written; null switches the window off.
+    written = {"sliding_window": 4096, **config}
     if written["sliding_window"] is None:
         return shape
     return replace(shape, layer_windows=fields.layer_windows(written, ["sliding_attention"] * shape.num_layers))
 
 
-ARCHITECTURE = Architecture("MistralForCausalLM", _shape, dense_decoder_parameters)
+ARCHITECTURE = Architecture("MistralForCausalLM", _shape, decoder_parameters)

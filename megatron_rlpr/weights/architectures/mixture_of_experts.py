@@ -23,8 +23,7 @@ class ExpertNames:
 
 
 def expert_shape(config: Mapping[str, Any], ffn_field: str, normalised: bool) -> ExpertShape:
-    """The experts of a config.json. transformers writes their number as num_local_experts, published files also as
-    num_experts."""
+    """The experts of a config.json. Their number is num_local_experts; published files also say num_experts."""
     count_field = "num_local_experts" if config.get("num_local_experts") is not None else "num_experts"
     count = fields.positive_integer(config, count_field)
     top_k = fields.positive_integer(config, "num_experts_per_tok")
@@ -38,8 +37,7 @@ def expert_shape(config: Mapping[str, Any], ffn_field: str, normalised: bool) ->
 
 
 def expert_feed_forward(shape: ModelShape, megatron: str, hf: str, names: ExpertNames) -> list[ParamMapping]:
-    """One layer's router and experts. With Transformer Engine one module holds all experts of a rank, else a list of
-    modules."""
+    """One layer's router and experts, which Transformer Engine holds in one module and the local spec in a list."""
     experts = shape.experts
     if experts is None:
         raise ValueError(f"{shape.architecture} was given no experts")

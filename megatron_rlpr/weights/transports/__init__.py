@@ -7,11 +7,10 @@
 
 interface       what both offer: a `WeightTransport` makes a sender, its `WeightSource` travels to the readers
 choice          `weights.transport`: which of the two carries a hand-over
-host            whether two processes can share memory
 
-A bucket (`weights.bucket_mb`) is a pair of buffers: while readers take one half the other is filled, so that a
-transport adds one bucket to what the export holds, on either side. A reader is one worker of an engine; it copies a
-tensor out before the buffer is given back, since engines keep parts of q, k and v.
+A bucket (`weights.bucket_mb`) is a pair of buffers: while readers take one half the other is filled, so that either side
+holds one bucket beyond the export. A reader is one worker of an engine; it copies a tensor out before the buffer is
+given back, since engines keep parts of q, k and v.
 
 CUDA IPC is left out: Ray hides the trainer's devices from the engines' processes, without which an IPC handle cannot be
 opened, and engines inside the training processes (`rollout.vllm.colocated`) read the live weights anyway.

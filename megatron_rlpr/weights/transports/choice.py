@@ -9,9 +9,8 @@ import torch
 
 from megatron_rlpr.types import UserError
 from megatron_rlpr.weights.transports.collective import CollectiveTransport
-from megatron_rlpr.weights.transports.host import this_host
 from megatron_rlpr.weights.transports.interface import WeightTransport
-from megatron_rlpr.weights.transports.shared_memory import SharedMemoryTransport
+from megatron_rlpr.weights.transports.shared_memory import SharedMemoryTransport, this_host
 
 TransportName = Literal["auto", "shared_memory", "collective"]
 
@@ -26,18 +25,15 @@ class Transports:
         self._collective = CollectiveTransport(address, bucket_nbytes, timeout_s)
 
     def reaching(self, hosts: Iterable[str]) -> WeightTransport:
-        """For readers on these hosts (`host.this_host`, as they see it). UserError when the one asked for cannot reach
-        them.
+        """For readers on these hosts (what `this_host` is there). UserError when the one asked for cannot reach them.
 
-        auto: shared memory, where all are on this host and there is no CUDA; with CUDA the way through host memory is
-        longer.
+        auto: shared memory where all are on this host without CUDA, since that goes through the host's memory.
         """
         elsewhere = set(hosts) - {this_host()}
         if self._name == "shared_memory" and elsewhere:
-            raise UserError(
-                "weights.transport=shared_memory, but an engine runs on another host (or in a container or as a user "
-                "of its own): use weights.transport=auto or collective"
-            )
+            others = "another host (or in a container or as a user of its own)"
+            fix = "use weights.transport=auto or collective"
+            raise UserError(f"weights.transport=shared_memory, but an engine runs on {others}: {fix}")
         if self._name == "collective" or elsewhere or (self._name == "auto" and torch.cuda.is_available()):
             return self._collective
         return self._shared_memory

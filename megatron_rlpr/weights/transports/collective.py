@@ -1,11 +1,10 @@
 """Buckets broadcast over a process group of its own: the trainer's first rank and every worker of the engines.
 
 The same code sends over gloo on CPU and over NCCL on CUDA, within a host and across nodes. Every member has two
-buffers, the
-halves of a bucket: while one is broadcast the sender fills the other, and the readers take theirs apart. A broadcast is
-of the whole buffer, whose last bytes say how it was filled, so that a reader can begin to receive without asking. The
-group is kept as long as its members are the same processes. A lost member breaks it for all: they are told, nobody uses
-what has come, and the next hand-over makes a new group.
+buffers, the halves of a bucket: while one is broadcast the sender fills the other, and the readers take theirs apart.
+A broadcast is of the whole buffer, whose last bytes say how it was filled, so that a reader can begin to receive
+without asking. The group is kept as long as its members are the same processes. A lost member breaks it for all: they
+are told, nobody uses what has come, and the next hand-over makes a new group.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from __future__ import annotations
 import socket
 import struct
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -38,38 +37,25 @@ class CollectiveTransport:
 
     def __init__(self, host: str, bucket_nbytes: int, timeout_s: float) -> None:
         """host: this host's address as the engines' nodes see it. timeout_s: longest time a bucket may take."""
-        self._host = host
-        self._bucket_nbytes = bucket_nbytes
-        self._timeout_s = timeout_s
-        self._backend = "nccl" if torch.cuda.is_available() else "gloo"
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        self._last = CollectiveSource(host, bucket_nbytes, timeout_s, backend)
         self._store: Any = None
         self._members: list[str] = []
-        self._name = ""
         self._group: ProcessGroup | None = None
 
     @contextmanager
     def sender(self, readers: Sequence[str]) -> Iterator[CollectiveSender]:
-        """See `WeightTransport`. The group of the last hand-over goes on if it is whole and its members are these
-        readers."""
+        """See `WeightTransport`. The last hand-over's group goes on if it is whole and of these very readers."""
         if self._store is None:
-            self._store = TCPStore(
-                self._host, 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=self._timeout_s)
-            )
+            patience = timedelta(seconds=self._last.timeout_s)
+            self._store = TCPStore(self._last.host, 0, is_master=True, wait_for_workers=False, timeout=patience)
         if self._group is None or self._group.failed or self._members != list(readers):
             if self._group is not None:
                 self._group.leave()
-            self._group, self._members, self._name = None, list(readers), uuid.uuid4().hex
-        source = CollectiveSource(
-            host=self._host,
-            port=self._store.port,
-            group=self._name,
-            first_reader=0,
-            size=len(readers) + 1,
-            backend=self._backend,
-            bucket_nbytes=self._bucket_nbytes,
-            timeout_s=self._timeout_s,
-        )
-        sender = CollectiveSender(source, self._store, self._group)
+            self._group, self._members = None, list(readers)
+            here = {"port": self._store.port, "group": uuid.uuid4().hex, "size": len(readers) + 1}
+            self._last = replace(self._last, **here)
+        sender = CollectiveSender(self._last, self._store, self._group)
         try:
             yield sender
         except BaseException as error:
@@ -81,16 +67,16 @@ class CollectiveTransport:
 
 @dataclass(frozen=True)
 class CollectiveSource:
-    """See `WeightSource`."""
+    """See `WeightSource`. group, size: of all members; the store that they meet at listens on `port`."""
 
     host: str
-    port: int
-    group: str
-    first_reader: int
-    size: int
-    backend: str
     bucket_nbytes: int
     timeout_s: float
+    backend: str
+    port: int = 0
+    group: str = ""
+    size: int = 0
+    first_reader: int = 0
 
     def receive(self, worker: int) -> Iterator[NamedTensor]:
         """Tensors on the CPU, or with NCCL on this process's current CUDA device, in memory of their own."""
@@ -135,14 +121,8 @@ class CollectiveSource:
             store = TCPStore(self.host, self.port, is_master=False, timeout=timedelta(seconds=patience))
         except RuntimeError as error:
             raise WeightTransportError(f"the sender of the weights is not there any more: {error}") from error
-        _joined[self.group] = ProcessGroup(
-            PrefixStore(self.group, store),
-            rank,
-            self.size,
-            backend=self.backend,
-            address=_interface_towards(self.host),
-            timeout_s=patience,
-        )
+        place, address = PrefixStore(self.group, store), _interface_towards(self.host)
+        _joined[self.group] = ProcessGroup(place, rank, self.size, self.backend, address, patience)
         return _joined[self.group]
 
 
@@ -190,18 +170,12 @@ class CollectiveSender:
         else:
             self._store.set("failed", reason)
 
-    def _meet(self, look: Any) -> ProcessGroup:
+    def _meet(self, look: Callable[[], None]) -> ProcessGroup:
         if self.group is None:
-            self.group = ProcessGroup(
-                self._store,
-                0,
-                self._source.size,
-                backend=self._source.backend,
-                address=self._source.host,
-                timeout_s=self._source.timeout_s,
-                look=look,
-            )
-        self.group.watch(look)
+            source = self._source
+            way = (source.backend, source.host, source.timeout_s)
+            self.group = ProcessGroup(self._store, 0, source.size, *way, look)
+        self.group.look = look
         return self.group
 
 

@@ -18,8 +18,7 @@ from megatron_rlpr.weights.transports.interface import NamedTensor, WeightTransp
 
 
 class Filled(NamedTuple):
-    """How a buffer was filled: bytes of pieces, then bytes of their description. last: 1 if the stream ends with it,
-    else 0."""
+    """How a buffer was filled: bytes of pieces, then of their description. last: 1 where the stream ends, else 0."""
 
     payload: int
     description: int

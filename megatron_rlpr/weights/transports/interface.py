@@ -14,8 +14,7 @@ from megatron_rlpr.weights.receiver import WeightHandoverError
 NamedTensor = tuple[str, torch.Tensor]
 
 Ended = Callable[[], Iterable[int]]
-"""Called many times a second while a sender waits; returns the numbers of readers that are known not to read any
-more."""
+"""Called many times a second while a sender waits; returns the numbers of readers that are known to have ended."""
 
 
 class WeightTransportError(WeightHandoverError):
@@ -28,8 +27,7 @@ class WeightSource(Protocol):
     def receive(self, worker: int) -> Iterator[NamedTensor]:
         """The stream of one hand-over for the engine's worker of that rank: (name, tensor that nobody else writes to).
 
-        WeightTransportError when it breaks off, which is the only other end there is: a sender that dies or stops never
-        leaves a reader waiting for ever.
+        WeightTransportError when it breaks off: a sender that dies or stops never leaves a reader waiting for ever.
         """
 
 

@@ -1,13 +1,11 @@
 """A process group beside torch's default one, in which nobody waits for ever.
 
 torch's `new_group` knows only members of the default group, which engines are not, so the backend is made directly over
-a store of its own. vLLM has the same for gloo and its own NCCL communicator (`StatelessProcessGroup`,
-`PyNcclCommunicator`), but those operations know neither a timeout nor a lost member, and the trainer would have to
-import vLLM.
+a store of its own. vLLM's own groups (`StatelessProcessGroup`, `PyNcclCommunicator`) know neither a timeout nor a lost
+member.
 
 Waiting is polling here: for the operation, for the group's "failed" key in the store, for the deadline. Whoever fails
-sets that key, and all others leave at once; gloo by itself would hold them until its timeout, NCCL until its watchdog
-ends the process.
+sets that key and all others leave; gloo would hold them until its timeout, NCCL until its watchdog ends the process.
 """
 
 from __future__ import annotations
@@ -15,8 +13,9 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,15 +30,13 @@ _HERE, _FAILED = "here_{}", "failed"
 
 
 class ProcessGroup:
-    """One member's end of a group whose rank 0 broadcasts. Every method raises WeightTransportError when the group
-    fails."""
+    """One member's end of a group whose rank 0 broadcasts. Every method raises WeightTransportError when it fails."""
 
     def __init__(
         self,
         store: Any,
         rank: int,
         size: int,
-        *,
         backend: str,
         address: str,
         timeout_s: float,
@@ -48,50 +45,39 @@ class ProcessGroup:
         """Meet the other members. store: a torch Store that only this group uses. backend: gloo or nccl.
 
         address: of this member's network interface (gloo). timeout_s: longest time an operation may take.
-        look: called many times a second while waiting; may raise, which ends the group for all.
+        look: called many times a second while waiting; may raise, which ends the group for all. Can be replaced.
         """
         self.rank = rank
         self.failed = False
         self._store = store
         self._timeout_s = timeout_s
-        self._look = look
+        self.look = look
         self._backend: Any = None
         self._pending: list[Any] = []
         self._asked(lambda: store.set(_HERE.format(rank), ""))
         everybody = [_HERE.format(member) for member in range(size)]
-        self._until(
-            lambda: self._asked(lambda: store.check(everybody)), _LOOK_EVERY_S, "the other members of the group"
-        )
+        here = partial(self._asked, partial(store.check, everybody))
+        self._until(here, _LOOK_EVERY_S, "the other members of the group")
         self._backend = _make_backend(backend, store, rank, size, address, timeout_s)
 
-    def watch(self, look: Callable[[], None]) -> None:
-        """Call another function from now on while waiting."""
-        self._look = look
-
     def broadcast(self, tensor: torch.Tensor) -> Any:
-        """Begin to send (rank 0) or to receive a tensor, which must stay as it is until `wait` has returned for the
-        result."""
+        """Begin to send (rank 0) or receive a tensor, which must stay as it is until `wait` returns for the result."""
         options = dist.BroadcastOptions()
         options.rootRank = options.rootTensor = 0
-        try:
+        with self._ending_with():
             work = self._backend.broadcast([tensor], options)
-        except RuntimeError as error:
-            raise self.fail(_first_line(error)) from error
         self._pending.append((work, tensor))
         return work
 
     def wait(self, work: Any) -> None:
         """Until the broadcast is done."""
         self._until(work.is_completed, _POLL_S, "a broadcast")
-        try:
+        with self._ending_with():
             work.wait()
-        except RuntimeError as error:
-            raise self.fail(_first_line(error)) from error
         self._pending = [pending for pending in self._pending if pending[0] is not work]
 
     def fail(self, reason: str) -> WeightTransportError:
-        """End the group for all members and leave it; returns the error to raise, with the reason of whoever failed
-        first."""
+        """End the group for all members and leave it; returns the error to raise, with the first failure's reason."""
 
         def first_reason() -> str:
             if self._store.check([_FAILED]):
@@ -124,9 +110,9 @@ class ProcessGroup:
         while not done():
             if time.monotonic() - looked > _LOOK_EVERY_S:
                 try:
-                    self._look()
+                    self.look()
                 except BaseException as error:
-                    self.fail(_first_line(error))
+                    self.fail(_cause(error))
                     raise
                 if self._asked(lambda: self._store.check([_FAILED])):
                     raise self.fail(self._asked(lambda: self._store.get(_FAILED)).decode())
@@ -137,15 +123,20 @@ class ProcessGroup:
 
     def _asked(self, question: Callable[[], Any]) -> Any:
         """The store's answer."""
-        try:
+        with self._ending_with():
             return _within(self._timeout_s, question)
+
+    @contextlib.contextmanager
+    def _ending_with(self) -> Iterator[None]:
+        """What goes wrong inside ends the group for all."""
+        try:
+            yield
         except RuntimeError as error:
-            raise self.fail(_first_line(error)) from error
+            raise self.fail(_cause(error)) from error
 
 
 def _within(seconds: float, question: Callable[[], Any]) -> Any:
-    """The answer of a store, whose client waits for ever for a server that is stopped. RuntimeError when none comes in
-    time."""
+    """The answer of a store, whose client waits for ever for a stopped server. RuntimeError when none comes in time."""
     answers: list[Any] = []
     errors: list[RuntimeError] = []
 
@@ -168,9 +159,8 @@ def _within(seconds: float, question: Callable[[], Any]) -> Any:
 def _make_backend(backend: str, store: Any, rank: int, size: int, address: str, timeout_s: float) -> Any:
     if backend == "nccl":
         options = dist.ProcessGroupNCCL.Options()
-        options._timeout = timedelta(
-            seconds=3 * timeout_s
-        )  # of the watchdog, which would end the process: never before ours
+        # Of the watchdog, which would end the process: never before ours.
+        options._timeout = timedelta(seconds=3 * timeout_s)
         return dist.ProcessGroupNCCL(store, rank, size, options)
     options = dist.ProcessGroupGloo._Options()
     options._devices = [dist.ProcessGroupGloo.create_device(hostname=address)]
@@ -186,5 +176,5 @@ def _outlive(backend: Any, pending: Sequence[tuple[Any, torch.Tensor]]) -> None:
     del backend
 
 
-def _first_line(error: BaseException) -> str:
+def _cause(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

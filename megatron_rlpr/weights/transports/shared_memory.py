@@ -19,7 +19,8 @@ import uuid
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 
@@ -34,19 +35,19 @@ _COPIED = b"\x01"
 _LOOK_EVERY_S = 0.05
 
 
+@dataclass(frozen=True)
 class SharedMemoryTransport:
     """Reaches the processes of this user on this host. Nothing is kept between hand-overs."""
 
-    def __init__(self, bucket_nbytes: int, timeout_s: float) -> None:
-        """timeout_s: longest time without a sign of life after which a reader is lost."""
-        self._bucket_nbytes = bucket_nbytes
-        self._timeout_s = timeout_s
+    bucket_nbytes: int
+    timeout_s: float
+    """Longest time without a sign of life after which a reader is lost."""
 
     @contextmanager
     def sender(self, readers: Sequence[str]) -> Iterator[SharedMemorySender]:
         """See `WeightTransport`. The memory is given back when the context ends; OSError when there is none left."""
         with ExitStack() as stack:
-            yield SharedMemorySender(stack, len(readers), self._bucket_nbytes // _SLOTS, self._timeout_s)
+            yield SharedMemorySender(stack, len(readers), self.bucket_nbytes // _SLOTS, self.timeout_s)
 
 
 @dataclass(frozen=True)
@@ -85,13 +86,14 @@ class SharedMemorySource:
                 return
 
 
+@dataclass
 class _Reader:
-    """The sender's view of one reader."""
+    """The sender's view of one reader: slots it was told of and has copied, and when it was last heard."""
 
-    def __init__(self, connection: socket.socket) -> None:
-        self.connection = connection
-        self.told = self.copied = 0
-        self.heard = time.monotonic()
+    connection: socket.socket
+    told: int = 0
+    copied: int = 0
+    heard: float = field(default_factory=time.monotonic)
 
 
 class SharedMemorySender:
@@ -109,9 +111,8 @@ class SharedMemorySender:
         self._listener.listen(self._readers)
         self._file = os.memfd_create(self._socket_name, os.MFD_CLOEXEC)
         stack.callback(os.close, self._file)
-        os.posix_fallocate(
-            self._file, 0, _SLOTS * slot_nbytes
-        )  # without it, memory that is not there is a SIGBUS later
+        # Without it, memory that is not there is a SIGBUS later.
+        os.posix_fallocate(self._file, 0, _SLOTS * slot_nbytes)
         self._slots = _as_slots(mmap.mmap(self._file, _SLOTS * slot_nbytes), slot_nbytes)
         stack.callback(self._slots.clear)
         self._present: dict[int, _Reader] = {}
@@ -165,9 +166,7 @@ class SharedMemorySender:
 
     def _until_copied(self, slots: int, ended: Ended) -> None:
         """Wait until every reader has copied out so many slots, or is lost."""
-        while waiting := {
-            reader.connection.fileno(): number for number, reader in self._present.items() if reader.copied < slots
-        }:
+        while waiting := {r.connection.fileno(): number for number, r in self._present.items() if r.copied < slots}:
             poll = select.poll()
             for descriptor in waiting:
                 poll.register(descriptor, select.POLLIN)
@@ -212,6 +211,15 @@ class SharedMemorySender:
         self._lost[number] = reason
         if number in self._present:
             self._present.pop(number).connection.close()
+
+
+def this_host() -> str:
+    """Equal in processes that can meet in shared memory: same running kernel, same network namespace, same user.
+
+    The namespace is that of the sockets; two containers of one machine differ in it.
+    """
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{boot} {os.readlink('/proc/self/ns/net')} {os.getuid()}"
 
 
 def _address(name: str) -> bytes:

@@ -32,6 +32,7 @@ from megatron_rlpr.actor.checkpoint import CheckpointStore
 from megatron_rlpr.actor.parallel import Layout
 from megatron_rlpr.actor.policy import MegatronPolicy
 from megatron_rlpr.config.schema import ActorConfig
+from megatron_rlpr.types import UserError
 from megatron_rlpr.weights.architectures import model_shape
 from megatron_rlpr.weights.checksum import ChecksummedStream, weights_checksum
 from megatron_rlpr.weights.export import WeightExporter
@@ -138,7 +139,7 @@ def observe(folder: Path, work: Path, shape: ModelShape, actor: ActorConfig, lay
             for parameter in chunk.parameters():
                 parameter.fill_(7.0)
     load_megatron_checkpoint(policy.chunks, shape, work / "megatron_float32" / folder.name)
-    facts["reloaded_difference"] = worst_tensor(exporter.stream(), source).difference
+    facts["reloaded_difference"] = worst_tensor(exporter, source).difference
     facts["padding_is_zero"] = padding_is_zero(policy)
     facts["exports"] = exported(
         exporter, layout.rank, folder, work / "hf" / f"{layout.tensor_size}_{layout.pipeline_size}_{layout.data_size}"
@@ -157,7 +158,7 @@ def exported(exporter: WeightExporter, rank: int, model: Path, work: Path) -> di
     try:
         HfExport(folder, exporter, work / "nowhere", keep_last=2).save(30)
         error = ""
-    except OSError as failure:
+    except UserError as failure:
         error = type(failure).__name__
     after_failure = sorted(path.name for path in folder.iterdir()) if rank == 0 else []
     written = export.save(10)

@@ -23,12 +23,11 @@ from transformers import (
 from megatron_rlpr.types import UserError
 from megatron_rlpr.weights.architectures import (
     SUPPORTED,
-    architecture_for,
+    hf_manifest,
     model_shape,
     parameter_table,
 )
 from megatron_rlpr.weights.hf_folder import HfFolder
-from megatron_rlpr.weights.load_hf import hf_manifest
 from megatron_rlpr.weights.shape import ExpertShape, RopeScaling
 
 SIZES = {
@@ -326,7 +325,7 @@ def test_every_family_is_found_by_its_file() -> None:
     families = ("Gemma2", "Llama", "Mistral", "Mixtral", "Qwen2", "Qwen3", "Qwen3Moe")
     assert {f"{family}ForCausalLM" for family in families} <= set(SUPPORTED)
     assert list(SUPPORTED) == sorted(SUPPORTED)
-    assert architecture_for(qwen2()).name == "Qwen2ForCausalLM"
+    assert model_shape(qwen2()).architecture == "Qwen2ForCausalLM"
 
 
 def test_a_missing_folder_a_missing_file_and_bad_json_are_each_one_clear_line(tmp_path: Path) -> None:

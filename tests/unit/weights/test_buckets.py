@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_rlpr.weights.prefetch import one_ahead
+from megatron_rlpr.weights.buckets import in_buckets, one_ahead
 
 
 @given(st.lists(st.integers(), max_size=8))
@@ -46,3 +47,11 @@ def test_an_error_is_raised_where_its_item_would_have_come() -> None:
     assert next(stream) == 1
     with pytest.raises(OSError, match="gone"):
         next(stream)
+
+
+@given(st.lists(st.integers(0, 9)), st.integers(1, 12))
+def test_buckets_are_as_full_as_the_limit_allows(sizes: list[int], limit: int) -> None:
+    buckets = list(in_buckets(sizes, lambda size: size, limit))
+    assert [size for bucket in buckets for size in bucket] == sizes
+    assert all(sum(bucket) <= limit or len(bucket) == 1 for bucket in buckets)
+    assert all(sum(bucket) + following[0] > limit for bucket, following in pairwise(buckets))
