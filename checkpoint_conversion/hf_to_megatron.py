@@ -1,11 +1,9 @@
-"""Convert a Hugging Face folder into a Megatron distributed checkpoint that loads at any tensor and pipeline parallel
-size.
+"""Convert a Hugging Face folder into a Megatron distributed checkpoint, which loads in any parallel layout.
 
     python -m checkpoint_conversion.hf_to_megatron --hf models/smollm2-135m --out checkpoints/smollm2-135m
 
 The weights are read, fused and written parameter by parameter, so memory follows the largest one and not the model; no
-GPU is used. The output appears at once, when everything in it is written and has been read back with the source's
-checksum:
+GPU is used. The output appears at once, when all of it is written and has been read back with the source's checksum:
 
     megatron/           the weights (torch_dist)
     model_shape.json    what they belong to
@@ -23,10 +21,9 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -47,6 +44,7 @@ from megatron_rlpr.weights.load_megatron import SHAPE, WEIGHTS
 from megatron_rlpr.weights.shape import ModelShape
 
 CONVERSION = "conversion.json"
+DIFFERS_ON_DISK = "does not hold what was written there (checksum differs): is the disk sound? Run the command again"
 HF_FILES = "hf"
 
 
@@ -64,11 +62,9 @@ def convert(hf: Path, out: Path, asked: str = "auto") -> bool:
     def build(staging: Path) -> None:
         empty(staging)
         checksum = _write_weights(shape, source, dtype, staging / WEIGHTS)
-        _write_json(staging / SHAPE, asdict(shape))
-        _write_json(
-            staging / CONVERSION,
-            {"source": hf.resolve().name, "dtype": dtype_name(dtype), "weights_checksum": checksum},
-        )
+        about = {"source": hf.resolve().name, "dtype": dtype_name(dtype), "weights_checksum": checksum}
+        for name, content in ((SHAPE, asdict(shape)), (CONVERSION, about)):
+            (staging / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         source.copy_companions(staging / HF_FILES)
         files.check_unchanged()
 
@@ -95,10 +91,7 @@ def _write_weights(shape: ModelShape, source: HfFolder, dtype: torch.dtype, weig
         with byte_progress("checking", outline.nbytes) as advance:
             written = weights_checksum(load_streamed(outline, weights, advance))
     if written != read.checksum:
-        raise UserError(
-            f"{weights} does not hold what was written there (checksum differs): is the disk sound? Run the same "
-            "command again"
-        )
+        raise UserError(f"{weights} {DIFFERS_ON_DISK}")
     return written
 
 
@@ -108,19 +101,12 @@ def _tensors(outline: ModelOutline, source: HfFolder, dtype: torch.dtype) -> Ite
             yield tensor.name, source.read(tensor.name).to(dtype)
 
 
-def _write_json(file: Path, content: Mapping[str, Any]) -> None:
-    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--hf", type=Path, required=True, help="Hugging Face folder: config.json, tokenizer, safetensors"
-    )
+    parser.add_argument("--hf", type=Path, required=True, help="folder with config.json, tokenizer, safetensors")
     parser.add_argument("--out", type=Path, required=True, help="folder of the Megatron checkpoint")
-    parser.add_argument(
-        "--dtype", choices=["auto", *DTYPES], default="auto", help="dtype of the stored weights; auto: as in the source"
-    )
+    dtypes = ["auto", *DTYPES]
+    parser.add_argument("--dtype", choices=dtypes, default="auto", help="of the stored weights; auto: as in the source")
     options = parser.parse_args()
     start = time.perf_counter()
     if convert(options.hf, options.out, options.dtype):

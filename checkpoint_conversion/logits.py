@@ -14,8 +14,7 @@ from megatron_rlpr.types import ScoreRequest
 
 
 def megatron_logits(policy: MegatronPolicy, token_ids: Sequence[int]) -> torch.Tensor | None:
-    """fp32 [T - 1, vocabulary]: the logits after every token but the last, on the last pipeline stage; None on other
-    ranks.
+    """fp32 [T - 1, vocabulary]: the logits after every token but the last, on the last stage; None on other ranks.
 
     All ranks call it together; the policy's temperature must be 1 and sequence parallelism off. The hidden states are
     taken from the very forward pass that scoring does. With data parallelism one replica sees the prompt, the others

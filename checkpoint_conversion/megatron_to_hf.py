@@ -1,13 +1,12 @@
-"""Convert a Megatron checkpoint (a conversion's or a training run's) into a Hugging Face folder for vLLM and
-transformers.
+"""Convert a Megatron checkpoint (a conversion's or a training run's) into a Hugging Face folder.
 
     python -m checkpoint_conversion.megatron_to_hf --megatron checkpoints/smollm2-135m --out models/back
-    python -m checkpoint_conversion.megatron_to_hf --megatron runs/x/checkpoints/step_000040 --hf models/smollm2-135m
-    --out models/trained
+    python -m checkpoint_conversion.megatron_to_hf --megatron runs/x/checkpoints/step_000040 --out models/trained \\
+        --hf models/smollm2-135m
 
-A training checkpoint holds no tokenizer: --hf names the folder the run started from. Parameters are
-read, split and written a few at a time, so memory follows the largest one and not the model; no GPU is used. The output
-appears at once, when everything in it is written and has been read back with the checkpoint's checksum.
+A training checkpoint holds no tokenizer: --hf names the folder the run started from. Parameters are read, split and
+written a few at a time, so memory follows the largest one and not the model; no GPU is used. The output appears at
+once, when all of it is written and has been read back with the checkpoint's checksum.
 """
 
 from checkpoint_conversion import process
@@ -25,7 +24,7 @@ from typing import Any
 import torch
 from megatron.core import dist_checkpointing
 
-from checkpoint_conversion.hf_to_megatron import CONVERSION, HF_FILES
+from checkpoint_conversion.hf_to_megatron import CONVERSION, DIFFERS_ON_DISK, HF_FILES
 from checkpoint_conversion.model_outline import outline_model
 from checkpoint_conversion.single_process import byte_progress, one_process
 from checkpoint_conversion.source_files import SourceFiles
@@ -55,9 +54,8 @@ def convert(megatron: Path, out: Path, hf: Path | None = None, max_shard_gb: flo
         )
     shape = model_shape(companions.config())
     check_megatron_checkpoint(shape, megatron)
-    files = SourceFiles(
-        sorted(path for path in (megatron / WEIGHTS).iterdir() if path.is_file()) + companions.companions()
-    )
+    weights = sorted(path for path in (megatron / WEIGHTS).iterdir() if path.is_file())
+    files = SourceFiles([*weights, *companions.companions()])
     made_from = {"max_shard_gb": max_shard_gb, "files": files.sums}
 
     def build(staging: Path) -> None:
@@ -84,10 +82,7 @@ def _write_weights(megatron: Path, shape: ModelShape, dtype: torch.dtype, stagin
         )
     written = HfFolder(staging)
     if weights_checksum((name, written.read(name)) for name in manifest) != read.checksum:
-        raise UserError(
-            f"{staging} does not hold what was written there (checksum differs): is the disk sound? Run the same "
-            "command again"
-        )
+        raise UserError(f"{staging} {DIFFERS_ON_DISK}")
 
 
 def _conversion(megatron: Path) -> dict[str, Any]:
@@ -109,21 +104,16 @@ def _stored_dtype(weights: Path) -> torch.dtype:
     model = [tensor for name, tensor in stored.items() if name.endswith("weight") and not name.startswith("optimizer.")]
     found = {tensor.dtype for tensor in model if tensor.dtype is not None}
     if len(found) != 1 or not found <= set(DTYPES.values()):
-        raise UserError(
-            f"{weights}: expected weights of one dtype, {' or '.join(DTYPES)}, found {sorted(map(str, found))}"
-        )
+        expected = f"expected weights of one dtype, {' or '.join(DTYPES)}"
+        raise UserError(f"{weights}: {expected}, found {sorted(map(str, found))}")
     return found.pop()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--megatron", type=Path, required=True, help="a conversion's output, or a run's checkpoints/step_*"
-    )
+    parser.add_argument("--megatron", type=Path, required=True, help="a conversion's output, or checkpoints/step_*")
     parser.add_argument("--out", type=Path, required=True, help="Hugging Face folder to write")
-    parser.add_argument(
-        "--hf", type=Path, help="folder with config.json and tokenizer; needed for training checkpoints"
-    )
+    parser.add_argument("--hf", type=Path, help="folder with config.json and tokenizer; for training checkpoints")
     parser.add_argument("--max-shard-gb", type=float, default=5.0, help="largest safetensors file, in 10^9 bytes")
     options = parser.parse_args()
     if not options.max_shard_gb > 0:

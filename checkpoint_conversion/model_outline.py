@@ -1,5 +1,4 @@
-"""A Megatron model without its weights: which parameters it has, what they are made of, and how a checkpoint stores
-them."""
+"""A Megatron model without its weights: its parameters, what they are made of, and how a checkpoint stores them."""
 
 from __future__ import annotations
 
@@ -23,8 +22,7 @@ class OutlinedParameter:
     """One whole Megatron parameter.
 
     name: its key in the model's state dict. outline: a tensor of its shape and dtype without storage. stored:
-    Megatron's description of where it lies in a checkpoint; some parameters are several pieces there (gate and up
-    projection).
+    Megatron's description of where it lies in a checkpoint, where some are several pieces (gate and up projection).
     """
 
     name: str
@@ -64,9 +62,7 @@ def outline_model(shape: ModelShape, actor: ActorConfig) -> ModelOutline:
     Raises RuntimeError where CUDA is visible: Megatron would make the parameters there.
     """
     if torch.cuda.is_available():
-        raise RuntimeError(
-            "a model is outlined without GPUs: set CUDA_VISIBLE_DEVICES to nothing before torch is loaded"
-        )
+        raise RuntimeError("a model is outlined without GPUs: set CUDA_VISIBLE_DEVICES= before torch is loaded")
     with torch.device("meta"):
         model = build_model(shape, actor)
     state = model.sharded_state_dict()

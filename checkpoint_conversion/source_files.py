@@ -10,8 +10,7 @@ from megatron_rlpr.types import UserError
 
 
 class SourceFiles:
-    """Remembers what files held: their SHA-256 sums, and the marks by which a later change shows without reading
-    them."""
+    """Remembers what files held: SHA-256 sums, and marks by which a later change shows without reading them."""
 
     def __init__(self, files: Iterable[Path]) -> None:
         self._marks = {file: _marks(file) for file in files}

@@ -24,8 +24,7 @@ BUCKET_BYTES = 32 * 2**20
 def load_streamed(
     outline: ModelOutline, weights: Path, on_loaded: Callable[[int], None] | None = None
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """(Hugging Face name, full contiguous tensor) of everything the model has, in its table's order, in the outline's
-    dtype.
+    """(Hugging Face name, full contiguous tensor) of all the model has, in its table's order, in the outline's dtype.
 
     weights: folder of a checkpoint that was written in any layout. on_loaded: called with the bytes of every parameter
     that has been passed on. Raises UserError when the checkpoint is damaged.

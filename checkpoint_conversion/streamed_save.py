@@ -1,8 +1,7 @@
 """Write a Megatron checkpoint (torch_dist) parameter by parameter, from weights that are nowhere in memory as a whole.
 
 Megatron and torch plan the checkpoint from tensors without storage; only when torch comes to write a piece is its
-parameter made. The pieces are written in table order, so that a parameter is made once, and a file holds neighbouring
-layers.
+parameter made. Pieces are written in table order, so that a parameter is made once and a file holds neighbours.
 """
 
 from __future__ import annotations
@@ -44,8 +43,7 @@ def save_streamed(outline: ModelOutline, values: Values, folder: Path) -> None:
 
 
 class _StreamedSave(TorchDistSaveShardedStrategy):
-    """Megatron's torch_dist format, planned and written by torch in this process instead of Megatron's forked
-    writers."""
+    """Megatron's torch_dist format, planned and written by torch in this process, not by Megatron's forked writers."""
 
     def __init__(self, outline: ModelOutline, values: Values) -> None:
         super().__init__("torch_dist", 1)
@@ -95,9 +93,8 @@ class _Planner(MCoreSavePlanner):
             self._made = number
         wanted = _of_item(write_item)
         (piece,) = (p for p in self._pieces if _place(p.key, p.global_offset) == wanted)
-        return piece.data.reshape(
-            write_item.tensor_data.chunk.sizes
-        )  # stacked layers have leading dimensions of size 1
+        # Stacked layers have leading dimensions of size 1.
+        return piece.data.reshape(write_item.tensor_data.chunk.sizes)
 
     def _position(self, item: WriteItem) -> int:
         return -1 if item.type == WriteItemType.BYTE_IO else self._owner[_of_item(item)]

@@ -1,8 +1,7 @@
 """Compare a Megatron checkpoint with the Hugging Face folder it should equal, in fp32, at any layout.
 
-    torchrun --nproc-per-node 2 -m checkpoint_conversion.verify --hf models/smollm2-135m --megatron
-    checkpoints/smollm2-135m \\
-        --pipeline-model-parallel-size 2
+    torchrun --nproc-per-node 2 -m checkpoint_conversion.verify --hf models/smollm2-135m \\
+        --megatron checkpoints/smollm2-135m --pipeline-model-parallel-size 2
 
 Loads the checkpoint into the training policy, exports it again and compares every tensor; then runs random prompts
 through the policy and through transformers. Prints the worst tensor and the largest logit difference; exit status 1
@@ -88,10 +87,8 @@ def check_layout(shape: ModelShape, tp: int, pp: int, world_size: int, ep: int =
         layout = f"TP {tp} x PP {pp}" + (f" x EP {ep}" if ep > 1 else "")
         raise UserError(f"{world_size} processes, but {layout} are {tp * pp * ep}: change torchrun's --nproc-per-node")
     if ep > 1 and (shape.experts is None or shape.experts.count % ep):
-        raise UserError(
-            f"--expert-model-parallel-size={ep} does not divide the {shape.experts.count if shape.experts else 0} "
-            "experts"
-        )
+        experts = shape.experts.count if shape.experts else 0
+        raise UserError(f"--expert-model-parallel-size={ep} does not divide the {experts} experts")
     if shape.num_layers % pp:
         raise UserError(f"--pipeline-model-parallel-size={pp} does not divide the {shape.num_layers} layers")
     try:
@@ -102,8 +99,7 @@ def check_layout(shape: ModelShape, tp: int, pp: int, world_size: int, ep: int =
 
 
 def _speaker(policy: MegatronPolicy) -> int:
-    """The first rank of the last pipeline stage: a single prompt goes to the first replica, and that stage has
-    logits."""
+    """The first rank of the last stage: a single prompt goes to the first replica, and that stage has logits."""
     return policy.layout.world_size - policy.layout.data_size * policy.layout.tensor_size
 
 
@@ -122,11 +118,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hf", type=Path, required=True, help="Hugging Face folder to compare with")
     parser.add_argument("--megatron", type=Path, required=True, help="Megatron checkpoint")
-    parser.add_argument("--tensor-model-parallel-size", type=int, default=1)
-    parser.add_argument("--pipeline-model-parallel-size", type=int, default=1)
-    parser.add_argument(
-        "--expert-model-parallel-size", type=int, default=1, help="replicas of the other layers that share the experts"
-    )
+    shared = "replicas of the other layers that share the experts"
+    for kind, about in (("tensor", None), ("pipeline", None), ("expert", shared)):
+        parser.add_argument(f"--{kind}-model-parallel-size", type=int, default=1, help=about)
     parser.add_argument("--prompts", type=int, default=4, help="random prompts to compare")
     parser.add_argument("--length", type=int, default=64, help="tokens of a prompt")
     parser.add_argument("--tolerance", type=float, default=2e-4, help="largest logit difference that passes")
@@ -134,11 +128,7 @@ def main() -> None:
     shape = model_shape(HfFolder(options.hf).config())
     check_megatron_checkpoint(shape, options.megatron)
     source = open_hf_weights(shape, options.hf)
-    tp, pp, ep = (
-        options.tensor_model_parallel_size,
-        options.pipeline_model_parallel_size,
-        options.expert_model_parallel_size,
-    )
+    tp, pp, ep = (getattr(options, f"{kind}_model_parallel_size") for kind in ("tensor", "pipeline", "expert"))
     check_layout(shape, tp, pp, int(os.environ.get("WORLD_SIZE", "1")), ep)
     if options.prompts < 1 or not 2 <= options.length <= shape.max_position_embeddings:
         raise UserError(f"--prompts must be at least 1 and --length between 2 and {shape.max_position_embeddings}")
@@ -157,10 +147,8 @@ def main() -> None:
     if layout.rank == 0:
         print(f"layout: TP {tp}, PP {pp}" + (f", EP {ep}" if ep > 1 else ""))
         print(f"worst tensor: {tensor.where}, largest difference {tensor.difference:.3g}")
-        print(
-            f"largest logit difference: {logit.difference:.3g} at {logit.where} (tolerance {options.tolerance:g})",
-            flush=True,
-        )
+        found = f"{logit.difference:.3g} at {logit.where}"
+        print(f"largest logit difference: {found} (tolerance {options.tolerance:g})", flush=True)
     dist.barrier()
     dist.destroy_process_group()
     if not logit.difference <= options.tolerance:

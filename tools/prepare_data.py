@@ -38,16 +38,13 @@ def questions_of(split: str) -> tuple[tuple[Question, ...], ...]:
 
 
 def draw(split: str, count: int, seed: int) -> list[Question]:
-    """`count` different questions of a split ("train" or "val"), the families taking turns; raises UserError when there
-    are too few."""
+    """`count` different questions of a split, the families taking turns; raises UserError when there are too few."""
     wanted = [count // len(TASKS) + (position < count % len(TASKS)) for position in range(len(TASKS))]
     pools = questions_of(split)
     if any(number > len(pool) for number, pool in zip(wanted, pools, strict=True)):
         fewest, task = min((len(pool), task.name) for pool, task in zip(pools, TASKS, strict=True))
-        raise UserError(
-            f"--{split} {count}: {task} has only {fewest} different questions; ask for at most {fewest * len(TASKS)} "
-            "in all"
-        )
+        most = f"ask for at most {fewest * len(TASKS)} in all"
+        raise UserError(f"--{split} {count}: {task} has only {fewest} different questions; {most}")
     columns = [
         random.Random(f"{seed} {split} {task.name}").sample(pool, number)
         for task, pool, number in zip(TASKS, pools, wanted, strict=True)
@@ -80,8 +77,7 @@ def row(question: Question, index: int, split: str) -> dict[str, Any]:
 
 
 def prepare(out: Path, train: int, val: int, seed: int) -> bool:
-    """Make `out` hold train.parquet and val.parquet; False when it already did. Raises UserError for impossible
-    sizes."""
+    """Make `out` hold train.parquet and val.parquet; False when it did. Raises UserError for impossible sizes."""
     for split, count in zip(SPLITS, (train, val), strict=True):
         if count < 1:
             raise UserError(f"--{split} {count}: expected at least 1 question")

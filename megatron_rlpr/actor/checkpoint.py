@@ -63,8 +63,7 @@ class CheckpointStore:
         return self.path(step)
 
     def check(self, step: int) -> None:
-        """Raise UserError unless the checkpoint of `step` is whole, as far as its small files tell, and of this run's
-        model."""
+        """Raise UserError unless the checkpoint of `step` is whole, by its small files, and of this run's model."""
         check_megatron_checkpoint(self._shape, self.path(step))
         self._run_state(step)
 

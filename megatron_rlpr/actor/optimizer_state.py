@@ -39,10 +39,8 @@ def load_optimizer_state(optimizer: MegatronOptimizer, loaded: dict[str, Any]) -
     parts = dict(zip(_PARTS, optimizer_parts(optimizer), strict=False))
     for name, part in parts.items():
         if "param_groups" not in _adam(loaded[name]):
-            raise UserError(
-                "the checkpoint's distributed optimizer was stored with actor.expert_model_parallel_size=1: go on with "
-                "that"
-            )
+            stored = "the checkpoint's distributed optimizer was stored with actor.expert_model_parallel_size=1"
+            raise UserError(f"{stored}: go on with that")
         _complete(_adam(loaded[name]), _adam(loaded[_PARTS[0]]), _adam(part.state_dict()))
     for name, part in parts.items():
         part.load_state_dict(loaded[name])
@@ -55,8 +53,7 @@ def _adam(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def _complete(state: dict[str, Any], stored: dict[str, Any], fresh: dict[str, Any]) -> None:
-    """Give state, in place, the bookkeeping that its checkpoint lacks: fresh hyperparameters, and how many steps were
-    stored."""
+    """Give state, in place, the bookkeeping its checkpoint lacks: fresh hyperparameters, how many steps were stored."""
     for group, new in zip(state["param_groups"], fresh["param_groups"], strict=True):
         if group.keys() == {"params"}:
             steps = {"step": stored["param_groups"][0]["step"]} if "step" in stored["param_groups"][0] else {}

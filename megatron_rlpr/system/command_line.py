@@ -1,5 +1,4 @@
-"""How every tool ends: 0 when it did its work, 2 with one line on standard error when the user can fix what is
-wrong."""
+"""How every tool ends: 0 when it did its work, 2 with one line on standard error when the user can fix the fault."""
 
 from __future__ import annotations
 
@@ -18,8 +17,7 @@ def tool_parser(name: str, description: str | None) -> argparse.ArgumentParser:
 
 
 def exit_status(command: Callable[[], None]) -> int:
-    """Run the command; a UserError becomes one line on standard error and status 2, anything else is a defect and
-    raises."""
+    """Run the command; a UserError becomes one line on standard error and status 2, anything else raises."""
     try:
         command()
     except UserError as error:

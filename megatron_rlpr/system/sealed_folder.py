@@ -27,16 +27,14 @@ def make_once(folder: Path, made_from: Mapping[str, Any], build: Callable[[Path]
     """Fill `folder` by calling build(staging folder), unless it already holds a complete output of the same origin.
 
     made_from: JSON object that names everything the content depends on. Returns True when build was called. Raises
-    UserError when something else, or something incomplete, is in the way: a tool never deletes what it did not just
-    make.
+    UserError when something else, or something incomplete, is in the way: a tool deletes only what it just made.
     """
     origin = json.loads(json.dumps(made_from))
     with _only_one(folder):
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             _refuse_unless_sealed(folder, origin)
             return False
-        # The name says what is being built, so that a build may go on with what an interrupted one of the same origin
-        # left.
+        # The name says what is being built, so that a build may go on with what an interrupted one of it left.
         tag = hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()[:8]
         staging = folder.with_name(f".{folder.name}.{tag}.unfinished")
         staging.mkdir(parents=True, exist_ok=True)
@@ -98,10 +96,8 @@ def _refuse_unless_sealed(folder: Path, origin: Mapping[str, Any]) -> None:
         raise UserError(f"{folder}: is a file, expected a folder or nothing; give another --out")
     found = problems(folder)
     if found:
-        raise UserError(
-            f"{folder}: not a complete output of this tool ({found[0]}); remove the folder and run the same command "
-            "again"
-        )
+        fix = "remove the folder and run the same command again"
+        raise UserError(f"{folder}: not a complete output of this tool ({found[0]}); {fix}")
     before = json.loads((folder / SEAL).read_text(encoding="utf-8"))["made_from"]
     differing = sorted(key for key in {*before, *origin} if before.get(key) != origin.get(key))
     if differing:

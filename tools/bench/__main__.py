@@ -12,15 +12,13 @@ update   gradients of the policy loss, against forward and backward with full lo
 head     the output head on selected rows: time and peak memory (no baseline: its logits would not fit)
 packing  planning a batch of 6,144 sequences for 8, 16 and 32 data-parallel ranks
 reward   splicing references and combining rewards, everything but the forward, on one core
-convert  both conversions: peak memory beyond the start of their process, time; the model, and Llamas of --layers made
-on the fly handover new weights for an engine in this process and for one in another, against a plain copy of the same
-bytes
+convert  both conversions: peak memory beyond the start of their process, time; the model, and Llamas of --layers
+handover new weights for an engine in this process and for one in another, against a plain copy of the same bytes
 table    tokens of both sides over response lengths 128 to 4,096 and 1 to 32 responses, our time where that is quick
 
 Both sides take turns; the first repetition is dropped and gives peak memory, medians are reported. `speedup`: baseline
 time over ours. `max_abs_diff`: of log-probs (update: of the loss). `floor_fraction`: FLOPs of the distinct tokens and
-selected rows, at the matrix-product rate measured in the same run, over our time. Memory is in bytes beyond what was
-there before.
+selected rows, at the matrix-product rate measured in the same run, over our time. Memory: bytes beyond what was there.
 """
 
 from __future__ import annotations

@@ -21,8 +21,7 @@ from tools.bench.workload import BenchGroup
 
 @dataclass(frozen=True)
 class Rows:
-    """Log-probs of the wanted tokens of every sequence and, where computed, their entropies: fp32 [wanted tokens]
-    each."""
+    """Log-probs of every sequence's wanted tokens and, where computed, their entropies: fp32 [wanted tokens] each."""
 
     log_probs: list[torch.Tensor]
     entropies: list[torch.Tensor] | None

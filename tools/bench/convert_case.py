@@ -58,8 +58,7 @@ def run(model: Path, depths: tuple[int, ...]) -> dict[str, Any]:
 
 
 def costs(hf: Path, work: Path) -> dict[str, Cost]:
-    """What converting a folder there and back costs. The folders `megatron` and `back` below `work` hold the
-    results."""
+    """What converting a folder there and back costs; `megatron` and `back` below `work` hold the results."""
     megatron, back = work / "megatron", work / "back"
     return {
         "hf_to_megatron": _in_a_process("hf_to_megatron", hf, megatron),
@@ -130,14 +129,11 @@ def _point(name: str, hf: Path, work: Path) -> dict[str, Any]:
 
 def _in_a_process(direction: str, source: Path, out: Path) -> Cost:
     command = [sys.executable, "-m", "tools.bench.convert_case", direction, str(source), str(out)]
-    # Started as a user starts it: without the settings of the allocator that training, and so this benchmark, runs
-    # with.
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "MEGATRON_RLPR_"))
-    }
-    done = subprocess.run(
-        command, capture_output=True, text=True, cwd=Path(__file__).parents[2], env=environment, check=False
-    )
+    # Started as a user starts it, without the settings of the allocator that this benchmark runs with.
+    ours = ("MALLOC_", "MEGATRON_RLPR_")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    root = Path(__file__).parents[2]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=root, env=environment, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"{direction} of {source} failed: {done.stderr[-2000:]}")
     return Cost(**json.loads(done.stdout.splitlines()[-1]))

@@ -18,8 +18,7 @@ QWEN_7B = CostModel.of_transformer(28, 3584, 18944, 28, 4, 128, 152064)
 
 
 def long_tailed_batch(groups: int, seed: int = 0) -> list[ScoreRequest]:
-    """The responses of `groups` prompts: log-normal lengths (prompts around 200, responses around 800 up to the limit
-    of 3,072)."""
+    """The responses of `groups` prompts, log-normal: prompts around 200, responses around 800, at most 3,072."""
     rng = np.random.default_rng(seed)
     requests = []
     for _ in range(groups):

@@ -19,8 +19,7 @@ _REFERENCE_ANSWERS = ("42", "3/4", "The mitochondria", "x = -2", "1,024 dollars"
 
 
 def run(folder: Path, groups: list[BenchGroup], config: RewardConfig, max_response_length: int) -> dict[str, Any]:
-    """Seconds to splice the references into all responses and to turn given scores into rewards (repetition penalty
-    on)."""
+    """Seconds to splice references into all responses and turn scores into rewards (repetition penalty on)."""
     torch.set_num_threads(1)
     tokenizer = load_tokenizer(str(folder))
     manager = RewardManager(config, tokenizer, max_prompt_length=4096, max_response_length=max_response_length)

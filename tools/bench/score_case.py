@@ -73,8 +73,7 @@ def by_group(groups: Sequence[BenchGroup], scores: Sequence[TokenScores]) -> lis
 
 
 def differences(plain: tuple[baseline.Rows, baseline.Rows], ours: Sequence[TokenScores]) -> tuple[float, float]:
-    """Largest absolute difference of (log-probs, entropies) of one group; the references have no entropies to
-    compare."""
+    """Largest absolute difference of (log-probs, entropies) of one group; the references' entropies are not there."""
     own, spliced = plain
     log_probs = [*own.log_probs, *spliced.log_probs]
     assert own.entropies is not None

@@ -32,11 +32,9 @@ _POLICY_LOSS = LossTerms(
 
 
 def run(folder: Path, groups: Sequence[BenchGroup], actor: ActorConfig, repetitions: int) -> Report:
-    """Forward and backward of one group after the other with both sides; compares times, memory and gradients (of the
-    last group).
+    """Forward and backward of one group after the other, both sides: times, memory, gradients (of the last group).
 
-    `gradient_relative_l2` is the difference from the baseline with its log-probs through logsumexp (see there), which
-    is not timed.
+    `gradient_relative_l2`: the difference from the baseline with its log-probs through logsumexp, which is not timed.
 
     The optimizer's step is the same work for both and left out of the comparison: `MegatronPolicy.update` makes one
     (with learning rate 0), it is timed alone as well (seconds_optimizer) and taken off. Megatron's fp32 gradient
@@ -100,8 +98,7 @@ def run(folder: Path, groups: Sequence[BenchGroup], actor: ActorConfig, repetiti
 
 
 def _whose_rounding(folder: Path, plain: torch.nn.Module, built: policy.BenchPolicy, batch: Batch) -> Report:
-    """Differences from the baseline as it was timed, and both sides' relative L2 errors against a float64 model's
-    gradients.
+    """Differences from the baseline as it was timed, and both sides' relative L2 errors against float64 gradients.
 
     The model takes one response at a time, weighted by its share of the tokens, because of the memory.
     """
