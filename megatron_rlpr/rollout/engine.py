@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 
 from megatron_rlpr.rollout.requests import GenerationRequest, RolloutRequest, SamplingSettings
+from megatron_rlpr.system.dtypes import DTYPES
 from megatron_rlpr.types import Response, RolloutGroup
 from megatron_rlpr.weights.receiver import Announcement, Confirmation, WeightReceiver
 
@@ -24,7 +25,7 @@ class RolloutError(RuntimeError):
 class EngineSettings:
     """How an engine is made.
 
-    model_path: the HF folder it starts from. dtype: a torch dtype's name. max_model_len: most tokens of prompt and
+    model_path: the HF folder it starts from. dtype: a name of `system.dtypes`. max_model_len: most tokens of prompt and
     response together. max_num_seqs: sequences it decodes at once. kv_cache_gb: GiB of key/value cache on CPU; on GPU
     gpu_memory_utilization decides. threads: intra-op threads of its process.
     """
@@ -43,8 +44,7 @@ class EngineSettings:
     @property
     def torch_dtype(self) -> torch.dtype:
         """The dtype of that name."""
-        dtype: torch.dtype = getattr(torch, self.dtype)
-        return dtype
+        return DTYPES[self.dtype]
 
 
 class RolloutEngine(Protocol):
