@@ -3,8 +3,7 @@
     python -m tools.prepare_data --out data/quickstart [--train 1024 --val 240 --seed 0]
 
 Ten families of short questions, equally many of each, families taking turns. Held-out questions ask for facts that no
-training question asks for, whatever the seeds. The same arguments give the same rows; the folder appears complete or
-not at all.
+training question asks for, whatever the seeds. The same arguments give the same rows, in a complete folder or none.
 """
 
 from __future__ import annotations

@@ -59,11 +59,8 @@ def _word_add() -> Iterator[tuple[str, str, str]]:
         for b in range(2, 13):
             for name in NAMES:
                 for thing in THINGS:
-                    yield (
-                        f"{name} has {a} {thing} and gets {b} more. How many {thing} does {name} have now?",
-                        str(a + b),
-                        _sum(a, b),
-                    )
+                    text = f"{name} has {a} {thing} and gets {b} more. How many {thing} does {name} have now?"
+                    yield text, str(a + b), _sum(a, b)
 
 
 def _word_sub() -> Iterator[tuple[str, str, str]]:
@@ -71,11 +68,8 @@ def _word_sub() -> Iterator[tuple[str, str, str]]:
         for b in range(1, a):
             for name in NAMES:
                 for thing in THINGS:
-                    yield (
-                        f"{name} has {a} {thing} and gives away {b}. How many {thing} are left?",
-                        str(a - b),
-                        f"{a} - {b}",
-                    )
+                    text = f"{name} has {a} {thing} and gives away {b}. How many {thing} are left?"
+                    yield text, str(a - b), f"{a} - {b}"
 
 
 def _word_mul() -> Iterator[tuple[str, str, str]]:

@@ -1,7 +1,6 @@
 """What a run keeps of its steps: folders or files named step_000040, each complete or absent.
 
-A step is written under a hidden name, forced to disk and renamed; what an interrupted write leaves there is removed by
-the next one.
+A step is written under a hidden name, forced to disk and renamed; what an interrupted write left goes with the next.
 """
 
 from __future__ import annotations
@@ -36,8 +35,7 @@ class StepFolders:
         return self._folder / f".partial_{self.path(step).name}"
 
     def begin(self, step: int) -> Path:
-        """Make room for `step`: what interrupted writes left is removed. Returns where to write it, which is not
-        there."""
+        """Remove what interrupted writes left. Returns where to write `step`, which is not there."""
         self._folder.mkdir(parents=True, exist_ok=True)
         for left in self._folder.glob(".partial_*"):
             _remove(left, ignore_errors=True)

@@ -1,8 +1,7 @@
 """Memory and time of both conversions, for a model and for deep ones made here, against the bytes of the model.
 
 Every conversion runs in a process of its own, whose peak resident memory the kernel counts (VmHWM): what the process
-allocates and the pages of files it has mapped, not the page cache. The peak is taken beyond what is resident when
-everything is imported.
+allocates and the pages of files it has mapped, not the page cache; beyond what is resident when all is imported.
 """
 
 from __future__ import annotations

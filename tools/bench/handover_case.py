@@ -1,5 +1,4 @@
-"""`bench handover`: new weights for an engine in this process and for ones in others, against a plain copy of the same
-bytes."""
+"""`bench handover`: new weights for an engine here and for ones in other processes, against a plain copy."""
 
 from __future__ import annotations
 
@@ -41,8 +40,7 @@ def run(folder: Path, actor: ActorConfig, bucket_mb: int, repetitions: int, thre
     """Times are medians over repetitions in which everything takes its turn; the first one is dropped.
 
     copy: every parameter into memory that is there already. export: the stream of Hugging Face tensors, used by nobody.
-    checksum: what it adds on one side. shared_memory, collective: the stream to a process that drops it, which is a
-    transport by
+    checksum: what it adds on one side. shared_memory, collective: the stream to a process that drops it: a transport by
     itself. in_process: a whole hand-over to a vLLM engine here, both sides' checksums included; other_process: the same
     to one in a Ray actor through shared memory (with CUDA a group), other_process_collective: through a group always.
     Memory: this process's peak beyond the start of each; reader_memory: that of the process at the other end.

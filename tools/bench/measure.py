@@ -72,8 +72,7 @@ class Comparison:
 def compare(
     baseline: Callable[[int], Any], ours: Callable[[int], Any], repetitions: int, dtype: torch.dtype
 ) -> Comparison:
-    """Run both sides repetitions + 1 times in turns; repetition 0 gives the peak memory and the results, the others the
-    times.
+    """Run both sides repetitions + 1 times in turns; the first gives peak memory and results, the others the times.
 
     The machine's rate is taken right before and right after our side.
     """

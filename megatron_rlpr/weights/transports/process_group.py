@@ -1,8 +1,7 @@
 """A process group beside torch's default one, in which nobody waits for ever.
 
 torch's `new_group` knows only members of the default group, which engines are not, so the backend is made directly over
-a store of its own. vLLM's own groups (`StatelessProcessGroup`, `PyNcclCommunicator`) know neither a timeout nor a lost
-member.
+a store of its own. vLLM's `StatelessProcessGroup` and `PyNcclCommunicator` know neither timeouts nor lost members.
 
 Waiting is polling here: for the operation, for the group's "failed" key in the store, for the deadline. Whoever fails
 sets that key and all others leave; gloo would hold them until its timeout, NCCL until its watchdog ends the process.
