@@ -32,7 +32,10 @@ def from_state(state: Sequence[dict[str, Any]]) -> list[ScoredGroup]:
     return [
         ScoredGroup(
             RolloutGroup(_prompt(entry["prompt"]), tuple(_response(r) for r in entry["responses"])),
-            tuple(TokenScores(np.array(s["log_probs"], np.float32), np.array(s["entropies"], np.float32)) for s in entry["scores"]),
+            tuple(
+                TokenScores(np.array(s["log_probs"], np.float32), np.array(s["entropies"], np.float32))
+                for s in entry["scores"]
+            ),
             tuple(ResponseReward(**reward) for reward in entry["rewards"]),
         )
         for entry in state

@@ -1,8 +1,4 @@
-"""Chat messages -> the token ids the policy continues.
-
-The template is rendered to text with the generation prompt and the text is tokenised without adding special tokens: the
-template already holds the ones the model wants.
-"""
+"""Chat messages -> the text the policy continues."""
 
 from __future__ import annotations
 
@@ -13,10 +9,8 @@ from jinja2 import TemplateError
 
 from megatron_rlpr.types import UserError
 
-Messages = Sequence[dict[str, str]]
 
-
-def render(tokenizer: Any, messages: Messages) -> str:
+def render(tokenizer: Any, messages: Sequence[dict[str, str]]) -> str:
     """The templated text of one conversation, the generation prompt included."""
     if not getattr(tokenizer, "chat_template", None):
         raise UserError("the tokenizer has no chat_template; add one to tokenizer_config.json of model.path")
@@ -27,11 +21,3 @@ def render(tokenizer: Any, messages: Messages) -> str:
             f"the model's chat template refuses roles {[m['role'] for m in messages]} ({error}); "
             "for Llama and Gemma set data.prompt_rewrite=llama_gemma"
         ) from error
-
-
-def tokenize(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of every text in one batched call: no special tokens added, no padding, no truncation."""
-    if not texts:
-        return []
-    encoded = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False)
-    return list(encoded["input_ids"])

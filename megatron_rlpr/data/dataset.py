@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from megatron_rlpr.data.chat_template import render, tokenize
+from megatron_rlpr.data.chat_template import render
 from megatron_rlpr.data.parquet import Row, read_rows
 from megatron_rlpr.data.prompt_rewrite import PromptRewrite, keep_messages
+from megatron_rlpr.data.tokenizer import encode
 from megatron_rlpr.types import Prompt, UserError
 
 ROWS_PER_CALL = 4096
@@ -44,7 +45,7 @@ def load_prompts(
     """
     prompts: list[Prompt] = []
     dropped = index = 0
-    # Python makes a new int object for every id it gets from the tokenizer; sharing them takes 8 bytes a token instead of 36.
+    # Python makes a new int for every id that it gets from the tokenizer; shared ones take 8 bytes a token, not 36.
     shared_ids = list(range(len(tokenizer)))
     for file, first_row, rows in _chunks(files, limit):
         messages = [rewrite(row.messages, file) for row in rows]
@@ -53,17 +54,21 @@ def load_prompts(
         ):
             if len(ids) <= max_prompt_length:
                 token_ids = tuple(shared_ids[i] for i in ids)
-                prompts.append(Prompt(index + offset, token_ids, conversation, row.reference_answer, row.data_source, row.extra))
+                prompts.append(
+                    Prompt(index + offset, token_ids, conversation, row.reference_answer, row.data_source, row.extra)
+                )
             elif overlong == "drop":
                 dropped += 1
             else:
                 raise UserError(
-                    f"{file}, row {first_row + offset}: the prompt has {len(ids)} tokens, more than the limit of {max_prompt_length}; "
-                    "raise data.val_max_prompt_length or remove the row"
+                    f"{file}, row {first_row + offset}: the prompt has {len(ids)} tokens, more than the limit of "
+                    f"{max_prompt_length}; raise data.val_max_prompt_length or remove the row"
                 )
         index += len(rows)
     if not prompts:
-        reason = f"all {dropped} rows are longer than {max_prompt_length} tokens" if dropped else "the files hold no rows"
+        reason = (
+            f"all {dropped} rows are longer than {max_prompt_length} tokens" if dropped else "the files hold no rows"
+        )
         raise UserError(f"no prompt to use in {', '.join(map(str, files)) or 'an empty list of files'}: {reason}")
     return PromptSet(tuple(prompts), dropped)
 
@@ -75,7 +80,7 @@ def samples_per_prompt(name: str | Path) -> int:
 
 
 def _chunks(files: Sequence[str | Path], limit: int) -> Iterator[tuple[str | Path, int, list[Row]]]:
-    """(file, number of the chunk's first row in it, rows): bounded pieces, so templated texts never exist all at once."""
+    """(file, number of the chunk's first row in it, rows): bounded pieces, so that templated texts stay few."""
     left = limit or None
     for file in files:
         rows = read_rows(file)[:left]
@@ -87,11 +92,13 @@ def _chunks(files: Sequence[str | Path], limit: int) -> Iterator[tuple[str | Pat
                 return
 
 
-def _templated(tokenizer: Any, conversations: Sequence[Sequence[dict[str, str]]], file: str | Path, first_row: int) -> list[list[int]]:
+def _templated(
+    tokenizer: Any, conversations: Sequence[Sequence[dict[str, str]]], file: str | Path, first_row: int
+) -> list[list[int]]:
     texts = []
     for number, messages in enumerate(conversations):
         try:
             texts.append(render(tokenizer, messages))
         except UserError as error:
             raise UserError(f"{file}, row {first_row + number}: {error}") from error
-    return tokenize(tokenizer, texts)
+    return [encoding.ids for encoding in encode(tokenizer, texts)]

@@ -53,7 +53,9 @@ def _read_table(path: Path) -> pa.Table:
     try:
         return pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path}: cannot be read as parquet ({str(error).splitlines()[0]}); write it with pandas or pyarrow") from error
+        raise UserError(
+            f"{path}: cannot be read as parquet ({str(error).splitlines()[0]}); write it with pandas or pyarrow"
+        ) from error
 
 
 def _records(table: pa.Table) -> Iterator[dict[str, Any]]:
@@ -80,7 +82,9 @@ def _reference_answer(reward_model: dict[str, Any], where: str) -> str:
     if not isinstance(answer, str):
         raise UserError(f"{where}: reward_model.ground_truth is {answer!r}, expected a text; store numbers as text")
     if not answer.strip():
-        raise UserError(f"{where}: reward_model.ground_truth is empty, there is nothing to score; give an answer or remove the row")
+        raise UserError(
+            f"{where}: reward_model.ground_truth is empty, there is nothing to score; give an answer or remove the row"
+        )
     return answer
 
 

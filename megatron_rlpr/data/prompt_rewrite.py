@@ -8,25 +8,26 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from megatron_rlpr.data.sources import is_lettered
 from megatron_rlpr.types import UserError
 
 ANSWER_INSTRUCTION = "\nPlease reason step by step, and put your final answer within <answer> </answer>."
 LETTER_INSTRUCTION = "\nPlease only provide the letter of the answer in the tags."
-MULTIPLE_CHOICE_FILES = ("MMLUPro", "gpqa_diamond", "WebInstruct-verified", "SuperGPQA")
 
 Messages = tuple[dict[str, str], ...]
 PromptRewrite = Callable[[Messages, str | Path], Messages]
 
 
 def prompt_rewrite(name: str, format_mode: str) -> PromptRewrite:
-    """The rewrite that data.prompt_rewrite names; llama_gemma asks for answer tags only, so it needs format_mode R1_nothink."""
+    """The rewrite that data.prompt_rewrite names; llama_gemma asks for no reasoning tags: format_mode=R1_nothink."""
     if name == "none":
         return keep_messages
     if name != "llama_gemma":
         raise UserError(f"data.prompt_rewrite={name!r} is unknown; choose none or llama_gemma")
     if format_mode != "R1_nothink":
         raise UserError(
-            f"data.prompt_rewrite=llama_gemma needs reward.format_mode=R1_nothink, not {format_mode}: its prompt asks for answer tags only"
+            f"data.prompt_rewrite=llama_gemma needs reward.format_mode=R1_nothink, not {format_mode}: its prompt asks "
+            "for answer tags only"
         )
     return rewrite_for_llama_gemma
 
@@ -43,8 +44,11 @@ def rewrite_for_llama_gemma(messages: Messages, file: str | Path) -> Messages:
     """
     rest = messages[1:] if messages[0]["role"] == "system" else messages
     if not rest:
-        raise UserError(f"{file}: a prompt holds only a system message; data.prompt_rewrite=llama_gemma needs a user message to append to")
+        raise UserError(
+            f"{file}: a prompt holds only a system message; data.prompt_rewrite=llama_gemma needs a user message to "
+            "append to"
+        )
     suffix = ANSWER_INSTRUCTION
-    if any(part in str(file) for part in MULTIPLE_CHOICE_FILES):
+    if is_lettered(str(file)):
         suffix += LETTER_INSTRUCTION
     return ({**rest[0], "content": rest[0]["content"] + suffix}, *rest[1:])

@@ -1,7 +1,7 @@
 """Which prompts a step works on: shuffled epochs, a cache of surplus prompts, resumable at any prompt.
 
 Invariants (tests/unit/data/test_sampler.py):
-1. Every prompt is drawn exactly once per epoch; nothing is dropped where an epoch ends, the batch goes on into the next one.
+1. Every prompt is drawn exactly once per epoch; where an epoch ends, the batch goes on into the next one.
 2. No prompt occurs twice in a batch.
 3. load_state_dict(state_dict()) continues with exactly the batches that would have come.
 """
@@ -20,13 +20,15 @@ from megatron_rlpr.types import UserError
 class PromptSampler:
     """Serves batches of prompt positions (0 <= position < num_prompts).
 
-    The order of an epoch depends on (seed, epoch) alone. Prompts put back with add_to_cache are served first, as soon as
-    a whole batch of different ones is waiting (spec section 3, filter_cache_regenerate).
+    The order of an epoch depends on (seed, epoch) alone. Prompts put back with add_to_cache are served first, as soon
+    as a whole batch of different ones is waiting (spec section 3, filter_cache_regenerate).
     """
 
     def __init__(self, num_prompts: int, batch_size: int, shuffle: bool, seed: int) -> None:
         if not 0 < batch_size <= num_prompts:
-            raise UserError(f"data.train_batch_size={batch_size} must be between 1 and the number of training prompts, {num_prompts}")
+            raise UserError(
+                f"data.train_batch_size={batch_size} must be between 1 and the number of prompts, {num_prompts}"
+            )
         self.num_prompts = num_prompts
         self.batch_size = batch_size
         self._shuffle = shuffle
@@ -48,7 +50,7 @@ class PromptSampler:
         return tuple(self._cache)
 
     def next_batch(self) -> list[int]:
-        """batch_size different prompt positions: from the cache when it holds enough, else the next ones of the epoch."""
+        """batch_size different prompt positions: from the cache when it holds enough, else the next of the epoch."""
         if len(set(self._cache)) >= self.batch_size:
             batch = list(dict.fromkeys(self._cache))[: self.batch_size]
             for position in batch:
@@ -78,8 +80,8 @@ class PromptSampler:
         for name, value in mine.items():
             if state[name] != value:
                 raise UserError(
-                    f"the checkpoint's sampler has {name}={state[name]} but this run has {value}; resume with the same data files, "
-                    "data.max_prompt_length, data.seed and data.shuffle, or start a new run"
+                    f"the checkpoint's sampler has {name}={state[name]} but this run has {value}; resume with the same "
+                    "data files, data.max_prompt_length, data.seed and data.shuffle, or start a new run"
                 )
         self._epoch, self._position = state["epoch"], state["position"]
         self._deferred, self._cache = list(state["deferred"]), list(state["cache"])

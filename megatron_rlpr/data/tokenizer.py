@@ -1,9 +1,9 @@
-"""The policy's tokenizer, loaded with the two rules of the reference (spec section 1.3), and its special tokens."""
+"""The policy's tokenizer, loaded with the two rules of the reference (spec section 1.3), and what it makes of texts."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +15,24 @@ from megatron_rlpr.types import UserError
 def load_tokenizer(path: str) -> Any:
     """The fast tokenizer of a Hugging Face folder, ready for data, reward and evaluation.
 
-    A missing pad token becomes the end-of-sequence token. gemma-2-2b-it ends its turns with <end_of_turn>, which its own
-    tokenizer does not name as end of sequence. Raises UserError for a folder without a usable tokenizer.
+    A missing pad token becomes the end-of-sequence token. gemma-2-2b-it ends its turns with <end_of_turn>, which its
+    own tokenizer does not name as end of sequence. Raises UserError for a folder without a usable tokenizer.
     """
     if not Path(path).is_dir():
-        raise UserError(f"model.path {path!r} is no folder; give a Hugging Face model folder (tools/fetch_model.py makes one)")
+        raise UserError(
+            f"model.path {path!r} is no folder; give a Hugging Face model folder (tools/fetch_model.py makes one)"
+        )
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
-            f"model.path {path!r} holds no readable tokenizer ({str(error).splitlines()[0]}); give a Hugging Face folder"
+            f"model.path {path!r} holds no readable tokenizer ({str(error).splitlines()[0]}); give a Hugging Face "
+            "folder"
         ) from error
     if not tokenizer.is_fast:
         raise UserError(
-            f"model.path {path!r} has no fast tokenizer (tokenizer.json); character offsets are needed to splice reference answers"
+            f"model.path {path!r} has no fast tokenizer (tokenizer.json); character offsets are needed to splice "
+            "reference answers"
         )
     if "gemma-2-2b-it" in path:
         tokenizer.eos_token = "<end_of_turn>"
@@ -37,6 +41,16 @@ def load_tokenizer(path: str) -> Any:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def encode(tokenizer: Any, texts: Sequence[str]) -> list[Any]:
+    """One tokenizers.Encoding per text, made in one call. No special tokens are added: a chat template has its own."""
+    if not texts:
+        return []
+    encoded = tokenizer(
+        list(texts), add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
+    )
+    return list(encoded.encodings)
 
 
 class SpecialTokens:

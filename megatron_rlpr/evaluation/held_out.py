@@ -11,10 +11,10 @@ import torch.distributed as dist
 from megatron_rlpr.config.schema import Config
 from megatron_rlpr.data.dataset import PromptSet
 from megatron_rlpr.evaluation.judge import Judge
+from megatron_rlpr.grading.format import format_score
 from megatron_rlpr.grading.pool import GraderPool
 from megatron_rlpr.grading.result import GradeResult, GradeTask
 from megatron_rlpr.grading.tasks import GradeTasks
-from megatron_rlpr.reward.format import format_score
 from megatron_rlpr.reward.scoring import GroupScorer
 from megatron_rlpr.rollout.engine import Rollouts
 from megatron_rlpr.rollout.requests import RolloutRequest, SamplingSettings

@@ -17,7 +17,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import urlsplit
 
-from megatron_rlpr.evaluation.judge_prompts import SYSTEM_PROMPT, judge_prompt, question_kind, says_correct
+from megatron_rlpr.data.sources import judge_question
+from megatron_rlpr.evaluation.judge_prompts import SYSTEM_PROMPT, judge_prompt, says_correct
 from megatron_rlpr.grading.result import GradeResult, GradeTask
 from megatron_rlpr.types import UserError
 
@@ -117,7 +118,7 @@ class Judge:
         right = result.accuracy == 1.0
         if right and not self.settings.every_response:
             return result
-        if question_kind(task.data_source) is None:
+        if judge_question(task.data_source) is None:
             self._count("no question for this data source")
             return result
         reply = self._ask(task)

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
 
+from megatron_rlpr.data.sources import judge_question
 from megatron_rlpr.grading.answer_text import first_turn
 from megatron_rlpr.grading.result import GradeTask
 
-Question = Literal["mathematics", "choice"]
-
-_MATHEMATICS_SOURCES = ("Math-500", "AMC2023", "OlympiadBench", "Minerva", "TheoremQA", "AIME2024")
-_CHOICE_SOURCES = ("gpqa_diamond", "WebInstruct-verified-val", "MMLUPro", "SuperGPQA")
 _BOILERPLATE = (
     'Format your response as follows: "The correct answer is (insert answer here)"',
     "Please reason step by step, and put your final answer within \\boxed{}.",
@@ -63,18 +59,9 @@ Do not solve the question yourself: find the final answer in the response and co
 in \\boxed{{}}."""
 
 
-def question_kind(data_source: str) -> Question | None:
-    """How a judge is asked about a data source; None where only the rules decide."""
-    if any(part in data_source for part in _MATHEMATICS_SOURCES):
-        return "mathematics"
-    if any(part in data_source for part in _CHOICE_SOURCES):
-        return "choice"
-    return None
-
-
 def judge_prompt(task: GradeTask) -> str:
     """The user message to the judge. The response ends where a base model goes on with its own turn (quirk Q22)."""
-    template = _MATHEMATICS_PROMPT if question_kind(task.data_source) == "mathematics" else _CHOICE_PROMPT
+    template = _MATHEMATICS_PROMPT if judge_question(task.data_source) == "mathematics" else _CHOICE_PROMPT
     return template.format(
         question=recover_question(task.prompt_text),
         response=first_turn(task.response_text),
@@ -85,7 +72,7 @@ def judge_prompt(task: GradeTask) -> str:
 def says_correct(reply: str, task: GradeTask) -> bool:
     """True if the judge's reply finds the response right: Y, or the letter of the right option."""
     letter = boxed_letter(reply.lower())
-    wanted = "y" if question_kind(task.data_source) == "mathematics" else task.reference_answer.strip().lower()
+    wanted = "y" if judge_question(task.data_source) == "mathematics" else task.reference_answer.strip().lower()
     return letter is not None and letter == wanted
 
 

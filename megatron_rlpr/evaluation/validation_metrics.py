@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
-GENERAL_SETS = ("MMLUPro-1000_Avg2", "gpqa_diamond_Avg4", "TheoremQA_Avg2", "WebInstruct-verified-val_Avg2")
+from megatron_rlpr.data.sources import GENERAL_SETS
+
 SUFFIXES = ("R1", "OC", "SysR1", "UserR1")
 _BEST_OF = (("OC", "SysR1"), ("OC", "UserR1"), ("SysR1",))
 _NAMES = "+".join(GENERAL_SETS)

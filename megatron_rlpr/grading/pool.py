@@ -19,7 +19,8 @@ from types import TracebackType
 
 from pebble import ProcessExpired, ProcessFuture, ProcessPool
 
-from megatron_rlpr.grading.dispatch import grade_task, grader_of, without_verdict
+from megatron_rlpr.data.sources import grader_of
+from megatron_rlpr.grading.dispatch import QUICK, grade, without_verdict
 from megatron_rlpr.grading.result import GradeResult, GradeTask
 
 _MEMORY_LIMIT_BYTES = 4 * 1024**3
@@ -50,7 +51,7 @@ class GraderPool:
         futures = {
             index: self._started().schedule(_grade_safely, args=[task], timeout=self.timeout_s)
             for index, task in enumerate(tasks)
-            if graders[task.data_source].may_be_slow
+            if graders[task.data_source] not in QUICK
         }
         results = []
         for index, task in enumerate(tasks):
@@ -107,6 +108,6 @@ def _grade_safely(task: GradeTask) -> GradeResult:
     """Grade; what no grader foresaw in a response makes that answer wrong, with the error as the reason, and not the
     run fail."""
     try:
-        return grade_task(task)
+        return grade(task)
     except Exception as error:
         return without_verdict(task, f"{type(error).__name__}: {error}")

@@ -10,8 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-OPEN_THINK, CLOSE_THINK = "<think>", "</think>"
-OPEN_ANSWER, CLOSE_ANSWER = "<answer>", "</answer>"
+from megatron_rlpr.grading.format import CLOSE_THINK, OPEN_ANSWER, OPEN_THINK
 
 _LEADING_WHITESPACE = re.compile(r"[ \n\t\r]*")
 _CLOSING = re.compile(r"(\s*)</answer>")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from megatron_rlpr.reward.answer_tags import CLOSE_ANSWER, CLOSE_THINK, OPEN_ANSWER, OPEN_THINK
-from megatron_rlpr.reward.format import format_score
+from megatron_rlpr.data.tokenizer import encode
+from megatron_rlpr.grading.format import CLOSE_ANSWER, CLOSE_THINK, OPEN_ANSWER, OPEN_THINK, format_score
 
 
 def think_answer_lengths(tokenizer: Any, response_texts: Sequence[str], format_mode: str) -> list[tuple[int, int]]:
@@ -16,12 +16,7 @@ def think_answer_lengths(tokenizer: Any, response_texts: Sequence[str], format_m
     of both parts is not counted.
     """
     parts = [text for response in response_texts for text in _parts(response, format_mode)]
-    if not parts:
-        return []
-    encoded = tokenizer(
-        parts, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
-    )
-    counts = [len(ids) for ids in encoded["input_ids"]]
+    counts = [len(encoding) for encoding in encode(tokenizer, parts)]
     return list(zip(counts[::2], counts[1::2], strict=True))
 
 

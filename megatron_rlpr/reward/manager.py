@@ -14,10 +14,11 @@ from dataclasses import replace
 from typing import Any
 
 from megatron_rlpr.config.schema import RewardConfig
+from megatron_rlpr.data.sources import is_verified
 from megatron_rlpr.data.tokenizer import SpecialTokens
+from megatron_rlpr.grading.format import format_score, rule_format_score
 from megatron_rlpr.reward.answer_tags import extract_answer
 from megatron_rlpr.reward.base_probability import base_requests
-from megatron_rlpr.reward.format import format_score, rule_format_score
 from megatron_rlpr.reward.probability import aggregate
 from megatron_rlpr.reward.repetition import repetition_penalty
 from megatron_rlpr.reward.shaping import discrete_function, shaping_function
@@ -27,23 +28,6 @@ from megatron_rlpr.types import Prompt, Response, ResponseReward, RolloutGroup, 
 
 Grade = Callable[[Sequence[tuple[Prompt, Response]]], Sequence[float]]
 """(prompt, response) pairs -> the accuracy of each, 0 or 1; the same on every rank."""
-
-GRADED_SOURCES = (
-    "numina_cn_k12",
-    "numina_synthetic_math",
-    "numina_olympiads",
-    "numina_synthetic_amc",
-    "numina_aops_forum",
-    "numina_amc_aime",
-    "Math-500",
-    "AIME2024",
-    "AMC2023",
-    "DAPO-Math-17k",
-    "OlympiadBench",
-    "Minerva",
-    "simplelr_deepscaler",
-)
-"""Data sources (substrings) whose answers reward_type=pr+vr grades."""
 
 
 class RewardManager:
@@ -183,7 +167,7 @@ class RewardManager:
         )
 
     def _is_graded(self, prompt: Prompt) -> bool:
-        return self._config.reward_type == "pr+vr" and any(source in prompt.data_source for source in GRADED_SOURCES)
+        return self._config.reward_type == "pr+vr" and is_verified(prompt.data_source)
 
     def _repetition(self, response: Response) -> float:
         text = self._special_tokens.removed_from(response.text)

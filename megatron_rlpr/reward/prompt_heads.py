@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from megatron_rlpr.data.tokenizer import encode
 from megatron_rlpr.types import Prompt
 
 _PROBES = ("a", " a", "\na", "<answer> 1")
@@ -68,14 +69,7 @@ class PromptHeads:
         return self._is_wall[token_id]
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
-        encoded = self._tokenizer(
-            list(texts),
-            add_special_tokens=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )
-        return list(encoded["input_ids"])
+        return [encoding.ids for encoding in encode(self._tokenizer, texts)]
 
     def _decode(self, ids: Sequence[int]) -> str:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatron_rlpr.config.schema import RewardConfig
-from megatron_rlpr.reward.answer_tags import CLOSE_ANSWER, OPEN_ANSWER, AnswerSlot, find_answer_slot, strip_padding
+from megatron_rlpr.data.tokenizer import encode
+from megatron_rlpr.grading.format import CLOSE_ANSWER, OPEN_ANSWER
+from megatron_rlpr.reward.answer_tags import AnswerSlot, find_answer_slot, strip_padding
 from megatron_rlpr.reward.prompt_heads import PromptHeads
 from megatron_rlpr.reward.token_spans import overlapping_tokens
 from megatron_rlpr.types import Prompt, Response, ScoreRequest
@@ -61,6 +63,12 @@ class SpliceLimits:
         return Splice(splice.token_ids, splice.answer_tag, splice.start, stop)
 
 
+def scored_tokens(encoding: Any, answer: tuple[int, int], config: RewardConfig) -> tuple[int, int]:
+    """[first, last) of the tokens that are scored: the reference answer's, and one more with gt_tokens_one_more."""
+    start, stop = overlapping_tokens(encoding, *answer)
+    return start, min(stop + 1, len(encoding)) if config.gt_tokens_one_more and start < stop else stop
+
+
 def whitespace_around(slot: AnswerSlot, config: RewardConfig) -> tuple[str, str]:
     """The white space put before and after the reference answer: the response's own before it (one space if it has
     none, unless empty is allowed), one space after it (the response's own when the token after the answer is scored
@@ -90,17 +98,12 @@ def splice_texts(
         texts.append(before + answer + trailing + CLOSE_ANSWER + eos)
         spans.append((len(before), len(before) + len(answer)))
 
-    encoded = tokenizer(
-        texts, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
-    )
-    for number, ((row, _), (head, text_to_tag)) in enumerate(zip(usable, starts, strict=True)):
-        encoding = encoded.encodings[number]
+    encoded = encode(tokenizer, texts)
+    for (row, _), (head, text_to_tag), span, encoding in zip(usable, starts, spans, encoded, strict=True):
         tag, _ = overlapping_tokens(encoding, len(text_to_tag) - len(OPEN_ANSWER), len(text_to_tag))
-        start, stop = overlapping_tokens(encoding, *spans[number])
-        if config.gt_tokens_one_more and start < stop:
-            stop = min(stop + 1, len(encoding))
+        start, stop = scored_tokens(encoding, span, config)
         if start < stop:
-            token_ids = head + tuple(encoded["input_ids"][number])
+            token_ids = head + tuple(encoding.ids)
             splices[row] = limits.checked(Splice(token_ids, len(head) + tag, len(head) + start, len(head) + stop))
     return splices
 

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatron_rlpr.config.schema import RewardConfig
-from megatron_rlpr.reward.answer_tags import CLOSE_ANSWER, OPEN_ANSWER, find_answer_slot
-from megatron_rlpr.reward.splice import INVALID, Splice, SpliceLimits, whitespace_around
-from megatron_rlpr.reward.token_spans import overlapping_tokens
+from megatron_rlpr.data.tokenizer import encode
+from megatron_rlpr.grading.format import CLOSE_ANSWER, OPEN_ANSWER
+from megatron_rlpr.reward.answer_tags import find_answer_slot
+from megatron_rlpr.reward.splice import INVALID, Splice, SpliceLimits, scored_tokens, whitespace_around
 from megatron_rlpr.types import Prompt, Response
 
 
@@ -82,18 +83,9 @@ def splice_tokens(
         kept.append((prompt.token_ids + prefix, len(prompt.token_ids) + tag.start))
         tails.append(before + prompt.reference_answer + trailing + CLOSE_ANSWER + eos)
         spans.append((len(before), len(before) + len(prompt.reference_answer)))
-    if not rows:
-        return splices
 
-    encoded = tokenizer(
-        tails, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
-    )
-    for row, encoding, (prefix, tag_token), (answer_start, answer_stop) in zip(
-        rows, encoded.encodings, kept, spans, strict=True
-    ):
-        start, stop = overlapping_tokens(encoding, answer_start, answer_stop)
-        if config.gt_tokens_one_more and start < stop:
-            stop = min(stop + 1, len(encoding))
+    for row, encoding, (prefix, tag_token), span in zip(rows, encode(tokenizer, tails), kept, spans, strict=True):
+        start, stop = scored_tokens(encoding, span, config)
         if start < stop:
             splices[row] = limits.checked(
                 Splice(prefix + tuple(encoding.ids), tag_token, len(prefix) + start, len(prefix) + stop)

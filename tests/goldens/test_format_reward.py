@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from golden_files import load, to_float
 
-from megatron_rlpr.reward.format import format_score, rule_format_score
+from megatron_rlpr.grading.format import format_score, rule_format_score
 from megatron_rlpr.types import UserError
 
 GOLDEN = load("format_reward.json")

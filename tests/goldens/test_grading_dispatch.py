@@ -9,26 +9,29 @@ import pytest
 from corrections import correction
 from golden_files import load
 
-from megatron_rlpr.grading.dispatch import CODE_SOURCES, grade
+from megatron_rlpr.data.sources import SOURCES
+from megatron_rlpr.grading.dispatch import grade
+from megatron_rlpr.grading.result import GradeTask
 from megatron_rlpr.types import UserError
 
+PROGRAMS = {source.pattern for source in SOURCES if source.grader == "program"}
 FILE = "grading_dispatch.json"
 PROMPT = load(FILE)["prompt_str"]
 
 
 def cases() -> Iterator[Any]:
     for number, case in enumerate(load(FILE)["cases"]):
-        kind = "runs-code" if case["data_source"] in CODE_SOURCES else case["phase"]
+        kind = "runs-code" if case["data_source"] in PROGRAMS else case["phase"]
         yield pytest.param(case, id=f"{number}-{case['data_source']}-{kind}")
 
 
 @pytest.mark.parametrize("case", cases())
 def test_a_response_is_graded_as_by_the_reference(case: dict[str, Any], request: pytest.FixtureRequest) -> None:
     def graded() -> Any:
-        return grade(case["data_source"], case["solution"], case["ground_truth"], PROMPT, case["phase"])
+        return grade(GradeTask(case["data_source"], case["solution"], case["ground_truth"], PROMPT, case["phase"]))
 
     if correction(FILE, request.node.callspec.id):
-        if case["data_source"] in CODE_SOURCES:
+        if case["data_source"] in PROGRAMS:
             with pytest.raises(UserError, match="never"):
                 graded()
         else:

@@ -20,7 +20,10 @@ LONG = "Explain this at length. " * 60
 
 
 def test_files_are_concatenated_and_rows_keep_their_number(write: Write, tokenizer: Any) -> None:
-    files = [write("a.parquet", [row("one"), row(LONG), row("two")]), write("b.parquet", [row(LONG), row("three", "3")])]
+    files = [
+        write("a.parquet", [row("one"), row(LONG), row("two")]),
+        write("b.parquet", [row(LONG), row("three", "3")]),
+    ]
     loaded = load_prompts(files, tokenizer, 40)
     assert [(p.index, p.messages[-1]["content"]) for p in loaded.prompts] == [(0, "one"), (2, "two"), (4, "three")]
     assert loaded.dropped == 2
@@ -32,7 +35,10 @@ def test_files_are_concatenated_and_rows_keep_their_number(write: Write, tokeniz
 
 def test_a_prompt_is_the_template_with_the_generation_prompt(write: Write, tokenizer: Any) -> None:
     (prompt,) = load_prompts([write("a.parquet", [row()])], tokenizer, 100).prompts
-    assert tokenizer.decode(prompt.token_ids) == "<|im_start|>user\nWhat is six times seven?<|im_end|>\n<|im_start|>assistant\n"
+    assert (
+        tokenizer.decode(prompt.token_ids)
+        == "<|im_start|>user\nWhat is six times seven?<|im_end|>\n<|im_start|>assistant\n"
+    )
 
 
 def test_the_templates_own_special_tokens_are_the_only_ones(write: Write, gemma_like_tokenizer: Any) -> None:
@@ -124,7 +130,9 @@ def test_a_missing_or_unreadable_file_is_named(tmp_path: Path) -> None:
 
 def test_a_template_that_refuses_a_role_names_file_row_and_fix(write: Write, tokenizer: Any) -> None:
     strict = type(tokenizer).from_pretrained(tokenizer.name_or_path)
-    strict.chat_template = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}ok"
+    strict.chat_template = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}ok"
+    )
     bad = row(prompt=[{"role": "system", "content": "S"}, {"role": "user", "content": "Q"}])
     with pytest.raises(UserError, match=r"f\.parquet, row 1: .*System role not supported.*prompt_rewrite=llama_gemma"):
         load_prompts([write("f.parquet", [row(), bad])], strict, 100)

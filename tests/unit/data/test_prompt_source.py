@@ -8,8 +8,8 @@ import pytest
 from training_records import prompt, scored
 
 from megatron_rlpr.data.dataset import PromptSet
-from megatron_rlpr.data.sampler import PromptSampler
 from megatron_rlpr.data.prompt_source import PromptSource
+from megatron_rlpr.data.sampler import PromptSampler
 
 INDICES = (2, 3, 5, 7, 11, 13)
 """Row numbers, with gaps where rows were dropped: they are no positions."""

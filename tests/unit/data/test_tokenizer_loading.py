@@ -41,7 +41,9 @@ def test_gemma_2_2b_it_ends_its_turns(tmp_path: Path) -> None:
     target = tmp_path / "gemma-2-2b-it"
     shutil.copytree(TOKENIZERS / "sp_gemma_like", target)
     for file in ("special_tokens_map.json", "tokenizer_config.json"):
-        (target / file).write_text((target / file).read_text().replace('"eos_token": "<end_of_turn>"', '"eos_token": "<eos>"'))
+        (target / file).write_text(
+            (target / file).read_text().replace('"eos_token": "<end_of_turn>"', '"eos_token": "<eos>"')
+        )
     assert load_tokenizer(str(target)).eos_token == "<end_of_turn>"
     assert load_tokenizer(str(shutil.copytree(target, tmp_path / "another"))).eos_token == "<eos>"
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from megatron_rlpr.evaluation.validation_metrics import GENERAL_SETS, general_means
+from megatron_rlpr.data.sources import GENERAL_SETS
+from megatron_rlpr.evaluation.validation_metrics import general_means
 
 SETS = "+".join(GENERAL_SETS)
 

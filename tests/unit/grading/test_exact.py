@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from megatron_rlpr.grading.dispatch import grade
 from megatron_rlpr.grading.exact import grade_exact
+from megatron_rlpr.grading.result import GradeTask
 from megatron_rlpr.types import UserError
 
 
@@ -50,13 +51,17 @@ def test_any_text_before_the_answer_changes_nothing(before: str, answer: str) ->
 
 def test_the_format_score_follows_what_the_prompt_asks() -> None:
     asks = "Write <think> </think> <answer> </answer>."
-    assert grade("quickstart/sums", "<answer>4</answer>", "4", asks, "validation").format == 0.0
-    assert grade("quickstart/sums", "<answer>4</answer>", "4", asks, "validation", "R1_nothink").format == 1.0
-    assert grade("quickstart/sums", "<think>t</think><answer>4</answer>", "4", asks, "train").format == 1.0
+
+    def score(response: str, format_mode: str = "R1") -> float:
+        return grade(GradeTask("quickstart/sums", response, "4", asks, "train", format_mode)).format
+
+    assert score("<answer>4</answer>") == 0.0
+    assert score("<answer>4</answer>", "R1_nothink") == 1.0
+    assert score("<think>t</think><answer>4</answer>") == 1.0
 
 
 def test_an_unknown_data_source_is_refused_with_the_nearest_known_one() -> None:
     with pytest.raises(UserError, match=r"'openai/gsm8'.*did you mean 'openai/gsm8k'"):
-        grade("openai/gsm8", "4", "4", "", "validation")
+        grade(GradeTask("openai/gsm8", "4", "4", "", "validation"))
     with pytest.raises(UserError, match=r"quickstart/\*"):
-        grade("zzz", "4", "4", "", "validation")
+        grade(GradeTask("zzz", "4", "4", "", "validation"))

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_rlpr.data.parquet import read_rows
+from megatron_rlpr.grading.format import format_score
 from megatron_rlpr.reward.answer_tags import extract_answer
-from megatron_rlpr.reward.format import format_score
 from megatron_rlpr.system.sealed_folder import problems
 from megatron_rlpr.types import UserError
 from tools import prepare_data

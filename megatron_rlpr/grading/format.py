@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 
-from megatron_rlpr.reward.answer_tags import CLOSE_ANSWER, CLOSE_THINK, OPEN_ANSWER, OPEN_THINK
 from megatron_rlpr.types import UserError
+
+OPEN_THINK, CLOSE_THINK = "<think>", "</think>"
+OPEN_ANSWER, CLOSE_ANSWER = "<answer>", "</answer>"
 
 _BOXED = re.compile(r"\\boxed\{.*\}", re.DOTALL)
 

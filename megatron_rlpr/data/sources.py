@@ -1,0 +1,117 @@
+"""The one table of data sources: who grades their answers, and whatever else depends on a source's name (spec 6.2).
+
+Validation files and their sources are called like "Math-500_Avg2", so most patterns fit any part of a name. More than
+one row may fit: the first one grades, and each other question is answered yes when any row that fits says so.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from typing import Literal
+
+from megatron_rlpr.types import UserError
+
+Grader = Literal["exact", "gsm8k", "hendrycks", "choice_of_16", "choice_of_4", "mathematics"]
+Question = Literal["mathematics", "choice"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """The data sources that a pattern stands for.
+
+    place: where in a name the pattern must stand. judged: a language model may be asked about their responses.
+    verified: reward.reward_type=pr+vr takes the grade for the probability. lettered: data.prompt_rewrite=llama_gemma
+    asks for the letter alone in files of that name.
+    """
+
+    pattern: str
+    grader: Grader | Literal["program"]
+    place: Literal["anywhere", "start", "whole"] = "anywhere"
+    judged: bool = False
+    verified: bool = False
+    lettered: bool = False
+
+    def fits(self, name: str) -> bool:
+        """True when the name is one of these sources'."""
+        match self.place:
+            case "anywhere":
+                return self.pattern in name
+            case "start":
+                return name.startswith(self.pattern)
+            case "whole":
+                return name == self.pattern
+
+
+_BENCHMARKS = ("Math-500", "AIME2024", "AMC2023", "OlympiadBench", "Minerva")
+_TRAINING_SETS = (
+    "numina_cn_k12", "numina_synthetic_math", "numina_olympiads", "numina_synthetic_amc", "numina_aops_forum",
+    "numina_amc_aime", "DAPO-Math-17k", "simplelr_deepscaler",
+)  # fmt: skip
+_TULU = (
+    "tulu_v3.9_wildchat_100k", "personahub_ifdata_manual_seed_v3_29980", "flan_v2_converted", "no_robots_converted",
+    "tulu_v3.9_sciriff_10k", "tulu_v3.9_table_gpt_5k", "oasst1_converted",
+)  # fmt: skip
+
+SOURCES = (
+    Source("quickstart/", "exact", "start"),
+    Source("openai/gsm8k", "gsm8k", "whole"),
+    Source("lighteval/MATH", "hendrycks", "whole"),
+    Source("DigitalLearningGmbH/MATH-lighteval", "hendrycks", "whole"),
+    Source("MMLUPro", "choice_of_16", judged=True, lettered=True),
+    Source("SuperGPQA", "choice_of_16", judged=True, lettered=True),
+    Source("gpqa_diamond", "choice_of_4", judged=True, lettered=True),
+    Source("HellaSwag", "choice_of_4"),
+    Source("WebInstruct-verified-val", "choice_of_4", judged=True),
+    Source("WebInstruct-verified", "mathematics", lettered=True),
+    *(Source(name, "mathematics", judged=True, verified=True) for name in _BENCHMARKS),
+    Source("TheoremQA", "mathematics", judged=True),
+    *(Source(name, "mathematics", verified=True) for name in _TRAINING_SETS),
+    Source("orz_math_57k_collection", "mathematics"),
+    Source("MATH", "mathematics"),
+    *(Source(f"allenai-tulu-3-sft-mixture-train-{name}", "mathematics") for name in _TULU),
+    *(Source(name, "program", "whole") for name in ("codecontests", "apps", "codeforces", "taco")),
+)
+
+GENERAL_SETS = ("MMLUPro-1000_Avg2", "gpqa_diamond_Avg4", "TheoremQA_Avg2", "WebInstruct-verified-val_Avg2")
+"""The benchmarks of general reasoning, by the names of the reference's validation files."""
+
+
+def grader_of(data_source: str) -> Grader:
+    """Who grades a data source. Raises UserError that names the nearest known sources when nobody does."""
+    grader = next((source.grader for source in SOURCES if source.fits(data_source)), None)
+    if grader == "program":
+        raise UserError(
+            f"data_source {data_source!r} needs responses to be run as programs, which the graders never do; leave it "
+            "out"
+        )
+    if grader is not None:
+        return grader
+    known = [
+        f"{source.pattern}*" if source.place == "start" else source.pattern
+        for source in SOURCES
+        if source.grader != "program"
+    ]
+    near = difflib.get_close_matches(data_source, known, n=1, cutoff=0.5)
+    hint = f", did you mean {near[0]!r}?" if near else "."
+    raise UserError(
+        f"data_source {data_source!r} has no grader{hint} Known sources (or parts of their names): {', '.join(known)}"
+    )
+
+
+def judge_question(data_source: str) -> Question | None:
+    """How a judge is asked about a data source; None where only the rules decide."""
+    graders = [source.grader for source in SOURCES if source.judged and source.fits(data_source)]
+    if not graders:
+        return None
+    return "mathematics" if "mathematics" in graders else "choice"
+
+
+def is_verified(data_source: str) -> bool:
+    """True where reward.reward_type=pr+vr rewards the grade in place of the reference probability."""
+    return any(source.verified and source.fits(data_source) for source in SOURCES)
+
+
+def is_lettered(file: str) -> bool:
+    """True where the path of a data file names a benchmark whose rewritten prompts ask for the letter alone."""
+    return any(source.lettered and source.fits(file) for source in SOURCES)
