@@ -88,13 +88,8 @@ class Judge:
 
         self.settings = settings
         self.failures: Counter[str] = Counter()
-        self.asked = 0
-        self._client = OpenAI(
-            api_key=settings.api_key,
-            base_url=settings.base_url,
-            timeout=settings.timeout_s,
-            max_retries=settings.retries,
-        )
+        patience: dict[str, Any] = {"timeout": settings.timeout_s, "max_retries": settings.retries}
+        self._client = OpenAI(api_key=settings.api_key, base_url=settings.base_url, **patience)
         self._lock = threading.Lock()
         self._failures_in_a_row = 0
 
@@ -105,14 +100,6 @@ class Judge:
         self._failures_in_a_row = 0
         with ThreadPoolExecutor(self.settings.parallel, thread_name_prefix="judge") as threads:
             return list(threads.map(self._judged, tasks, results))
-
-    def metrics(self) -> dict[str, float]:
-        """judge/asked and judge/failures/<reason>, since the judge was made."""
-        failures = {
-            f"judge/failures/{reason.replace(' ', '_')}": float(count)
-            for reason, count in sorted(self.failures.items())
-        }
-        return {"judge/asked": float(self.asked), **failures}
 
     def _judged(self, task: GradeTask, result: GradeResult) -> GradeResult:
         right = result.accuracy == 1.0
@@ -135,11 +122,8 @@ class Judge:
         from openai import OpenAIError
 
         try:
-            messages: list[Any] = [
-                {"role": "system", "content": SYSTEM_PROMPT},
-                {"role": "user", "content": judge_prompt(task)},
-            ]
-            self._count_request()
+            asked = {"role": "user", "content": judge_prompt(task)}
+            messages: list[Any] = [{"role": "system", "content": SYSTEM_PROMPT}, asked]
             reply = self._client.chat.completions.create(
                 model=self.settings.model, messages=messages, max_tokens=_MOST_TOKENS, **self.settings.sampling
             )
@@ -147,7 +131,7 @@ class Judge:
         except (
             OpenAIError,
             ValueError,
-        ) as error:  # no reply in time, no understandable one, or a prompt without a question
+        ) as error:  # no reply, none to understand, or no question in the prompt
             self._count(type(error).__name__, in_a_row=isinstance(error, OpenAIError))
             return None
         if not text:
@@ -156,10 +140,6 @@ class Judge:
         with self._lock:
             self._failures_in_a_row = 0
         return text
-
-    def _count_request(self) -> None:
-        with self._lock:
-            self.asked += 1
 
     def _count(self, reason: str, in_a_row: bool = False) -> None:
         with self._lock:

@@ -21,7 +21,6 @@ def test_zero_one_values_get_wilsons_interval() -> None:
     for bound in (interval.low, interval.high):
         assert (bound - m) ** 2 == pytest.approx(z * z * bound * (1 - bound) / n, rel=1e-5)
     assert interval.mean == pytest.approx(0.3)
-    assert interval.n == 50
 
 
 def test_all_wrong_is_not_certainly_zero() -> None:
@@ -46,37 +45,13 @@ def test_students_interval_covers_the_truth_as_often_as_it_says() -> None:
     assert 0.93 < covered / 2000 < 0.97
 
 
-def test_clusters_of_equal_samples_tell_no_more_than_one_of_them() -> None:
-    answers = [1.0, 0.0, 0.0, 1.0, 1.0, 0.0, 1.0, 0.0, 1.0, 1.0]
-    repeated = mean_interval([a for a in answers for _ in range(16)], [i for i in range(10) for _ in range(16)])
-    alone = mean_interval(answers)
-    naive = mean_interval([a for a in answers for _ in range(16)])
-    assert repeated.mean == pytest.approx(alone.mean)
-    assert repeated.high - repeated.low == pytest.approx(alone.high - alone.low, rel=0.1)
-    assert naive.high - naive.low < 0.5 * (repeated.high - repeated.low)
-
-
-def test_clustered_intervals_cover_where_independent_ones_do_not() -> None:
-    rng = np.random.default_rng(1)
-    labels = np.repeat(np.arange(40), 8).tolist()
-    clustered = independent = 0
-    for _ in range(500):
-        difficulty = np.repeat(rng.beta(0.5, 0.5, size=40), 8)
-        answers = (rng.uniform(size=320) < difficulty).astype(float).tolist()
-        with_labels, without = mean_interval(answers, labels), mean_interval(answers)
-        clustered += with_labels.low <= 0.5 <= with_labels.high
-        independent += without.low <= 0.5 <= without.high
-    assert clustered / 500 > 0.92
-    assert independent / 500 < 0.8
-
-
 def test_pairing_removes_the_spread_between_prompts() -> None:
     before = [0.0, 0.2, 0.4, 0.6, 0.8]
     after = [0.11, 0.29, 0.51, 0.69, 0.91]
     interval = paired_difference(before, after)
     assert interval.mean == pytest.approx(0.102)
-    assert interval.excludes_zero
-    assert not paired_difference(before, [0.2, 0.0, 0.6, 0.4, 0.8]).excludes_zero
+    assert interval.low > 0
+    assert paired_difference(before, [0.2, 0.0, 0.6, 0.4, 0.8]).low < 0
 
 
 @settings(deadline=None)
@@ -98,10 +73,8 @@ def test_one_value_says_nothing_about_the_spread() -> None:
     assert mean_interval([0.3]).high == math.inf
 
 
-def test_no_values_unequal_lengths_and_missing_labels_are_refused() -> None:
+def test_no_values_and_unequal_lengths_are_refused() -> None:
     with pytest.raises(ValueError, match="at least one"):
         mean_interval([])
     with pytest.raises(ValueError, match="1 values before, 2 after"):
         paired_difference([1.0], [1.0, 2.0])
-    with pytest.raises(ValueError, match="label"):
-        mean_interval([1.0, 0.0], [1])

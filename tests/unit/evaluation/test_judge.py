@@ -52,16 +52,17 @@ def test_a_wrong_answer_is_turned_right_and_a_right_one_is_not_asked_about(
     results = judge.judge_many([task(), task()], [WRONG, RIGHT])
     assert [r.accuracy for r in results] == [1.0, 1.0]
     assert [r.judged_right for r in results] == [True, False]
-    assert judge.asked == len(server.requests) == 1
+    assert len(server.requests) == 1
     question = server.requests[0]["messages"][1]["content"]
     assert "What is {half} of 1?" in question
     assert "one half" in question
 
 
 def test_a_judge_cannot_turn_right_into_wrong(serve: Callable[[Answer], JudgeServer]) -> None:
-    judge = quick(serve(lambda request, _: (200, "\\boxed{N}")).url, every_response=True)
+    server = serve(lambda request, _: (200, "\\boxed{N}"))
+    judge = quick(server.url, every_response=True)
     assert [r.accuracy for r in judge.judge_many([task(), task()], [RIGHT, WRONG])] == [1.0, 0.0]
-    assert judge.asked == 2
+    assert len(server.requests) == 2
 
 
 @pytest.mark.parametrize(
@@ -94,7 +95,6 @@ def test_failures_are_counted_by_kind_and_leave_the_rules_verdict(serve: Callabl
         == [WRONG] * 3
     )
     assert judge.failures == {"empty reply": 1, "no question for this data source": 1, "ValueError": 1}
-    assert judge.metrics()["judge/failures/empty_reply"] == 1.0
 
 
 def test_a_dead_judge_is_given_up_soon(serve: Callable[[Answer], JudgeServer]) -> None:
