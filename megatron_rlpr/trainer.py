@@ -21,6 +21,7 @@ from megatron_rlpr.algorithm.training_batch import (
     mini_batches,
     with_advantages,
 )
+from megatron_rlpr.reward.lengths import length_metrics
 from megatron_rlpr.rollout.requests import RolloutRequest, SamplingSettings
 from megatron_rlpr.rollout.store import write_rollouts
 from megatron_rlpr.run import state
@@ -77,6 +78,7 @@ class Trainer:
                 parts.hand_over.send(step)
         metrics = {
             "epoch": parts.prompts.epoch,
+            **length_metrics(parts.tokenizer, groups, parts.config.reward.format_mode),
             **step_metrics(fill, batch, updates, lr, clock.take(), parts.std_filter, parts.prompts.cached),
             "weights/hand_overs_repeated": parts.hand_over.repeated,
             "rollout/engines_replaced": parts.rollouts.engines_replaced,

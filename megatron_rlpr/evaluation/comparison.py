@@ -13,7 +13,6 @@ from rich.table import Table
 
 from megatron_rlpr.evaluation.intervals import Interval, mean_interval, paired_difference
 from megatron_rlpr.system import atomic_file
-from megatron_rlpr.tracking.metrics_log import plain_number
 
 MEASURES = {
     "reward": "mean reward",
@@ -24,8 +23,7 @@ MEASURES = {
 
 
 def sign_test(differences: Sequence[float]) -> float:
-    """Two-sided exact p-value of the sign test: prompts that rose against prompts that fell, ties left out; 1 if all
-    tie."""
+    """Two-sided exact p-value of the sign test: prompts that rose against those that fell; 1 if all tie."""
     rose = sum(d > 0 for d in differences)
     fell = sum(d < 0 for d in differences)
     changed = rose + fell
@@ -60,7 +58,8 @@ def compare(before: Mapping[str, Sequence[float]], after: Mapping[str, Sequence[
 
 def _plain(interval: Interval) -> dict[str, float | None]:
     """mean, low, high; the ends are None when one prompt cannot tell them."""
-    return {end: plain_number(getattr(interval, end)) for end in ("mean", "low", "high")}
+    ends = {end: float(getattr(interval, end)) for end in ("mean", "low", "high")}
+    return {end: value if math.isfinite(value) else None for end, value in ends.items()}
 
 
 def write_summary(
@@ -71,7 +70,7 @@ def write_summary(
     steps: int,
     wall_time_s: float,
     peak_memory_gb: float,
-    extra: Mapping[str, Any] | None = None,
+    **extra: Any,
 ) -> dict[str, Any]:
     """Write `compare(before, after)` and the run's cost as JSON, atomically; returns what was written.
 
@@ -79,7 +78,7 @@ def write_summary(
     extra: more entries at the top level (name of the validation set, decoding, model).
     """
     summary = {
-        **(extra or {}),
+        **extra,
         **compare(before, after),
         "steps": steps,
         "wall_time_s": round(wall_time_s, 1),
@@ -98,13 +97,8 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
     for column in ("before", "after", "paired difference", "p (sign test)"):
         table.add_column(column, justify="right", no_wrap=True)
     for name, change in summary["difference"].items():
-        cells = [
-            _cell(summary["before"][name]),
-            _cell(summary["after"][name]),
-            _cell(change, sign="+"),
-            f"{change['p_value']:.1g}",
-        ]
-        table.add_row(MEASURES.get(name, name), *cells)
+        cells = [_cell(summary["before"][name]), _cell(summary["after"][name]), _cell(change, sign="+")]
+        table.add_row(MEASURES.get(name, name), *cells, f"{change['p_value']:.1g}")
     return table
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch.distributed as dist
 
 from megatron_rlpr.config.schema import Config
 from megatron_rlpr.data.dataset import PromptSet
 from megatron_rlpr.evaluation.judge import Judge
+from megatron_rlpr.evaluation.validation_metrics import reference_metrics
 from megatron_rlpr.grading.format import format_score
 from megatron_rlpr.grading.pool import GraderPool
 from megatron_rlpr.grading.result import GradeResult, GradeTask
@@ -18,8 +19,9 @@ from megatron_rlpr.grading.tasks import GradeTasks
 from megatron_rlpr.reward.scoring import GroupScorer
 from megatron_rlpr.rollout.engine import Rollouts
 from megatron_rlpr.rollout.requests import RolloutRequest, SamplingSettings
+from megatron_rlpr.system.decisions import first_rank_decides
 from megatron_rlpr.tracking.console import Console
-from megatron_rlpr.types import Prompt, RolloutGroup
+from megatron_rlpr.types import RolloutGroup
 
 VALIDATION_STEP = 0
 """Validation always samples as step 0 of evaluation.seed, so that two validations differ by the weights alone."""
@@ -44,22 +46,34 @@ class ValidationResult:
     """What one decoding strategy reached on one validation set.
 
     per_prompt: measure -> one value per prompt (the mean of its samples), in file order, so that two results on the
-    same
-    prompts can be compared pairwise. judge: what the judge did, by metric name; empty without one.
+    same prompts can be compared pairwise. data_sources: of every prompt. judge: what the judge did, by metric name;
+    empty without one.
     """
 
     name: str
     strategy: str
     per_prompt: dict[str, list[float]]
     response_length: float
+    data_sources: tuple[str, ...] = ()
     judge: dict[str, float] = field(default_factory=dict)
 
     def metrics(self) -> dict[str, float]:
         """Flat names for the trackers: val/<set>/<strategy>/<measure>."""
         prefix = f"val/{self.name}/{self.strategy}"
-        means = {f"{prefix}/{measure}": float(np.mean(values)) for measure, values in self.per_prompt.items()}
-        judge = {f"{prefix}/{name}": value for name, value in self.judge.items()}
-        return {**means, f"{prefix}/response_length": self.response_length, **judge}
+        means = {measure: float(np.mean(values)) for measure, values in self.per_prompt.items()}
+        named = {**means, "response_length": self.response_length, **self.judge}
+        return {f"{prefix}/{name}": value for name, value in named.items()}
+
+
+def validation_metrics(results: Sequence[ValidationResult]) -> dict[str, float]:
+    """All metrics of one validation: those of every result, and the accuracies per data source and their means."""
+    metrics = {name: value for result in results for name, value in result.metrics().items()}
+    accuracies: dict[str, dict[str, list[float]]] = {}
+    for result in results:
+        sources = accuracies.setdefault(result.strategy, {})
+        for source, accuracy in zip(result.data_sources, result.per_prompt["accuracy"], strict=True):
+            sources.setdefault(source, []).append(accuracy)
+    return metrics | reference_metrics(accuracies)
 
 
 class HeldOutEvaluation:
@@ -90,18 +104,17 @@ class HeldOutEvaluation:
     def _validate(self, one: ValidationSet, strategy: str) -> ValidationResult:
         groups = self._generate(one, strategy)
         per_prompt: dict[str, list[float]] = {}
+        mode = self._config.reward.format_mode
         if self._config.evaluation.score_reward:
             with self._console.phase(f"score {one.name}") as progress:
                 scored = self._scorer.score(groups, one.prompt_set, progress.advance)
             for measure in ("reward", "reference_probability"):
                 per_prompt[measure] = [float(np.mean([getattr(r, measure) for r in group.rewards])) for group in scored]
-        mode = self._config.reward.format_mode
-        per_prompt["format"] = [
-            float(np.mean([format_score(r.text, mode) for r in group.responses])) for group in groups
-        ]
-        per_prompt["accuracy"], judge = self._grade(groups)
+        per_prompt["format"] = [float(np.mean([format_score(r.text, mode) for r in g.responses])) for g in groups]
+        per_prompt["accuracy"], judge = first_rank_decides(lambda: self._grade(groups))
         lengths = [len(r.token_ids) for group in groups for r in group.responses]
-        return ValidationResult(one.name, strategy, per_prompt, float(np.mean(lengths)), judge)
+        sources = tuple(prompt.data_source for prompt in one.prompts.prompts)
+        return ValidationResult(one.name, strategy, per_prompt, float(np.mean(lengths)), sources, judge)
 
     def _generate(self, one: ValidationSet, strategy: str) -> list[RolloutGroup]:
         settings = self._config.evaluation
@@ -112,35 +125,35 @@ class HeldOutEvaluation:
             top_p=1.0 if greedy else settings.top_p,
             max_tokens=self._config.data.max_response_length,
         )
-        prompts: tuple[Prompt, ...] = one.prompts.prompts
+        prompts = one.prompts.prompts
         with self._console.phase(f"answer {one.name}", total=len(prompts) * samples) as progress:
             asked = RolloutRequest(prompts, samples, VALIDATION_STEP, settings.seed, sampling)
-            return self._rollouts.generate(asked, lambda tokens, done, _: progress.update(done, tokens))
+            return self._rollouts.generate(asked, progress.generated)
 
     def _grade(self, groups: Sequence[RolloutGroup]) -> tuple[list[float], dict[str, float]]:
-        """Mean accuracy of every group's responses, graded on the first rank, and what the judge did."""
-        answer: list[tuple[list[float], dict[str, float]] | None] = [None]
-        if dist.get_rank() == 0:
-            tasks = [self._tasks.task(group.prompt, r, "validation") for group in groups for r in group.responses]
-            results, judge = self._second_opinion(tasks, self._graders.grade_many(tasks))
-            verdicts = iter(results)
-            answer = [([float(np.mean([next(verdicts).accuracy for _ in group.responses])) for group in groups], judge)]
-        dist.broadcast_object_list(answer, src=0)
-        assert answer[0] is not None
-        return answer[0]
+        """Mean accuracy of every group's responses, and what the judge did: both depend on time."""
+        tasks = [self._tasks.task(group.prompt, r, "validation") for group in groups for r in group.responses]
+        before = self._graders.failures.copy()
+        results = self._graders.grade_many(tasks)
+        self._report("the graders", self._graders.failures - before, len(tasks))
+        results, judge = self._second_opinion(tasks, results)
+        verdicts = iter(results)
+        return [float(np.mean([next(verdicts).accuracy for _ in group.responses])) for group in groups], judge
 
     def _second_opinion(
         self, tasks: Sequence[GradeTask], results: list[GradeResult]
     ) -> tuple[list[GradeResult], dict[str, float]]:
-        """The judge's verdicts, where there is a judge, and its metrics. What it failed to judge keeps the verdict of
-        the rules."""
+        """The judge's verdicts and its metrics, where there is one; what it fails to judge keeps the rules' verdict."""
         if self._judge is None:
             return results, {}
         before = self._judge.failures.copy()
         results = self._judge.judge_many(tasks, results)
         failed = self._judge.failures - before
         turned = sum(result.judged_right for result in results)
+        self._report("the judge", failed, len(tasks))
+        return results, {"judge_turned": turned / len(results), "judge_failures": float(failed.total())}
+
+    def _report(self, who: str, failed: Counter[str], responses: int) -> None:
         if failed:
             reasons = ", ".join(f"{count} {reason}" for reason, count in failed.most_common())
-            self._console.message(f"the judge failed to judge {failed.total()} of {len(results)} responses: {reasons}")
-        return results, {"judge_turned": turned / len(results), "judge_failures": float(failed.total())}
+            self._console.message(f"{who} failed to judge {failed.total()} of {responses} responses: {reasons}")

@@ -11,15 +11,14 @@ import torch.distributed as dist
 
 from megatron_rlpr.config.schema import TrainerConfig
 from megatron_rlpr.evaluation.comparison import compare, summary_table, write_summary
-from megatron_rlpr.evaluation.held_out import HeldOutEvaluation, ValidationResult, ValidationSet
+from megatron_rlpr.evaluation.held_out import HeldOutEvaluation, ValidationResult, ValidationSet, validation_metrics
 from megatron_rlpr.system.process_environment import release_free_memory
 from megatron_rlpr.tracking.step_metrics import memory_metrics
 from megatron_rlpr.tracking.tracker import Tracker
 
 
 class ValidationSchedule:
-    """Validates before training, every trainer.test_freq steps and after training; compares the two ends in
-    summary.json."""
+    """Validates before training, every trainer.test_freq steps and after it; compares both ends in summary.json."""
 
     def __init__(
         self,
@@ -45,7 +44,10 @@ class ValidationSchedule:
         """Validate the initial policy, unless a resumed run knows that result already."""
         wanted = self._trainer.val_only or (self._trainer.val_before_train and step == 0)
         if wanted and self._sets:
-            self._before = [_as_dict(result) for result in self._validate(step)]
+            self._before = [
+                {"name": result.name, "strategy": result.strategy, "per_prompt": result.per_prompt}
+                for result in self._validate(step)
+            ]
 
     def after_step(self, step: int) -> None:
         """Validate when it is time; the last step is left to after_training."""
@@ -63,10 +65,8 @@ class ValidationSchedule:
             return
         pairs = comparable(self._before, after)
         if not pairs:
-            self._tracker.console.message(
-                "no summary: the first validation was of other prompts or strategies than the last"
-            )
-            return
+            other = "no summary: the first validation was of other prompts or strategies than the last"
+            return self._tracker.console.message(other)
         (before, last), *others = pairs
         summary = write_summary(
             self._summary,
@@ -75,14 +75,10 @@ class ValidationSchedule:
             steps=step,
             wall_time_s=time.time() - self._started,
             peak_memory_gb=memory,
-            extra={
-                "model": self._model,
-                "validation_set": last.name,
-                "decoding": last.strategy,
-                "other_sets": {
-                    f"{result.name}/{result.strategy}": compare(b, result.per_prompt) for b, result in others
-                },
-            },
+            model=self._model,
+            validation_set=last.name,
+            decoding=last.strategy,
+            other_sets={f"{r.name}/{r.strategy}": compare(first, r.per_prompt) for first, r in others},
         )
         self._tracker.console.table(summary_table(summary))
 
@@ -98,10 +94,7 @@ class ValidationSchedule:
     def _validate(self, step: int) -> list[ValidationResult]:
         results = self._evaluation.run(self._sets)
         release_free_memory()
-        metrics: dict[str, float] = {}
-        for result in results:
-            metrics.update(result.metrics())
-        self._tracker.log_evaluation(step, metrics)
+        self._tracker.log_evaluation(step, validation_metrics(results))
         return results
 
 
@@ -112,14 +105,10 @@ def comparable(
 
     A run that is resumed may validate on more or fewer sets than it began with.
     """
+
+    def sizes(per_prompt: dict[str, list[float]]) -> set[int]:
+        return {len(column) for column in per_prompt.values()}
+
     values = {(entry["name"], entry["strategy"]): entry["per_prompt"] for entry in before}
     pairs = [(values.get((result.name, result.strategy), {}), result) for result in after]
-    return [(first, last) for first, last in pairs if first and _prompts(first) == _prompts(last.per_prompt)]
-
-
-def _prompts(per_prompt: dict[str, list[float]]) -> set[int]:
-    return {len(column) for column in per_prompt.values()}
-
-
-def _as_dict(result: ValidationResult) -> dict[str, Any]:
-    return {"name": result.name, "strategy": result.strategy, "per_prompt": result.per_prompt}
+    return [(first, last) for first, last in pairs if first and sizes(first) == sizes(last.per_prompt)]

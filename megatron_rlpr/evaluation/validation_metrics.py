@@ -1,6 +1,6 @@
 """The reference's names for validation accuracies and the means over the general benchmarks (spec section 6).
 
-val_<strategy>/test_acc/<data source> is the mean over all responses. The means exist only where the data sources carry
+val_<strategy>/test_acc/<data source> is the mean over all prompts. The means exist only where the data sources carry
 one of SUFFIXES behind the name of the set ("TheoremQA_Avg2-R1"); with the released, bare names there are none.
 """
 
@@ -17,8 +17,7 @@ _NAMES = "+".join(GENERAL_SETS)
 
 
 def reference_metrics(accuracies: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str, float]:
-    """All metrics of one validation; accuracies: strategy ("sampling", "greedy") -> data source -> accuracy of every
-    response."""
+    """All of one validation; accuracies: strategy ("sampling", "greedy") -> data source -> accuracy of every prompt."""
     means = {
         strategy: {source: fmean(values) for source, values in sources.items()}
         for strategy, sources in accuracies.items()

@@ -7,23 +7,21 @@ from typing import Any
 
 from megatron_rlpr.data.tokenizer import encode
 from megatron_rlpr.grading.format import CLOSE_ANSWER, CLOSE_THINK, OPEN_ANSWER, OPEN_THINK, format_score
+from megatron_rlpr.types import ScoredGroup
 
 
-def think_answer_lengths(tokenizer: Any, response_texts: Sequence[str], format_mode: str) -> list[tuple[int, int]]:
-    """(reasoning, answer) tokens of every response, both 0 for one whose format is wrong.
+def length_metrics(tokenizer: Any, groups: Sequence[ScoredGroup], format_mode: str) -> dict[str, float]:
+    """think_length/ and answer_length/ {mean, max, min} in tokens over all responses; empty without any.
 
     Reasoning is what the think tags hold, or with R1_nothink what comes before the answer tag; white space at the ends
-    of both parts is not counted.
+    of both parts is not counted, and both are 0 for a response whose format is wrong.
     """
-    parts = [text for response in response_texts for text in _parts(response, format_mode)]
+    parts = [text for g in groups for r in g.group.responses for text in _parts(r.text, format_mode)]
     counts = [len(encoding) for encoding in encode(tokenizer, parts)]
-    return list(zip(counts[::2], counts[1::2], strict=True))
-
-
-def length_metrics(lengths: Sequence[tuple[int, int]]) -> dict[str, float]:
-    """think_length/ and answer_length/ {mean, max, min} over all responses; empty when there are none."""
     metrics: dict[str, float] = {}
-    for name, values in zip(("think_length", "answer_length"), zip(*lengths, strict=True), strict=False):
+    for name, values in (("think_length", counts[::2]), ("answer_length", counts[1::2])):
+        if not values:
+            continue
         metrics[f"{name}/mean"] = sum(values) / len(values)
         metrics[f"{name}/max"] = float(max(values))
         metrics[f"{name}/min"] = float(min(values))

@@ -142,11 +142,11 @@ class Console:
         self.message("  ".join(parts))
 
     def evaluation(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Print the line of a validation: its metrics without their common beginning `val/`."""
+        """Print the line of a validation: its metrics val/..., without that beginning."""
         numbers = [
             f"{name.removeprefix('val/')} {value:.3f}"
             for name, value in metrics.items()
-            if isinstance(value, int | float)
+            if name.startswith("val/") and isinstance(value, int | float)
         ]
         self.message("  ".join([f"validation at step {step}", *numbers]))
 

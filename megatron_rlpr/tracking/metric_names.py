@@ -22,8 +22,14 @@ STEP_METRICS: dict[str, str] = {
     "reward/repetition": "mean repetition penalty (0 or -1 a response)",
     "reward/accuracy": "share of responses graded right, where a grader ran",
     "reward/splice_valid": "share of responses into which the reference answer could be spliced",
+    "final_reward_dist/final_reward{bin}": (
+        "share of the final rewards below 0 (<0), at 0 (=0), in each tenth of (0, 1), at 1 (=1) and above 1 (>1)"
+    ),
     "filter/threshold": "lower bound of the filter in this step; 0 while it does not act",
     "filter/kept_fraction": "groups kept / groups generated, over all rounds of the step",
+    "filter/rate": "share of the groups of the step's last round that were dropped",
+    "filter/lower_rate": "share of them below the lower bound",
+    "filter/upper_rate": "share of them above filter.accuracy_upper_bound",
     "filter/rounds": "generate-and-filter rounds the step took",
     "filter/cached_prompts": "surplus prompts kept for later steps",
     "filter/flat_groups": "share of trained groups whose rewards are all equal, so that they have no advantage",
@@ -31,6 +37,8 @@ STEP_METRICS: dict[str, str] = {
     "response_length/max": "tokens of the longest response",
     "response_length/min": "tokens of the shortest response",
     "response_length/truncated_fraction": "share of responses cut at data.max_response_length",
+    "think_length/{end}": "mean, max, min tokens of the reasoning; 0 in a response with wrong tags",
+    "answer_length/{end}": "mean, max, min tokens between the answer tags; 0 in a response with wrong tags",
     "prompt_length/mean": "mean tokens of a prompt",
     "prompt_length/max": "tokens of the longest prompt",
     "actor/loss": "value of the whole loss: policy gradient, entropy bonus and KL",
@@ -99,12 +107,20 @@ VALIDATION_METRICS: dict[str, str] = {
     "val/{set}/{strategy}/judge_failures": (
         "responses the judge gave no verdict on, so that the rules' stands; only with a judge"
     ),
+    "val_{strategy}/test_acc/{source}": "the reference's name: mean accuracy over the prompts of a data source",
+    "val_mean_{strategy}/test_acc/{mean}": (
+        "the reference's means over the general benchmarks; only where data sources name a prompt style"
+    ),
+    "val_mean/test_acc/{mean}": "the same over the best of both strategies",
 }
 
 
 def _matches(pattern: str, name: str) -> bool:
-    parts = re.split(r"\{\w+\}", pattern)
-    return re.fullmatch("[^/]+".join(re.escape(part) for part in parts), name) is not None
+    """Whether {source} (any text) and other words in braces (text without a slash) can stand for what the name has."""
+    parts = re.split(r"(\{\w+\})", pattern)
+    texts = {"{source}": ".+"}
+    form = "".join(texts.get(part, "[^/]+") if part.startswith("{") else re.escape(part) for part in parts)
+    return re.fullmatch(form, name) is not None
 
 
 def undocumented(names: Iterable[str]) -> list[str]:

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from megatron_rlpr.algorithm.batch_fill import BatchFill
 from megatron_rlpr.algorithm.std_filter import StdFilter
 from megatron_rlpr.algorithm.training_batch import TrainingBatch
+from megatron_rlpr.reward.distribution import final_reward_distribution
 from megatron_rlpr.tracking.memory import peak_device_gb, peak_resident_gb
 from megatron_rlpr.types import ScoredGroup, UpdateResult
 
@@ -64,6 +65,7 @@ def reward_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
         "response_length/truncated_fraction": float(np.mean([r.finish_reason == "length" for r in responses])),
         "prompt_length/mean": float(np.mean(prompt_lengths)),
         "prompt_length/max": int(max(prompt_lengths)),
+        **final_reward_distribution(r.reward for r in rewards),
         **log_prob_gap(groups),
     }
 
@@ -92,6 +94,7 @@ def filter_metrics(
         "filter/rounds": fill.rounds,
         "filter/cached_prompts": cached,
         "filter/flat_groups": batch.flat_share,
+        **std_filter.round_metrics,
     }
 
 

@@ -73,9 +73,7 @@ def test_sign_test_is_the_exact_binomial_tail(differences: list[float]) -> None:
 
 def test_the_file_holds_what_is_returned(tmp_path: Path) -> None:
     path = tmp_path / "run" / "summary.json"
-    summary = write_summary(
-        path, BEFORE, AFTER, steps=30, wall_time_s=600.04, peak_memory_gb=7.123, extra={"set": "held_out"}
-    )
+    summary = write_summary(path, BEFORE, AFTER, steps=30, wall_time_s=600.04, peak_memory_gb=7.123, set="held_out")
     assert json.loads(path.read_text()) == summary
     assert (summary["steps"], summary["wall_time_s"], summary["peak_memory_gb"], summary["set"]) == (
         30,

@@ -16,7 +16,13 @@ from judge_server import JudgeServer
 from megatron_rlpr.config.schema import Config
 from megatron_rlpr.data.dataset import PromptSet
 from megatron_rlpr.data.tokenizer import SpecialTokens
-from megatron_rlpr.evaluation.held_out import VALIDATION_STEP, HeldOutEvaluation, ValidationResult, ValidationSet
+from megatron_rlpr.evaluation.held_out import (
+    VALIDATION_STEP,
+    HeldOutEvaluation,
+    ValidationResult,
+    ValidationSet,
+    validation_metrics,
+)
 from megatron_rlpr.evaluation.judge import Judge, JudgeSettings, judge_settings
 from megatron_rlpr.grading.pool import GraderPool
 from megatron_rlpr.grading.tasks import GradeTasks
@@ -45,10 +51,10 @@ def scored_group(index: int, responses: tuple[str, ...]) -> ScoredGroup:
     return ScoredGroup(RolloutGroup(prompt, answers), (score,) * len(answers), (reward,) * len(answers))
 
 
-def validate(folder: Path, judge: Judge | None) -> tuple[ValidationResult, str]:
+def validate(folder: Path, judge: Judge | None, wrong: str = WRONG) -> tuple[ValidationResult, str]:
     """The result of a validation whose responses are stored, and what it printed. Nothing is scored, so there is no
     policy."""
-    groups = [scored_group(0, (RIGHT, ODD)), scored_group(1, (WRONG, ODD))]
+    groups = [scored_group(0, (RIGHT, ODD)), scored_group(1, (wrong, ODD))]
     write_rollouts(folder, VALIDATION_STEP, groups, advantages=[None] * 2, kept=[True] * 2, decode=str)
     config = Config()
     config.evaluation.score_reward = False
@@ -56,7 +62,7 @@ def validate(folder: Path, judge: Judge | None) -> tuple[ValidationResult, str]:
     printed = io.StringIO()
     one = ValidationSet("Math-500_Avg2", PromptSet(tuple(g.group.prompt for g in groups), 0), 2)
     no_scorer: Any = None
-    with GraderPool(workers=1) as graders:
+    with GraderPool(workers=1, timeout_s=2.0) as graders:
         console = Console(enabled=False, file=printed)
         tasks = GradeTasks(SpecialTokens(["<|im_end|>"]), "R1_nothink")
         evaluation = HeldOutEvaluation(config, ReplayRollouts(folder), no_scorer, graders, console, tasks, judge)
@@ -79,7 +85,8 @@ def test_the_judge_turns_wrong_into_right_and_is_reported(tmp_path: Path) -> Non
     result, printed = validate(tmp_path, Judge(settings))
     server.stop()
     assert result.per_prompt["accuracy"] == [1.0, 0.5]
-    metrics = result.metrics()
+    metrics = validation_metrics([result])
+    assert metrics["val_greedy/test_acc/Math-500_Avg2"] == 0.75
     assert metrics["val/Math-500_Avg2/greedy/accuracy"] == 0.75
     assert metrics["val/Math-500_Avg2/greedy/judge_turned"] == 0.5
     assert metrics["val/Math-500_Avg2/greedy/judge_failures"] == 0
@@ -97,3 +104,21 @@ def test_what_the_judge_fails_to_judge_keeps_its_verdict_and_is_counted(tmp_path
     assert result.per_prompt["accuracy"] == [0.5, 0.0]
     assert result.judge == {"judge_turned": 0.0, "judge_failures": 3.0}
     assert printed == "the judge failed to judge 3 of 4 responses: 3 BadRequestError\n"
+
+
+def test_accuracies_have_the_references_names_over_all_sets_of_a_source() -> None:
+    sets = {"a": ("quickstart/sums", "MATH"), "b": ("quickstart/sums",)}
+    values = {"a": [1.0, 0.0], "b": [0.5]}
+    results = [ValidationResult(name, "greedy", {"accuracy": values[name]}, 3.0, sets[name]) for name in sets]
+    metrics = validation_metrics(results)
+    assert metrics["val_greedy/test_acc/quickstart/sums"] == 0.75
+    assert metrics["val_greedy/test_acc/MATH"] == 0.0
+    assert metrics["val/a/greedy/accuracy"] == 0.5
+    assert undocumented(metrics) == []
+
+
+def test_what_no_grader_could_judge_is_reported(tmp_path: Path) -> None:
+    endless = "<answer>((x**9+y)**9+x)**9</answer>"  # simplifying it takes minutes
+    result, printed = validate(tmp_path, None, endless)
+    assert result.per_prompt["accuracy"] == [0.5, 0.0]
+    assert printed == "the graders failed to judge 1 of 4 responses: 1 time limit\n"

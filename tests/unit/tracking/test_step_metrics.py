@@ -44,6 +44,7 @@ def test_means_are_over_responses_and_lengths_over_tokens() -> None:
         0.5,
         -0.25,
     )
+    assert [metrics[f"final_reward_dist/final_reward{bin}"] for bin in ("<0", "=0", "=1", ">1")] == [0.25] * 4
     assert [metrics[f"response_length/{what}"] for what in ("mean", "min", "max", "truncated_fraction")] == [
         4.0,
         1,
@@ -102,4 +103,5 @@ def test_all_required_names_are_there_and_all_are_documented(kept: bool) -> None
     assert undocumented(metrics) == []
     assert metrics["filter/kept_fraction"] == float(kept)
     assert metrics["filter/cached_prompts"] == 3
+    assert metrics["filter/rate"] == 0.0, "no round was judged"
     assert (metrics["actor/loss"] is None) != kept
