@@ -21,9 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_rlpr.algorithm.group_statistics import FLAT_STD, group_mean_and_std
-from megatron_rlpr.types import FloatArray, UserError
-
-Values = npt.NDArray[np.float64]
+from megatron_rlpr.types import DoubleArray, FloatArray, UserError
 
 STD_EPSILON = 1e-6
 WHITEN_EPSILON = 1e-8
@@ -34,24 +32,23 @@ class GroupRewards:
     """The rewards of one group's n responses.
 
     token_rewards: one array [length] per response. probability_rewards, graded_rewards: [n], the parts of a mixed
-    reward.
-    baselines: [n], reward of the greedy response to the same prompt (remax).
+    reward. baselines: [n], reward of the greedy response to the same prompt (remax).
     """
 
     token_rewards: tuple[npt.NDArray[np.floating], ...]
-    probability_rewards: Values | None = None
-    graded_rewards: Values | None = None
-    baselines: Values | None = None
+    probability_rewards: DoubleArray | None = None
+    graded_rewards: DoubleArray | None = None
+    baselines: DoubleArray | None = None
 
     @staticmethod
     def at_the_end(
-        rewards: Sequence[float] | Values,
+        rewards: Sequence[float] | DoubleArray,
         lengths: Sequence[int],
-        probability_rewards: Values | None = None,
-        graded_rewards: Values | None = None,
-        baselines: Values | None = None,
+        probability_rewards: DoubleArray | None = None,
+        graded_rewards: DoubleArray | None = None,
+        baselines: DoubleArray | None = None,
     ) -> GroupRewards:
-        """Rewards [n] that are given at the last of lengths [n] tokens; an empty response has no token to carry one."""
+        """Rewards [n] given at the last of lengths [n] tokens (an empty response has none to carry it)."""
         tokens = []
         for reward, length in zip(rewards, lengths, strict=True):
             row = np.zeros(length, dtype=np.float64)
@@ -65,7 +62,7 @@ class GroupRewards:
         return tuple(len(row) for row in self.token_rewards)
 
     @property
-    def totals(self) -> Values:
+    def totals(self) -> DoubleArray:
         """[n] reward of each response."""
         return np.array([row.sum(dtype=np.float64) for row in self.token_rewards])
 
@@ -87,15 +84,25 @@ class EstimatorOptions:
     vr_weight: float = 1.0
 
 
-def _constant(group: GroupRewards, values: Values, std: float) -> GroupAdvantages:
-    """Every token of response i gets values[i]."""
-    tokens = tuple(
-        np.full(length, value, dtype=np.float32) for value, length in zip(values, group.lengths, strict=True)
-    )
-    return GroupAdvantages(tokens, std)
+Estimator = Callable[[Sequence[GroupRewards], EstimatorOptions], list[GroupAdvantages]]
 
 
-def _centred(rewards: Values | None, part: str) -> tuple[Values, float]:
+def _per_group(values: Callable[[GroupRewards, EstimatorOptions], tuple[DoubleArray, float]]) -> Estimator:
+    """An estimator from the (values [n], std) of one group: every token of response i gets value i."""
+
+    def estimate(groups: Sequence[GroupRewards], options: EstimatorOptions) -> list[GroupAdvantages]:
+        results = []
+        for group in groups:
+            of_response, std = values(group, options)
+            pairs = zip(of_response, group.lengths, strict=True)
+            tokens = tuple(np.full(length, value, dtype=np.float32) for value, length in pairs)
+            results.append(GroupAdvantages(tokens, std))
+        return results
+
+    return estimate
+
+
+def _centred(rewards: DoubleArray | None, part: str = "final") -> tuple[DoubleArray, float]:
     """rewards - mean, and std, of one group."""
     if rewards is None:
         raise ValueError(f"this estimator needs the {part} rewards of every response")
@@ -103,55 +110,40 @@ def _centred(rewards: Values | None, part: str) -> tuple[Values, float]:
     return rewards - mean, std
 
 
-def _grpo(groups: Sequence[GroupRewards], options: EstimatorOptions) -> list[GroupAdvantages]:
-    results = []
-    for group in groups:
-        centred, std = _centred(group.totals, "final")
-        results.append(_constant(group, centred / (std + STD_EPSILON) * (std >= FLAT_STD), std))
-    return results
+@_per_group
+def _grpo(group: GroupRewards, options: EstimatorOptions) -> tuple[DoubleArray, float]:
+    centred, std = _centred(group.totals)
+    return centred / (std + STD_EPSILON) * (std >= FLAT_STD), std
 
 
-def _grpo_nostd(groups: Sequence[GroupRewards], options: EstimatorOptions) -> list[GroupAdvantages]:
-    results = []
-    for group in groups:
-        centred, std = _centred(group.totals, "final")
-        results.append(_constant(group, centred * (std >= FLAT_STD), std))
-    return results
+@_per_group
+def _grpo_nostd(group: GroupRewards, options: EstimatorOptions) -> tuple[DoubleArray, float]:
+    centred, std = _centred(group.totals)
+    return centred * (std >= FLAT_STD), std
 
 
-def _prnostd_vrstd(groups: Sequence[GroupRewards], options: EstimatorOptions) -> list[GroupAdvantages]:
-    results = []
-    for group in groups:
-        probability, _ = _centred(group.probability_rewards, "probability")
-        graded, std = _centred(group.graded_rewards, "graded")
-        values = options.pr_weight * probability + options.vr_weight * graded / (std + STD_EPSILON)
-        results.append(_constant(group, values, std))
-    return results
+@_per_group
+def _prnostd_vrstd(group: GroupRewards, options: EstimatorOptions) -> tuple[DoubleArray, float]:
+    probability, _ = _centred(group.probability_rewards, "probability")
+    graded, std = _centred(group.graded_rewards, "graded")
+    return options.pr_weight * probability + options.vr_weight * graded / (std + STD_EPSILON), std
 
 
-def _prstd_vrstd(groups: Sequence[GroupRewards], options: EstimatorOptions) -> list[GroupAdvantages]:
-    results = []
-    for group in groups:
-        probability, std = _centred(group.probability_rewards, "probability")
-        graded, graded_std = _centred(group.graded_rewards, "graded")
-        values = options.pr_weight * probability / (std + STD_EPSILON) + options.vr_weight * graded / (
-            graded_std + STD_EPSILON
-        )
-        results.append(_constant(group, values, std))
-    return results
+@_per_group
+def _prstd_vrstd(group: GroupRewards, options: EstimatorOptions) -> tuple[DoubleArray, float]:
+    probability, std = _centred(group.probability_rewards, "probability")
+    graded, graded_std = _centred(group.graded_rewards, "graded")
+    first = options.pr_weight * probability / (std + STD_EPSILON)
+    return first + options.vr_weight * graded / (graded_std + STD_EPSILON), std
 
 
-def _rloo(groups: Sequence[GroupRewards], options: EstimatorOptions) -> list[GroupAdvantages]:
-    results = []
-    for group in groups:
-        rewards, n = group.totals, len(group.totals)
-        _, std = group_mean_and_std(rewards)
-        values = (rewards - rewards.mean()) * n / (n - 1) if n > 1 else rewards
-        results.append(_constant(group, values, std))
-    return results
+@_per_group
+def _rloo(group: GroupRewards, options: EstimatorOptions) -> tuple[DoubleArray, float]:
+    rewards, n = group.totals, len(group.totals)
+    return (rewards - rewards.mean()) * n / (n - 1) if n > 1 else rewards, group_mean_and_std(rewards)[1]
 
 
-def returns_to_go(token_rewards: npt.ArrayLike, gamma: float) -> Values:
+def returns_to_go(token_rewards: npt.ArrayLike, gamma: float) -> DoubleArray:
     """float64 [length]: at every token, the discounted sum of the rewards from it to the end of the response."""
     rewards = np.asarray(token_rewards, dtype=np.float64)
     returns = np.zeros_like(rewards)
@@ -162,7 +154,7 @@ def returns_to_go(token_rewards: npt.ArrayLike, gamma: float) -> Values:
     return returns
 
 
-def whiten(rows: Sequence[Values]) -> list[Values]:
+def whiten(rows: Sequence[DoubleArray]) -> list[DoubleArray]:
     """All values of rows [length_i] shifted and scaled to mean 0 and unbiased variance 1 over the whole batch."""
     values = np.concatenate(list(rows)) if rows else np.zeros(0)
     if len(values) < 2:
@@ -173,12 +165,8 @@ def whiten(rows: Sequence[Values]) -> list[Values]:
 
 def _reinforce_plus_plus(groups: Sequence[GroupRewards], options: EstimatorOptions) -> list[GroupAdvantages]:
     whitened = iter(whiten([returns_to_go(row, options.gamma) for group in groups for row in group.token_rewards]))
-    return [
-        GroupAdvantages(
-            tuple(next(whitened).astype(np.float32) for _ in group.token_rewards), group_mean_and_std(group.totals)[1]
-        )
-        for group in groups
-    ]
+    tokens = [tuple(next(whitened).astype(np.float32) for _ in group.token_rewards) for group in groups]
+    return [GroupAdvantages(t, group_mean_and_std(g.totals)[1]) for t, g in zip(tokens, groups, strict=True)]
 
 
 def _remax(groups: Sequence[GroupRewards], options: EstimatorOptions) -> list[GroupAdvantages]:
@@ -191,8 +179,6 @@ def _remax(groups: Sequence[GroupRewards], options: EstimatorOptions) -> list[Gr
         results.append(GroupAdvantages(tokens, group_mean_and_std(group.totals)[1]))
     return results
 
-
-Estimator = Callable[[Sequence[GroupRewards], EstimatorOptions], list[GroupAdvantages]]
 
 ADVANTAGES: dict[str, Estimator] = {
     "grpo": _grpo,
@@ -217,8 +203,7 @@ def estimate_advantages(name: str, groups: Sequence[GroupRewards], options: Esti
 
 
 def flat_share(name: str, advantages: Sequence[GroupAdvantages]) -> float | None:
-    """Share of the responses whose group has no spread (std < 1e-6); None for estimators of a mixed reward, which zero
-    no group."""
+    """Share of the responses whose group has no spread (std < 1e-6); None for mixed rewards, which zero no group."""
     if name in MIXED_REWARD_ESTIMATORS:
         return None
     responses = sum(len(group.tokens) for group in advantages)

@@ -15,34 +15,27 @@ class BatchFill:
             fill.offer(groups, keep)
         batch, surplus = fill.take()
 
-    `history` holds every offered group in order. Every group is in exactly one of batch, surplus (kept, but one too
-    many) and `dropped`.
-    carried: surplus of an earlier step that is used again with its old responses (filter.cache_regenerate=false).
+    `history` holds every offered group in order; each is in exactly one of batch, surplus (kept, but one too many) and
+    `dropped`. carried: surplus of an earlier step, used again with its old responses (filter.cache_regenerate=false).
     """
 
     def __init__(self, train_batch_size: int, max_rounds: int, carried: Sequence[ScoredGroup] = ()) -> None:
         self.train_batch_size = train_batch_size
         self.max_rounds = max_rounds
         self.rounds = 0
-        self.offered = 0
         self.dropped: list[ScoredGroup] = []
         self.history: list[ScoredGroup] = []
         self._kept = list(carried)
 
     @property
-    def full(self) -> bool:
-        """There are enough groups for a whole batch."""
-        return len(self._kept) >= self.train_batch_size
-
-    @property
     def wants_more(self) -> bool:
         """Another round is both needed and allowed."""
-        return not self.full and self.rounds < self.max_rounds
+        return len(self._kept) < self.train_batch_size and self.rounds < self.max_rounds
 
     @property
     def kept_fraction(self) -> float:
         """Share of the offered groups that passed the filter; 1 when none was offered."""
-        return 1.0 - len(self.dropped) / self.offered if self.offered else 1.0
+        return 1.0 - len(self.dropped) / len(self.history) if self.history else 1.0
 
     @property
     def kept(self) -> list[bool]:
@@ -55,10 +48,8 @@ class BatchFill:
         for group, wanted in zip(groups, keep, strict=True):
             (self._kept if wanted else self.dropped).append(group)
         self.history.extend(groups)
-        self.offered += len(groups)
         self.rounds += 1
 
     def take(self) -> tuple[list[ScoredGroup], list[ScoredGroup]]:
-        """(batch, surplus): the first train_batch_size kept groups, fewer if the rounds ran out, and the rest, in
-        order."""
+        """(batch, surplus): the first train_batch_size kept groups (fewer if the rounds ran out) and the rest."""
         return self._kept[: self.train_batch_size], self._kept[self.train_batch_size :]

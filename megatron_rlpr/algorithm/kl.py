@@ -6,7 +6,6 @@ The estimators are those of J. Schulman, "Approximating KL Divergence" (2020): k
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -40,12 +39,10 @@ def penalised_token_rewards(
 ) -> tuple[FloatArray, float]:
     """Token rewards float32 [length] of one response with the KL inside the reward, and its mean token KL.
 
-    Every token pays coefficient * KL; the response's reward is added at the last token. log_probs, reference_log_probs:
-    [length].
+    Every token pays coefficient * KL; the response's reward is added at the last token. Both log-probs: [length].
     """
-    kl = token_kl(
-        torch.from_numpy(np.asarray(log_probs)), torch.from_numpy(np.asarray(reference_log_probs)), kind
-    ).numpy()
+    own, reference = (torch.from_numpy(np.asarray(rows)) for rows in (log_probs, reference_log_probs))
+    kl = token_kl(own, reference, kind).numpy()
     rewards = (-coefficient * kl).astype(np.float32)
     if len(rewards) == 0:
         return rewards, 0.0
@@ -53,46 +50,32 @@ def penalised_token_rewards(
     return rewards, float(kl.mean())
 
 
-class KLController(Protocol):
-    """The coefficient of the KL in the reward over the run."""
-
-    value: float
-
-    def update(self, response_kls: Sequence[float]) -> None:
-        """After a step: the mean token KL of every response of its batch."""
-
-    def state_dict(self) -> dict[str, float]:
-        """What a checkpoint keeps."""
-
-    def load_state_dict(self, state: dict[str, float]) -> None:
-        """Go on from a checkpoint."""
-
-
-class FixedKL:
-    """The same coefficient all along."""
+class KLController:
+    """The coefficient of the KL in the reward over the run: the same all along, unless a controller below moves it."""
 
     def __init__(self, value: float) -> None:
         self.value = value
 
     def update(self, response_kls: Sequence[float]) -> None:
-        """Nothing to adapt."""
+        """After a step: the mean token KL of every response of its batch."""
 
     def state_dict(self) -> dict[str, float]:
-        """The coefficient comes from the configuration: nothing to keep."""
+        """What a checkpoint keeps; a coefficient that never moves comes from the configuration."""
         return {}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        """Nothing to restore."""
+        """Go on from a checkpoint."""
+        self.value = state.get("value", self.value)
 
 
-class AdaptiveKL:
+class AdaptiveKL(KLController):
     """Steers the KL towards a target (Ziegler et al. 2019, section 2.2).
 
     After a batch: value *= 1 + clip(kl / target - 1, -0.2, 0.2) * responses / horizon.
     """
 
     def __init__(self, value: float, target: float, horizon: float) -> None:
-        self.value = value
+        super().__init__(value)
         self._target = target
         self._horizon = horizon
 
@@ -104,9 +87,5 @@ class AdaptiveKL:
         self.value *= 1.0 + float(error) * len(response_kls) / self._horizon
 
     def state_dict(self) -> dict[str, float]:
-        """The coefficient."""
+        """The coefficient as it is now."""
         return {"value": self.value}
-
-    def load_state_dict(self, state: dict[str, float]) -> None:
-        """Take the coefficient back."""
-        self.value = state["value"]

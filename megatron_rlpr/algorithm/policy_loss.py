@@ -1,5 +1,4 @@
-"""The clipped policy-gradient loss of single tokens (PPO, Schulman et al. 2017; asymmetric clip as in DAPO, Yu et al.
-2025)."""
+"""The clipped policy-gradient loss of tokens (PPO, Schulman et al. 2017; two clips as in DAPO, Yu et al. 2025)."""
 
 from __future__ import annotations
 

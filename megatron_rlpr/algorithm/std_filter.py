@@ -77,7 +77,7 @@ class StdFilter:
         """Enter training step `step` (from 1): bring the average, and with it the threshold, up to date."""
         self._step = step
         self._last_round = (0.0, 0.0, 0.0)
-        self._close_step()
+        self.end_step()
         if self._collects_now and self._filters_now and self._step_means:
             if self._average is None:
                 self._average = float(np.mean(self._step_means))
@@ -89,21 +89,17 @@ class StdFilter:
     def judge(self, groups: Sequence[ScoredGroup], stds: Sequence[float] | None = None) -> list[bool]:
         """Which groups of one round are kept, in order; their stds are collected for the average.
 
-        stds: the spread of each group if it is not that of the final rewards (mixed-reward estimators:
-        GroupAdvantages.std).
+        stds: the spread of each group where it is not that of the final rewards (mixed-reward estimators).
         """
-        spreads = (
-            [group_mean_and_std(group.final_rewards)[1] for group in groups]
-            if stds is None
-            else [float(std) for std in stds]
-        )
+        if stds is None:
+            stds = [group_mean_and_std(group.final_rewards)[1] for group in groups]
         if self._collects_now:
-            self._collected.extend(std for std in spreads if math.isfinite(std))
-        values = [self._target(group, std) for group, std in zip(groups, spreads, strict=True)]
+            self._collected.extend(std for std in stds if math.isfinite(std))
+        values = [self._target(group, std) for group, std in zip(groups, stds, strict=True)]
         below = [self.active and value < self.threshold for value in values]
         above = [self.active and value > self._config.accuracy_upper_bound for value in values]
         undefined = [self.active and not math.isfinite(value) for value in values]
-        cut = [self._config.truncated and self._filters_now and is_truncated(group) for group in groups]
+        cut = [self._config.truncated and self._filters_now and _is_truncated(group) for group in groups]
         keep = [not any(reasons) for reasons in zip(below, above, undefined, cut, strict=True)]
         count = max(len(groups), 1)
         self._last_round = (keep.count(False) / count, sum(below) / count, sum(above) / count)
@@ -111,7 +107,9 @@ class StdFilter:
 
     def end_step(self) -> None:
         """The step's batch is complete: its collected stds become one mean."""
-        self._close_step()
+        if self._collected:
+            self._step_means.append(float(np.mean(self._collected)))
+            self._collected = []
 
     def state_dict(self) -> dict[str, Any]:
         """The whole state, JSON-serialisable."""
@@ -134,11 +132,6 @@ class StdFilter:
         self._step_means = [float(mean) for mean in state["step_means"]]
         self._collected = [float(std) for std in state["collected"]]
 
-    def _close_step(self) -> None:
-        if self._collected:
-            self._step_means.append(float(np.mean(self._collected)))
-            self._collected = []
-
     def _target(self, group: ScoredGroup, std: float) -> float:
         """The number a group is judged by, its data source's multiplier included."""
         match self._config.target:
@@ -153,7 +146,7 @@ class StdFilter:
         return value * self._multipliers.get(group.group.prompt.data_source, 1.0)
 
 
-def is_truncated(group: ScoredGroup) -> bool:
+def _is_truncated(group: ScoredGroup) -> bool:
     """At least one response was cut at the length limit."""
     return any(response.finish_reason == "length" for response in group.group.responses)
 

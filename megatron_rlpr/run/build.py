@@ -15,7 +15,7 @@ import torch
 from megatron_rlpr.actor import parallel
 from megatron_rlpr.actor.checkpoint import CheckpointStore
 from megatron_rlpr.actor.policy import MegatronPolicy
-from megatron_rlpr.algorithm.kl import AdaptiveKL, FixedKL, KLController
+from megatron_rlpr.algorithm.kl import AdaptiveKL, KLController
 from megatron_rlpr.algorithm.std_filter import StdFilter
 from megatron_rlpr.config import loading
 from megatron_rlpr.config.schema import AlgorithmConfig, Config
@@ -139,7 +139,7 @@ def kl_controller(algorithm: AlgorithmConfig) -> KLController:
     """What sets the coefficient of a KL in the reward."""
     if algorithm.kl_ctrl_type == "adaptive":
         return AdaptiveKL(algorithm.kl_loss_coef, algorithm.kl_target, algorithm.kl_horizon)
-    return FixedKL(algorithm.kl_loss_coef)
+    return KLController(algorithm.kl_loss_coef)
 
 
 def base_tables(config: Config, folder: RunFolder, names: Mapping[str, Any]) -> dict[str, BaseProbabilityTable]:

@@ -36,9 +36,9 @@ def test_every_group_is_trained_left_over_or_dropped(
     assert prompts(surplus) == passed[size:]
     assert sorted(prompts(batch) + prompts(surplus) + prompts(fill.dropped)) == list(range(seen))
     assert [prompts([g])[0] for g, kept in zip(fill.history, fill.kept, strict=True) if kept] == passed[carried:]
-    assert fill.offered == seen - carried
+    assert len(fill.history) == seen - carried
     assert fill.rounds <= max_rounds
-    assert fill.full == (len(batch) == size)
+    assert fill.wants_more == (len(batch) < size and fill.rounds < max_rounds)
 
 
 def test_rounds_stop_when_the_batch_is_full() -> None:
@@ -54,7 +54,6 @@ def test_rounds_stop_at_their_limit_with_a_smaller_batch() -> None:
     fill = BatchFill(train_batch_size=2, max_rounds=1)
     fill.offer([scored_group([0.0], prompt=7)] * 2, [False, True])
     assert not fill.wants_more
-    assert not fill.full
     assert prompts(fill.take()[0]) == [7]
 
 

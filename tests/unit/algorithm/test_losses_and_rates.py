@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_rlpr.algorithm.aggregation import AGGREGATIONS, row_weights
-from megatron_rlpr.algorithm.kl import KL_KINDS, AdaptiveKL, FixedKL, penalised_token_rewards, token_kl
+from megatron_rlpr.algorithm.kl import KL_KINDS, AdaptiveKL, KLController, penalised_token_rewards, token_kl
 from megatron_rlpr.algorithm.learning_rate import multiplier
 from megatron_rlpr.algorithm.policy_loss import importance_weights, token_policy_loss
 from megatron_rlpr.types import UserError
@@ -122,7 +122,7 @@ def test_the_controllers_resume_with_their_coefficient() -> None:
     controller.update([])
     assert resumed.value == controller.value
 
-    fixed = FixedKL(0.3)
+    fixed = KLController(0.3)
     fixed.update([5.0])
     fixed.load_state_dict(fixed.state_dict())
     assert fixed.value == 0.3
