@@ -21,7 +21,7 @@ from megatron_rlpr.algorithm.training_batch import (
     mini_batches,
     with_advantages,
 )
-from megatron_rlpr.reward.lengths import length_metrics
+from megatron_rlpr.reward.metrics import length_metrics
 from megatron_rlpr.rollout.requests import RolloutRequest, SamplingSettings
 from megatron_rlpr.rollout.store import write_rollouts
 from megatron_rlpr.run import state

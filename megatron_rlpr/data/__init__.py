@@ -1,1 +1,10 @@
-"""Parquet files -> prompts: schema checks, chat template, prompt rewrite, resumable sampler."""
+"""Parquet files -> prompts, in the order they pass.
+
+parquet         reads a file and checks every row
+sources         the one table of data sources: who grades them, and what else depends on their names
+prompt_rewrite  the reference's prompt for models without a reasoning system message
+dataset         the chat template, tokens, and the rows that fit
+tokenizer       loads the model's; encodes texts, finds tokens by characters, knows the special ones
+sampler         which prompts a step works on; resumable
+prompt_source   the training prompts: the sampler and what a step had too much of; carried_groups: as plain JSON
+"""

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from megatron_rlpr.data.chat_template import render
+from jinja2 import TemplateError
+
 from megatron_rlpr.data.parquet import Row, read_rows
 from megatron_rlpr.data.prompt_rewrite import PromptRewrite, keep_messages
 from megatron_rlpr.data.tokenizer import encode
@@ -66,9 +67,8 @@ def load_prompts(
                 )
         index += len(rows)
     if not prompts:
-        reason = (
-            f"all {dropped} rows are longer than {max_prompt_length} tokens" if dropped else "the files hold no rows"
-        )
+        too_long = f"all {dropped} rows are longer than {max_prompt_length} tokens"
+        reason = too_long if dropped else "the files hold no rows"
         raise UserError(f"no prompt to use in {', '.join(map(str, files)) or 'an empty list of files'}: {reason}")
     return PromptSet(tuple(prompts), dropped)
 
@@ -95,10 +95,19 @@ def _chunks(files: Sequence[str | Path], limit: int) -> Iterator[tuple[str | Pat
 def _templated(
     tokenizer: Any, conversations: Sequence[Sequence[dict[str, str]]], file: str | Path, first_row: int
 ) -> list[list[int]]:
+    """Token ids of every conversation as templated, the generation prompt included."""
     texts = []
-    for number, messages in enumerate(conversations):
+    for row, messages in enumerate(conversations, start=first_row):
+        if not getattr(tokenizer, "chat_template", None):
+            raise UserError(
+                f"{file}, row {row}: the tokenizer has no chat_template; add one to tokenizer_config.json of model.path"
+            )
         try:
-            texts.append(render(tokenizer, messages))
-        except UserError as error:
-            raise UserError(f"{file}, row {first_row + number}: {error}") from error
+            texts.append(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True))
+        except TemplateError as error:
+            roles = [message["role"] for message in messages]
+            raise UserError(
+                f"{file}, row {row}: the model's chat template refuses roles {roles} ({error}); for Llama and Gemma "
+                "set data.prompt_rewrite=llama_gemma"
+            ) from error
     return [encoding.ids for encoding in encode(tokenizer, texts)]

@@ -12,7 +12,6 @@ Every mistake is reported with file, row (counted from 0) and key, before any wo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +43,8 @@ def read_rows(path: str | Path) -> list[Row]:
             f"{path}: column {missing[0]!r} is missing (found: {', '.join(table.column_names) or 'none'}); "
             f"a data file needs the columns {', '.join(REQUIRED_COLUMNS)}"
         )
-    return [_row(record, f"{path}, row {number}") for number, record in enumerate(_records(table))]
+    records = (record for batch in table.to_batches(max_chunksize=8192) for record in batch.to_pylist())
+    return [_row(record, f"{path}, row {number}") for number, record in enumerate(records)]
 
 
 def _read_table(path: Path) -> pa.Table:
@@ -56,11 +56,6 @@ def _read_table(path: Path) -> pa.Table:
         raise UserError(
             f"{path}: cannot be read as parquet ({str(error).splitlines()[0]}); write it with pandas or pyarrow"
         ) from error
-
-
-def _records(table: pa.Table) -> Iterator[dict[str, Any]]:
-    for batch in table.to_batches(max_chunksize=8192):
-        yield from batch.to_pylist()
 
 
 def _row(record: dict[str, Any], where: str) -> Row:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,23 @@ def encode(tokenizer: Any, texts: Sequence[str]) -> list[Any]:
         list(texts), add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
     )
     return list(encoded.encodings)
+
+
+def overlapping_tokens(encoding: Any, start: int, stop: int) -> tuple[int, int]:
+    """[first, last) of the tokens that share at least one character with text[start:stop]; first == last: none.
+
+    encoding is one tokenizers.Encoding. A token that merges characters on both sides of an edge counts wholly. Token
+    offsets never decrease, so both edges are found by bisection without turning the whole encoding into Python objects.
+    """
+
+    def offsets(token: int) -> tuple[int, int]:
+        found = encoding.token_to_chars(token)
+        return found if found is not None else (-1, -1)
+
+    tokens = range(len(encoding))
+    first = bisect_left(tokens, True, key=lambda token: offsets(token)[1] > start)
+    last = bisect_left(tokens, True, key=lambda token: offsets(token)[0] >= stop)
+    return first, max(first, last)
 
 
 class SpecialTokens:

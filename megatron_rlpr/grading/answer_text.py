@@ -1,13 +1,10 @@
-r"""Find the final answer in a free-form response (spec section 6.4): phrases such as "the answer is", \boxed{...},
-<answer> tags."""
+r"""Find the final answer in a free response (spec section 6.4): "the answer is", \boxed{...}, <answer> tags."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
 from typing import NamedTuple
-
-from megatron_rlpr.grading.boxed import last_boxed
 
 _BEFORE_THE_ANSWER = ("answer:", "answer is", "answers are", "is approximately")
 _BEHIND_THE_ANSWER = ("is answer", "is the answer", "are answers", "are the answers")
@@ -48,6 +45,27 @@ def find_answer(response: str, *, sentence_first: bool) -> AnswerText:
     return AnswerText(marked and any(c.isdigit() for c in text), text)
 
 
+def last_boxed(text: str) -> str | None:
+    r"""What the braces behind the last \boxed (else the last \fbox) enclose, stripped; None unless it is closed."""
+    place = text.rfind(r"\boxed")
+    if place < 0:
+        place = text.rfind(r"\fbox")
+    if place < 0:
+        return None
+    start = text.find("{", place)
+    # a stray closing brace before the first opening one leaves the count at zero too early: not closed, as far as the
+    # reference can tell
+    depth = -text.count("}", place, start) if start >= 0 else 0
+    for position in range(start, len(text)) if start >= 0 else ():
+        if text[position] == "{":
+            depth += 1
+        elif text[position] == "}":
+            depth -= 1
+            if depth == 0:
+                return text[start + 1 : position].strip()
+    return None
+
+
 def last_section(text: str, opening: str, closing: str) -> str | None:
     """What stands between the last opening mark and the closing mark that ends it, as it stands; None without one."""
     found = None
@@ -66,8 +84,7 @@ def without_sections(text: str, opening: str, closing: str) -> str:
 
 
 def _sections(text: str, opening: str, closing: str) -> Iterator[tuple[int, int]]:
-    """Start and end of each section, from left to right without overlap; linear in the text, as a lazy regular
-    expression is not."""
+    """Start and end of each section, from left to right; linear in the text, as a lazy regular expression is not."""
     stop = 0
     while (start := text.find(opening, stop)) >= 0:
         end = text.find(closing, start + len(opening))

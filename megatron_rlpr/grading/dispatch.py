@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from megatron_rlpr.data.sources import Grader, grader_of
-from megatron_rlpr.grading.exact import grade_exact
+from megatron_rlpr.grading.exact import grade_exact, grade_gsm8k
 from megatron_rlpr.grading.format import rule_format_score
-from megatron_rlpr.grading.gsm8k import grade_gsm8k
 from megatron_rlpr.grading.hendrycks import grade_hendrycks
 from megatron_rlpr.grading.multiple_choice import grade_multiple_choice
 from megatron_rlpr.grading.prime_math import grade_in_training, grade_in_validation

@@ -1,5 +1,4 @@
-"""Exact match of the tagged answer, for data sets whose answers are one number or one word (data sources
-"quickstart/...")."""
+"""Exact match of a marked answer: a word or number in tags (quickstart/...), or GSM8K's number behind "#### "."""
 
 from __future__ import annotations
 
@@ -7,16 +6,25 @@ import re
 
 from megatron_rlpr.grading.result import Verdict
 
+_MARKED_NUMBER = re.compile(r"#### (-?[0-9.,]+)")
 _GROUPED_NUMBER = re.compile(r"[-+]?\d{1,3}(,\d{3})+(\.\d+)?")
 
 
 def grade_exact(response_text: str, reference_answer: str) -> Verdict:
-    """Right if the text of the last closed answer section equals the reference, both normalised; wrong without such a
-    section."""
+    """Right if the text of the last closed answer section equals the reference, both normalised."""
     answer = last_answer(response_text)
     if answer is None:
         return Verdict(False, "")
     return Verdict(normalise(answer) == normalise(reference_answer), answer.strip())
+
+
+def grade_gsm8k(response_text: str, reference_answer: str) -> Verdict:
+    """Right if the first marked number, without commas, is the reference to the letter."""
+    marked = _MARKED_NUMBER.search(response_text)
+    if marked is None:
+        return Verdict(False, "")
+    answer = marked.group(1).replace(",", "")
+    return Verdict(answer == reference_answer, answer)
 
 
 def last_answer(text: str) -> str | None:

@@ -7,8 +7,7 @@ from megatron_rlpr.grading.result import Verdict
 
 
 def grade_hendrycks(response_text: str, reference_answer: str) -> Verdict:
-    r"""Right if the content of the last \boxed equals the reference in LaTeX form; \boxed 3 without braces reaches to
-    the next $."""
+    r"""Right if what the last \boxed holds equals the reference in LaTeX form; \boxed 3 reaches to the next $."""
     answer = _boxed_answer(response_text)
     return Verdict(answer is not None and equivalent(answer, reference_answer), answer or "")
 

@@ -1,5 +1,4 @@
-r"""Are two written mathematical answers equal in value: as numbers, element by element, or as expressions (spec section
-6.4, iv).
+r"""Are two written mathematical answers equal in value: as numbers, by element or as expressions (spec 6.4, iv).
 
 Lenient on purpose, as the reference is (quirk Q25): case and spaces do not count, a number may be off by 1e-4 and may
 be a percentage.
@@ -13,7 +12,7 @@ import warnings
 
 import sympy
 
-from megatron_rlpr.grading.symbolic import NotAnExpression, read_expression
+from megatron_rlpr.grading.symbolic import SYMPY_FAILURES, NotAnExpression, read_expression
 
 RELATIVE_TOLERANCE = 1e-4
 _MOST_CHARACTERS = 1000
@@ -27,15 +26,12 @@ def math_equal(prediction: str, reference: str, pi: float = math.pi) -> bool:
     r"""True if the two are equal; \pi stands for the value `pi` (answers are often computed with 3.14)."""
     prediction = _without_dressing(prediction, pi)[:_MOST_CHARACTERS]
     reference = _without_dressing(reference, pi)
-    if prediction.strip().lower() == reference.strip().lower() or prediction.replace(" ", "") == reference.replace(
-        " ", ""
-    ):
+    same_letters = prediction.strip().lower() == reference.strip().lower()
+    if same_letters or prediction.replace(" ", "") == reference.replace(" ", ""):
         return True
-    numbers = _number(prediction), _number(reference)
-    if numbers[0] is not None and numbers[1] is not None:
-        return any(
-            math.isclose(numbers[1] * factor, numbers[0], rel_tol=RELATIVE_TOLERANCE) for factor in (0.01, 1, 100)
-        )
+    given, wanted = _number(prediction), _number(reference)
+    if given is not None and wanted is not None:
+        return any(math.isclose(wanted * factor, given, rel_tol=RELATIVE_TOLERANCE) for factor in (0.01, 1, 100))
     if not prediction:
         return False
     prediction, reference = _plain_interval(prediction.strip()), reference.strip()
@@ -56,14 +52,7 @@ def symbolic_equal(first: str, second: str) -> bool:
             if not carets and sympy.simplify(left - right) == 0:
                 return True
             return math.isclose(float(sympy.N(left)), float(sympy.N(right)), rel_tol=RELATIVE_TOLERANCE)
-        except (
-            TypeError,
-            ValueError,
-            ArithmeticError,
-            AttributeError,
-            NotImplementedError,
-            RecursionError,
-        ):  # not numbers, or beyond sympy
+        except SYMPY_FAILURES:  # not numbers, or beyond sympy
             return False
 
 
@@ -75,8 +64,7 @@ def _expression(text: str) -> sympy.Expr | None:
 
 
 def _without_dressing(answer: str, pi: float) -> str:
-    r"""Without a dollar sign in front, a per cent sign behind or the base of a number (11_2), and with \pi as a
-    number."""
+    r"""Without a dollar sign in front, a per cent sign behind or the base of a number (11_2); \pi as a number."""
     if _DOLLARS.match(answer):
         return answer[1:]
     if _PERCENTAGE.fullmatch(answer):
@@ -122,8 +110,7 @@ def _plain_interval(answer: str) -> str:
 
 
 def _equal_without_brackets(prediction: str, reference: str) -> bool:
-    """True if the two are the same text but for their brackets; an interval closed on one side only needs both sides
-    alike."""
+    """Are the two the same text but for their brackets; an interval closed on one side needs both sides alike."""
     square = prediction.startswith("[") and prediction.endswith("]") and not reference.startswith("(")
     round_ = prediction.startswith("(") and prediction.endswith(")") and not reference.startswith("[")
     texts = [prediction, reference]
@@ -134,8 +121,7 @@ def _equal_without_brackets(prediction: str, reference: str) -> bool:
 
 
 def _equal_by_element(prediction: str, reference: str) -> bool | None:
-    """Equality of lists, tuples, intervals and points, element by element; None when it is for the expressions to
-    decide."""
+    """Equality of lists, tuples, intervals and points by element; None when it is for the expressions to decide."""
     bracketed = (
         prediction[:1] in ("(", "[") and prediction[-1:] in (")", "]")
         and prediction[:1] == reference[:1] and prediction[-1:] == reference[-1:]

@@ -1,5 +1,4 @@
-"""Does a mathematical answer equal the reference answer: normal forms, then tuples and simplification, then values
-(spec section 6.4)."""
+"""Is a mathematical answer the reference answer: normal forms, tuples and simplification, values (spec section 6.4)."""
 
 from __future__ import annotations
 
@@ -10,16 +9,14 @@ import sympy
 
 from megatron_rlpr.grading.math_equal import math_equal
 from megatron_rlpr.grading.math_normalize import is_whole, latex_form, plain_form, without_thousands_commas
-from megatron_rlpr.grading.symbolic import NotAnExpression, read_expression
+from megatron_rlpr.grading.symbolic import SYMPY_FAILURES, read_expression
 
 _BRACKETS = "()[]"
 _FRACTION = re.compile(r"^-?[0-9]+.?/0*[1-9][0-9]*.?$")
 _HARD_POWERS = re.compile(r"\^\{|\^\(|\^[0-9]+\^|\^[0-9][0-9]+")
 _MOST_UNKNOWN_LETTERS = 2
 _ROUGH_PI = 3.14
-_LONGEST_ANSWER = (
-    1000  # characters beyond four times the reference: no spelling of the same answer, and slow to normalise
-)
+_LONGEST_ANSWER = 1000  # characters beyond four times the reference: no spelling of the answer, and slow to normalise
 
 
 def answers_match(given: str, reference: str) -> bool:
@@ -34,8 +31,7 @@ def answers_match(given: str, reference: str) -> bool:
 
 
 def forms_match(given: str, reference: str) -> bool:
-    """True if the normal forms are equal or the elements of the tuples are, the fractions as they stand and the rest
-    simplified."""
+    """True if the normal forms are equal or the tuples' elements are, fractions as they stand, the rest simplified."""
     if latex_form(given) == latex_form(reference):
         return True
     given, reference = plain_form(given), plain_form(reference)
@@ -57,12 +53,8 @@ def split_tuple(answer: str) -> list[str]:
     if not answer:
         return []
     inner = answer[1:-1]
-    if (
-        inner
-        and answer[0] in _BRACKETS
-        and answer[-1] in _BRACKETS
-        and not any(bracket in inner for bracket in _BRACKETS)
-    ):
+    bracketed = answer[0] in _BRACKETS and answer[-1] in _BRACKETS
+    if inner and bracketed and not any(bracket in inner for bracket in _BRACKETS):
         return [element.strip() for element in inner.split(",")]
     return [answer]
 
@@ -88,13 +80,5 @@ def _difference_vanishes(given: str, reference: str) -> bool:
     with warnings.catch_warnings(action="ignore"):
         try:
             return bool(sympy.simplify(read_expression(difference, implicit_multiplication=True)) == 0)
-        except (
-            NotAnExpression,
-            TypeError,
-            ValueError,
-            ArithmeticError,
-            AttributeError,
-            NotImplementedError,
-            RecursionError,
-        ):
+        except SYMPY_FAILURES:
             return False

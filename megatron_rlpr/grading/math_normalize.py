@@ -18,8 +18,8 @@ _INTEGER_RATIO = re.compile(r"(0|-?[1-9][0-9]*)/(0|-?[1-9][0-9]*)")
 
 _WORDS_FOR_POWERS = (("million", "*10^6"), ("billion", "*10^9"), ("trillion", "*10^12"))
 _UNITS = re.compile(
-    r"(?:degree|cm|centimeter|meter|mile|second|minute|hour|day|week|month|year|foot|feet|inch|yard|liter)(?:es)?s? "
-    r"*(?:\^[0-9]+)?"
+    r"(?:degree|cm|centimeter|meter|mile|second|minute|hour|day|week|month|year|foot|feet|inch|yard|liter)"
+    r"(?:es)?s? *(?:\^[0-9]+)?"
 )
 _THOUSANDS_COMMA = re.compile(r"(\d),(\d\d\d)(?=$|\D)")
 _TEXT_SYMBOLS = str.maketrans({"√": "sqrt", "π": "pi", "∞": "inf", "∪": "U", "·": "*", "×": "*"})
@@ -30,8 +30,7 @@ class Unnormalisable(ValueError):
 
 
 def latex_form(answer: str) -> str:
-    r"""The answer without white space, units and synonyms of LaTeX: \dfrac12 -> \frac{1}{2}, x = 5 -> 5, 90^\circ ->
-    90."""
+    r"""The answer without white space, units and synonyms: \dfrac12 -> \frac{1}{2}, x = 5 -> 5, 90^\circ -> 90."""
     answer = answer.strip()
     if enclosed := _ENCLOSING_TEXT.search(answer):
         answer = enclosed.group(1).strip()
@@ -42,8 +41,7 @@ def latex_form(answer: str) -> str:
 
 
 def strict_latex_form(text: str) -> str:
-    r"""As `latex_form`, for an answer already taken out of its \text{}. Raises Unnormalisable instead of leaving it as
-    it is."""
+    r"""As `latex_form`, for an answer out of its \text{}; raises Unnormalisable instead of leaving it as it is."""
     for old, new in (
         ("\n", ""), ("\\!", ""), ("\\\\", "\\"), ("tfrac", "frac"), ("dfrac", "frac"), ("\\left", ""), ("\\right", ""),
         ("^{\\circ}", ""), ("^\\circ", ""), ("\\$", ""),
@@ -78,8 +76,7 @@ def _braced_roots(text: str) -> str:
 
 
 def _braced_fractions(text: str) -> str:
-    r"""\frac12 -> \frac{1}{2} and \frac1{72} -> \frac{1}{72}; the text as it is when a fraction has a single character
-    behind it."""
+    r"""\frac12 -> \frac{1}{2}, \frac1{72} -> \frac{1}{72}; the text as it is when one character follows a fraction."""
     first, *operands = text.split("\\frac")
     braced = [first]
     for o in operands:
@@ -96,19 +93,12 @@ def _braced_fractions(text: str) -> str:
 
 
 def plain_form(answer: str) -> str:
-    r"""The answer as lower-case text: 1,000 -> 1000, 12 degrees -> 12, \frac{1}{2} -> 1/2, 3 \frac{1}{2} -> 3+1/2, 5 or
-    6 -> 5 , 6."""
+    r"""The answer as lower-case text: 1,000 -> 1000, 12 degrees -> 12, 3 \frac{1}{2} -> 3+1/2, 5 or 6 -> 5 , 6."""
     if enclosed := _ENCLOSING_TEXT.search(answer):
         answer = enclosed.group(1)
     for old, new in (
-        ("\\%", "%"),
-        ("\\$", "$"),
-        ("$", ""),
-        ("%", ""),
-        (" or ", " , "),
-        (" and ", " , "),
-        *_WORDS_FOR_POWERS,
-    ):
+        ("\\%", "%"), ("\\$", "$"), ("$", ""), ("%", ""), (" or ", " , "), (" and ", " , "), *_WORDS_FOR_POWERS,
+    ):  # fmt: skip
         answer = answer.replace(old, new)
     answer = re.sub(r"\^ *\\circ", "", _UNITS.sub("", answer))
     if answer[:1] == "{" and answer[-1] == "}":

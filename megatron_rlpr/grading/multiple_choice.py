@@ -65,27 +65,18 @@ def option_text(prompt_text: str, letter: str, *, letter_may_repeat: bool = True
         if heading in prompt_text:
             prompt_text = prompt_text.split(heading)[1]
     repetition = rf"(?:\(?{letter}\)?[.)\s]*)?" if letter_may_repeat else ""
-    starts = (
-        rf"^{letter}[.)\s]*{repetition}\s*",
-        rf"^\s*{letter}\s*[.)]\s*",
-        rf"^\s*\({letter}\)\s*",
-        rf"^\s*{letter}\s+",
-    )
+    starts = rf"{letter}[.)\s]*{repetition}\s*", rf"\s*{letter}\s*[.)]\s*", rf"\s*\({letter}\)\s*", rf"\s*{letter}\s+"
     for start in starts:
-        if line := re.search(start + "(.*)$", prompt_text, re.IGNORECASE | re.MULTILINE):
+        if line := re.search(f"^{start}(.*)$", prompt_text, re.IGNORECASE | re.MULTILINE):
             return line.group(1).replace("<|im_end|>", "").strip()
     return None
 
 
 def _direct_hit(response: str, right_letter: str, prompt_text: str) -> Verdict:
-    """Does the response hold the right letter or its option's text where an answer stands; the last boxed text counts
-    by value too."""
+    """Does the right letter or its option's text stand where an answer stands; the last box counts by value too."""
     letter = re.escape(right_letter)
-    texts = [
-        text
-        for text in dict.fromkeys(option_text(prompt_text, letter, letter_may_repeat=may) for may in (True, False))
-        if text
-    ]
+    readings = dict.fromkeys(option_text(prompt_text, letter, letter_may_repeat=may) for may in (True, False))
+    texts = [text for text in readings if text]
     for pattern, answer in _direct_patterns(right_letter, texts):
         if re.search(pattern, response):
             return Verdict(True, answer)

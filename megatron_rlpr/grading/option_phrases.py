@@ -1,5 +1,4 @@
-"""Phrases that name the chosen option of a multiple-choice question, in the order in which they are tried (spec
-appendix A).
+"""Phrases that name the chosen option of a multiple-choice question, in the order they are tried (spec appendix A).
 
 In a pattern, X stands for one letter of the options. The last place where a pattern fits counts; a pattern without a
 group counts whole.
@@ -31,47 +30,19 @@ _TAGGED = (
     r"(?i:ANSWER)\s*:\s*\((X_)\)",
 )
 _CHINESE = (
-    r"答案是?\s*(X)",
-    r"答案是?\s*：\s*(X)",
-    r"答案是?\s*:\s*(X)",
-    r"答案是选项?\s*:\s*(X)",
-    r"答案选项应?该?为\s*(X)",
-    r"答案选项应?该?是\s*(X)",
-    r"答案应该?是\s*(X)",
-    r"答案应该?选\s*(X)",
-    r"答案选项为?\s*：\s*(X)",
-    r"答案选项为?\s+\(?\*?\*?(X)\*?\*?\)?",
-    r"选项为?\s+\(?\*?\*?(X)\*?\*?\)?",
-    r"答案选项是?\s*:\s*(X)",
-    r"答案为\s*(X)",
-    r"答案选\s*(X)",
-    r"选择?\s*(X)",
-    r"故选?\s*(X)",
-    r"只有选?项?\s?(X)\s?是?对",
-    r"只有选?项?\s?(X)\s?是?错",
-    r"只有选?项?\s?(X)\s?不?正确",
-    r"只有选?项?\s?(X)\s?错误",
-    r"说法不?对选?项?的?是\s?(X)",
-    r"说法不?正确选?项?的?是\s?(X)",
-    r"说法错误选?项?的?是\s?(X)",
-    r"(X)\s?是正确的",
-    r"(X)\s?是正确答案",
-    r"选项\s?(X)\s?正确",
-    r"所以答\s?(X)",
-)
+    r"答案是?\s*(X)", r"答案是?\s*：\s*(X)", r"答案是?\s*:\s*(X)", r"答案是选项?\s*:\s*(X)",
+    r"答案选项应?该?为\s*(X)", r"答案选项应?该?是\s*(X)", r"答案应该?是\s*(X)", r"答案应该?选\s*(X)",
+    r"答案选项为?\s*：\s*(X)", r"答案选项为?\s+\(?\*?\*?(X)\*?\*?\)?", r"选项为?\s+\(?\*?\*?(X)\*?\*?\)?",
+    r"答案选项是?\s*:\s*(X)", r"答案为\s*(X)", r"答案选\s*(X)", r"选择?\s*(X)", r"故选?\s*(X)",
+    r"只有选?项?\s?(X)\s?是?对", r"只有选?项?\s?(X)\s?是?错", r"只有选?项?\s?(X)\s?不?正确",
+    r"只有选?项?\s?(X)\s?错误", r"说法不?对选?项?的?是\s?(X)", r"说法不?正确选?项?的?是\s?(X)",
+    r"说法错误选?项?的?是\s?(X)", r"(X)\s?是正确的", r"(X)\s?是正确答案", r"选项\s?(X)\s?正确", r"所以答\s?(X)",
+)  # fmt: skip
 _AT_THE_END = (
-    r"所以\s?(X[.。$]?$)",
-    r"所有\s?(X[.。$]?$)",
-    r"[\s，：:,](X)[。，,.]?$",
-    r"[\s，,：:][故即](X)[。.]?$",
-    r"[\s，,：:]因此(X)[。.]?$",
-    r"[是为。]\s?(X)[。.]?$",
-    r"因此\s?(X)[。.]?$",
-    r"显然\s?(X)[。.]?$",
-    r"答案是\s?(\S+)(?:。|$)",
-    r"答案应该是\s?(\S+)(?:。|$)",
-    r"答案为\s?(\S+)(?:。|$)",
-)
+    r"所以\s?(X[.。$]?$)", r"所有\s?(X[.。$]?$)", r"[\s，：:,](X)[。，,.]?$", r"[\s，,：:][故即](X)[。.]?$",
+    r"[\s，,：:]因此(X)[。.]?$", r"[是为。]\s?(X)[。.]?$", r"因此\s?(X)[。.]?$", r"显然\s?(X)[。.]?$",
+    r"答案是\s?(\S+)(?:。|$)", r"答案应该是\s?(\S+)(?:。|$)", r"答案为\s?(\S+)(?:。|$)",
+)  # fmt: skip
 _ENGLISH = (
     r"[Tt]he answer is:?\s+\(?(X)\)?",
     r"[Tt]he answer is:?\s+\(?\*?\*?(X)\*?\*?\)?",
@@ -82,18 +53,13 @@ _ENGLISH = (
     r"[Tt]he final answer is:?\s+\(?(X)\)?",
 )
 _AT_THE_START = (
-    r"^选项\s?(X)",
-    r"^(X)\s?选?项",
-    r"^X[\s。，,：:.$]",
-    r"答案:\s*(X)",
-    r"故此为\s*(X)",
-)
+    r"^选项\s?(X)", r"^(X)\s?选?项", r"^X[\s。，,：:.$]", r"答案:\s*(X)", r"故此为\s*(X)",
+)  # fmt: skip
 
 
 @lru_cache(maxsize=8)
 def option_patterns(letters: str) -> tuple[re.Pattern[str], ...]:
-    """The patterns for the option letters, e.g. "ABCD". X_ ignores case, so that "answer: b" fits (and names no
-    option)."""
+    """The patterns for the option letters, e.g. "ABCD". X_ ignores case: "answer: b" fits, and names no option."""
     one = f"[{letters}]"
     phrases = _BOXED + _TAGGED + _CHINESE + _AT_THE_END + _ENGLISH + _AT_THE_START
     return tuple(re.compile(phrase.replace("X_", f"(?i:{one})").replace("X", one), re.DOTALL) for phrase in phrases)

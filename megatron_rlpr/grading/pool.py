@@ -15,7 +15,6 @@ import multiprocessing
 import resource
 from collections import Counter
 from collections.abc import Sequence
-from types import TracebackType
 
 from pebble import ProcessExpired, ProcessFuture, ProcessPool
 
@@ -28,8 +27,7 @@ _STOP_SECONDS = 5.0
 
 
 class GraderPool:
-    """Worker processes that grade; started at the first answer that needs one, so a rank that never grades pays
-    nothing.
+    """Worker processes that grade, started at the first answer that needs one: who never grades pays nothing.
 
     failures counts the reasons for which answers got no verdict since the pool was made; such an answer is wrong.
     """
@@ -37,9 +35,8 @@ class GraderPool:
     def __init__(self, workers: int = 2, timeout_s: float = 10.0) -> None:
         """At most `workers` processes; an answer that takes longer than `timeout_s` seconds is wrong."""
         if workers < 1 or timeout_s <= 0:
-            raise ValueError(
-                f"a grader pool needs at least one worker and a positive limit, not {workers} workers and {timeout_s} s"
-            )
+            given = f"{workers} workers and {timeout_s} s"
+            raise ValueError(f"a grader pool needs at least one worker and a positive limit, not {given}")
         self.workers = workers
         self.timeout_s = timeout_s
         self.failures: Counter[str] = Counter()
@@ -73,14 +70,6 @@ class GraderPool:
             self._pool.join(timeout=_STOP_SECONDS)
             self._pool = None
 
-    def __enter__(self) -> GraderPool:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
     def _started(self) -> ProcessPool:
         if self._pool is None or not self._pool.active:
             context = multiprocessing.get_context("forkserver")
@@ -105,8 +94,7 @@ def _limit_memory() -> None:
 
 
 def _grade_safely(task: GradeTask) -> GradeResult:
-    """Grade; what no grader foresaw in a response makes that answer wrong, with the error as the reason, and not the
-    run fail."""
+    """Grade; what no grader foresaw in a response makes that answer wrong, with the error as reason, not the run."""
     try:
         return grade(task)
     except Exception as error:

@@ -24,8 +24,7 @@ def grade_in_validation(response_text: str, reference_answer: str) -> Verdict:
 
 
 def grade_in_training(response_text: str, reference_answer: str) -> Verdict:
-    """Right if the answer found in the last answer section, else in the response without its reasoning, equals the
-    reference."""
+    """Right if the answer in the last answer section, else in the response without its reasoning, is the reference."""
     response = without_sections(response_text, "<think>", "</think>")
     return _grade_found_answers(last_section(response, "<answer>", "</answer>") or response, reference_answer)
 
@@ -39,8 +38,7 @@ def _grade_found_answers(response: str, reference_answer: str) -> Verdict:
 
 
 def _stands_as_answer(reference_answer: str, response: str) -> bool:
-    """True if the reference, to the letter, is boxed, tagged as the answer, or follows "ANSWER:" or "... the correct
-    answer is"."""
+    """True if the reference, to the letter, is boxed, tagged, or follows "ANSWER:" or "... the correct answer is"."""
     if not reference_answer.strip():
         return False
     answer = re.escape(reference_answer)

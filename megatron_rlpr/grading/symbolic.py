@@ -42,6 +42,10 @@ _WHOLE_NAMES = _GREEK | CONSTANTS.keys() | FUNCTIONS.keys()
 _ANY_LETTERS = frozenset("SNOQ")  # names of sympy that stand for no number: refused rather than read as a variable
 
 
+SYMPY_FAILURES = (TypeError, ValueError, ArithmeticError, AttributeError, NotImplementedError, RecursionError)
+"""What sympy raises where values are no numbers or a problem is beyond it."""
+
+
 class NotAnExpression(ValueError):
     """The text is no expression this reader knows, or one it will not compute."""
 
@@ -131,11 +135,15 @@ class _Reader:
                 return value
 
     def signed(self) -> sympy.Expr:
+        negative = self.signs()
+        value = self.power()
+        return -value if negative else value
+
+    def signs(self) -> bool:
         negative = False
         while sign := self.take("+", "-"):
             negative ^= sign == "-"
-        value = self.power()
-        return -value if negative else value
+        return negative
 
     def power(self) -> sympy.Expr:
         bases, operators = [self.postfixed()], []
@@ -148,12 +156,7 @@ class _Reader:
         return value
 
     def signed_exponent(self) -> sympy.Expr:
-        negative = False
-        while sign := self.take("+", "-"):
-            negative ^= sign == "-"
-        if not negative:
-            return self.postfixed()
-        return -self.power()
+        return -self.power() if self.signs() else self.postfixed()
 
     def postfixed(self) -> sympy.Expr:
         value = self.operand()
@@ -209,21 +212,15 @@ class _Reader:
             raise NotAnExpression("an integer to the power of an integer, written with ^")
         if exponent.is_number and (abs(exponent) <= _LARGEST_EXPONENT) is not sympy.true:
             raise NotAnExpression(f"an exponent above {_LARGEST_EXPONENT}")
-        if (
-            base.is_Rational
-            and exponent.is_number
-            and (base.p.bit_length() + base.q.bit_length()) * abs(float(exponent)) > _MOST_POWER_BITS
-        ):
-            raise NotAnExpression("a power that is too large")
+        if base.is_Rational and exponent.is_number:
+            bits = base.p.bit_length() + base.q.bit_length()
+            if bits * abs(float(exponent)) > _MOST_POWER_BITS:
+                raise NotAnExpression("a power that is too large")
         return base**exponent
 
     def operand_follows(self) -> bool:
-        return self.place < len(self.tokens) and (
-            self.tokens[self.place][0] in ("number", "name") or self.peek() == "("
-        )
-
-    def peek(self) -> str:
-        return self.tokens[self.place][1] if self.place < len(self.tokens) else ""
+        kind, text = self.tokens[self.place] if self.place < len(self.tokens) else ("", "")
+        return kind in ("number", "name") or text == "("
 
     def next(self) -> tuple[str, str]:
         if self.place == len(self.tokens):
@@ -233,10 +230,11 @@ class _Reader:
 
     def take(self, *operators: str) -> str:
         """The next token if it is one of the operators, else ""."""
-        if self.place < len(self.tokens) and self.tokens[self.place][0] == "operator" and self.peek() in operators:
-            self.place += 1
-            return self.tokens[self.place - 1][1]
-        return ""
+        kind, text = self.tokens[self.place] if self.place < len(self.tokens) else ("", "")
+        if kind != "operator" or text not in operators:
+            return ""
+        self.place += 1
+        return text
 
     def expect(self, operator: str) -> None:
         if not self.take(operator):

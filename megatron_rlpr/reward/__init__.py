@@ -1,2 +1,12 @@
-"""Responses -> rewards: splice the reference answer, aggregate its probability, combine with format, repetition and
-grade."""
+"""Responses -> rewards, in the order of a round.
+
+answer_tags       where the answer sits in a response's text
+prompt_heads      the part of a prompt whose tokens do not depend on what follows
+splice            the reference answer in place of the generated one, as text; splice_tokens: keeping sampled tokens
+base_probability  the reference answer with no reasoning: what to score, and the stored table
+scoring           one call of the policy for all that a batch of groups needs
+probability       token log-probs -> one number; shaping: functions of the difference to the base
+repetition        the penalty for responses that repeat themselves
+manager           scores, tags and grades -> the reward
+metrics           how rewards are spread, and how long reasoning and answers are
+"""

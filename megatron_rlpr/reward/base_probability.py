@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_rlpr.reward.token_spans import overlapping_tokens
+from megatron_rlpr.data.tokenizer import encode, overlapping_tokens
 from megatron_rlpr.system.atomic_file import write_text
 from megatron_rlpr.types import Prompt, ScoreRequest, UserError
 
@@ -24,13 +24,8 @@ def base_requests(tokenizer: Any, prompts: Sequence[Prompt], max_response_length
         f"{text} {prompt.reference_answer} {tokenizer.eos_token}"
         for text, prompt in zip(prompt_texts, prompts, strict=True)
     ]
-    if not texts:
-        return []
-    encoded = tokenizer(
-        texts, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
-    )
     requests = []
-    for prompt, text, encoding in zip(prompts, prompt_texts, encoded.encodings, strict=True):
+    for prompt, text, encoding in zip(prompts, prompt_texts, encode(tokenizer, texts), strict=True):
         answer_start = len(text) + 1
         start, stop = overlapping_tokens(encoding, answer_start, answer_start + len(prompt.reference_answer))
         _, prompt_stop = overlapping_tokens(encoding, len(text) - 1, len(text))

@@ -2,9 +2,8 @@
 
 A spliced text has to be tokenised as a whole, but a special token is a wall: the tokenizer cuts the text there before
 it does anything else. So a prompt is tokenised up to its last special token once for all its responses, and only what
-follows is tokenised
-for each. Nothing is assumed: the wall and the prompt's own tokens are checked, and a prompt that fails is tokenised
-whole.
+follows is tokenised for each. Nothing is assumed: the wall and the prompt's own tokens are checked, and a prompt that
+fails is tokenised whole.
 """
 
 from __future__ import annotations
@@ -21,8 +20,7 @@ _PROBES = ("a", " a", "\na", "<answer> 1")
 
 @dataclass(frozen=True)
 class SplitPrompt:
-    """head_ids: tokens that stay whatever follows; tail_text: the rest of the prompt, to be tokenised with what
-    follows."""
+    """head_ids: tokens that stay whatever follows; tail_text: the rest, to be tokenised with what follows."""
 
     head_ids: tuple[int, ...]
     tail_text: str
@@ -41,8 +39,7 @@ class PromptHeads:
         self._is_wall: dict[int, bool] = {}
 
     def split(self, prompts: Sequence[Prompt]) -> list[SplitPrompt]:
-        """Every prompt's head and tail; the head is empty where there is no wall or the tokens are not the tokenizer's
-        own."""
+        """Every prompt's head and tail; no head where there is no wall or the tokens are not the tokenizer's own."""
         cuts = [self._cut(prompt.token_ids) for prompt in prompts]
         heads = [self._decode(prompt.token_ids[:cut]) for prompt, cut in zip(prompts, cuts, strict=True)]
         encoded = self._encode(heads)

@@ -16,8 +16,7 @@ def repetition_penalty(text: str, window: int = 10, limit: int = 10) -> float:
     if len(words) <= window:
         return 0.0
     # Every word of a window that occurs `limit` times occurs itself at least that often, so only windows made of
-    # frequent
-    # words are counted: ordinary text has almost none, and a search among bytes tells.
+    # frequent words are counted: ordinary text has almost none, and a search among bytes tells.
     frequent = {word for word, count in Counter(words).items() if count >= limit}
     is_frequent = bytes(map(frequent.__contains__, words))
     only_frequent = b"\x01" * window

@@ -59,23 +59,23 @@ def _plain_function(name: str) -> Callable[[float], float] | None:
 
 
 def _simple(kind: str, t: float) -> Callable[[float], float]:
-    if kind == "threshold":
-        return lambda x: 0.0 if x < t else x
-    if kind == "leaky":
-        return lambda x: 0.01 * x if x < t else x
-    return lambda x: _logistic(t * (2 * x - 1) if t != 0 else x)
+    functions: dict[str, Callable[[float], float]] = {
+        "threshold": lambda x: 0.0 if x < t else x,
+        "leaky": lambda x: 0.01 * x if x < t else x,
+        "sigmoid": lambda x: _logistic(t * (2 * x - 1) if t != 0 else x),
+    }
+    return functions[kind]
 
 
 def _composed(kind: str, t: float, k: float) -> Callable[[float], float]:
-    if kind == "sigmoid":
-        return lambda x: _zero_below(t, _logistic(k * (2 * x - 1)))
-    if kind == "tanh":
-        return lambda x: _zero_below(t, (math.tanh(k * x - k / 2) + 1) / 2)
-    if kind == "sigmoidv2":
-        return lambda x: 0.0 if x < t else _logistic(k * (x - t))
-    if kind == "sigmoidv3":
-        return lambda x: 0.0 if x < t else _logistic(k * (x - 1)) + 0.5
-    return lambda x: 0.0 if x < t else _logistic(k * (x - t)) * (1 - t) / 0.5 - ((1 - t) - t)
+    functions: dict[str, Callable[[float], float]] = {
+        "sigmoid": lambda x: _zero_below(t, _logistic(k * (2 * x - 1))),
+        "tanh": lambda x: _zero_below(t, (math.tanh(k * x - k / 2) + 1) / 2),
+        "sigmoidv2": lambda x: 0.0 if x < t else _logistic(k * (x - t)),
+        "sigmoidv3": lambda x: 0.0 if x < t else _logistic(k * (x - 1)) + 0.5,
+        "sigmoidv2fixed": lambda x: 0.0 if x < t else _logistic(k * (x - t)) * (1 - t) / 0.5 - ((1 - t) - t),
+    }
+    return functions[kind]
 
 
 def _zero_below(threshold: float, value: float) -> float:

@@ -7,16 +7,15 @@ insert, so a reference answer that itself contains tags is found (Q24).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from megatron_rlpr.config.schema import RewardConfig
-from megatron_rlpr.data.tokenizer import encode
+from megatron_rlpr.data.tokenizer import encode, overlapping_tokens
 from megatron_rlpr.grading.format import CLOSE_ANSWER, OPEN_ANSWER
 from megatron_rlpr.reward.answer_tags import AnswerSlot, find_answer_slot, strip_padding
 from megatron_rlpr.reward.prompt_heads import PromptHeads
-from megatron_rlpr.reward.token_spans import overlapping_tokens
 from megatron_rlpr.types import Prompt, Response, ScoreRequest
 
 
@@ -55,24 +54,57 @@ class SpliceLimits:
     max_response_length: int
 
     def checked(self, splice: Splice) -> Splice:
-        """The splice with its scored span cut to the response window; INVALID when it is too long or nothing is left to
-        score."""
+        """The splice, its scored span cut to the response window; INVALID when too long or with nothing to score."""
         stop = min(splice.stop, splice.answer_tag + self.max_response_length)
         if len(splice.token_ids) > self.max_prompt_length + self.max_response_length or not 0 < splice.start < stop:
             return INVALID
         return Splice(splice.token_ids, splice.answer_tag, splice.start, stop)
 
 
-def scored_tokens(encoding: Any, answer: tuple[int, int], config: RewardConfig) -> tuple[int, int]:
-    """[first, last) of the tokens that are scored: the reference answer's, and one more with gt_tokens_one_more."""
-    start, stop = overlapping_tokens(encoding, *answer)
-    return start, min(stop + 1, len(encoding)) if config.gt_tokens_one_more and start < stop else stop
+@dataclass(frozen=True)
+class Tail:
+    """What is still text of a spliced sequence: kept tokens, then text up to the reference answer, then white space.
+
+    answer_tag: its first token in the whole sequence, None when the tag is the last one of the text before the answer.
+    """
+
+    kept: tuple[int, ...]
+    before: str
+    trailing: str
+    answer_tag: int | None = None
+
+
+def tokenise_tails(
+    tokenizer: Any,
+    pairs: Sequence[tuple[Prompt, Response]],
+    tails: Mapping[int, Tail],
+    config: RewardConfig,
+    limits: SpliceLimits,
+) -> list[Splice]:
+    """One splice per (prompt, response), INVALID where its row has no tail; all tails are tokenised in one call."""
+    answers = [pairs[row][0].reference_answer for row in tails]
+    ends = [tail.trailing + CLOSE_ANSWER + tokenizer.eos_token for tail in tails.values()]
+    texts = [tail.before + answer + end for tail, answer, end in zip(tails.values(), answers, ends, strict=True)]
+    splices = [INVALID] * len(pairs)
+    for (row, tail), answer, encoding in zip(tails.items(), answers, encode(tokenizer, texts), strict=True):
+        start, stop = overlapping_tokens(encoding, len(tail.before), len(tail.before) + len(answer))
+        if config.gt_tokens_one_more and start < stop:
+            stop = min(stop + 1, len(encoding))
+        if start < stop:
+            kept, tag = len(tail.kept), tail.answer_tag
+            if tag is None:
+                place = tail.before.rindex(OPEN_ANSWER)
+                tag = kept + overlapping_tokens(encoding, place, place + len(OPEN_ANSWER))[0]
+            splices[row] = limits.checked(Splice(tail.kept + tuple(encoding.ids), tag, kept + start, kept + stop))
+    return splices
 
 
 def whitespace_around(slot: AnswerSlot, config: RewardConfig) -> tuple[str, str]:
-    """The white space put before and after the reference answer: the response's own before it (one space if it has
-    none, unless empty is allowed), one space after it (the response's own when the token after the answer is scored
-    too)."""
+    """The white space put before and after the reference answer.
+
+    Before it the response's own (one space if it has none, unless empty is allowed); after it one space (the response's
+    own when the token after the answer is scored too).
+    """
     leading = slot.leading if slot.leading or config.allow_empty_leading_whitespaces else " "
     trailing = slot.trailing if config.gt_tokens_one_more and slot.trailing is not None else " "
     return leading, trailing
@@ -81,31 +113,16 @@ def whitespace_around(slot: AnswerSlot, config: RewardConfig) -> tuple[str, str]
 def splice_texts(
     tokenizer: Any, pairs: Sequence[tuple[Prompt, Response]], config: RewardConfig, limits: SpliceLimits
 ) -> list[Splice]:
-    """One splice per (prompt, response), with one batched tokenisation for all of them."""
+    """One splice per (prompt, response): the whole text from the prompt's last wall on is tokenised again."""
     eos, pad = tokenizer.eos_token, tokenizer.pad_token or ""
     slots = [find_answer_slot(response.text, config.format_mode, eos, pad) for _, response in pairs]
     usable = [(row, slot) for row, slot in enumerate(slots) if slot is not None]
-    splices = [INVALID] * len(pairs)
-    if not usable:
-        return splices
-
+    tails = {}
     starts = _sequence_starts(tokenizer, [pairs[row] for row, _ in usable])
-    texts: list[str] = []
-    spans: list[tuple[int, int]] = []
-    for (row, slot), (_, text_to_tag) in zip(usable, starts, strict=True):
+    for (row, slot), (head, text_to_tag) in zip(usable, starts, strict=True):
         leading, trailing = whitespace_around(slot, config)
-        before, answer = text_to_tag + leading, pairs[row][0].reference_answer
-        texts.append(before + answer + trailing + CLOSE_ANSWER + eos)
-        spans.append((len(before), len(before) + len(answer)))
-
-    encoded = encode(tokenizer, texts)
-    for (row, _), (head, text_to_tag), span, encoding in zip(usable, starts, spans, encoded, strict=True):
-        tag, _ = overlapping_tokens(encoding, len(text_to_tag) - len(OPEN_ANSWER), len(text_to_tag))
-        start, stop = scored_tokens(encoding, span, config)
-        if start < stop:
-            token_ids = head + tuple(encoding.ids)
-            splices[row] = limits.checked(Splice(token_ids, len(head) + tag, len(head) + start, len(head) + stop))
-    return splices
+        tails[row] = Tail(head, text_to_tag + leading, trailing)
+    return tokenise_tails(tokenizer, pairs, tails, config, limits)
 
 
 def _sequence_starts(tokenizer: Any, pairs: Sequence[tuple[Prompt, Response]]) -> list[tuple[tuple[int, ...], str]]:
@@ -114,6 +131,8 @@ def _sequence_starts(tokenizer: Any, pairs: Sequence[tuple[Prompt, Response]]) -
     The text is that of prompt and response decoded together. Decoding them apart gives the same unless a character or a
     space is lost between them, which the tokens next to the boundary tell.
     """
+    if not pairs:
+        return []
     prompts = {id(prompt): prompt for prompt, _ in pairs}
     split = dict(zip(prompts, PromptHeads(tokenizer).split(list(prompts.values())), strict=True))
     prompt_ends = {key: tokenizer.decode(list(prompt.token_ids[-_BOUNDARY:])) for key, prompt in prompts.items()}

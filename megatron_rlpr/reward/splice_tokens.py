@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatron_rlpr.config.schema import RewardConfig
-from megatron_rlpr.data.tokenizer import encode
-from megatron_rlpr.grading.format import CLOSE_ANSWER, OPEN_ANSWER
+from megatron_rlpr.grading.format import OPEN_ANSWER
 from megatron_rlpr.reward.answer_tags import find_answer_slot
-from megatron_rlpr.reward.splice import INVALID, Splice, SpliceLimits, scored_tokens, whitespace_around
+from megatron_rlpr.reward.splice import Splice, SpliceLimits, Tail, tokenise_tails, whitespace_around
 from megatron_rlpr.types import Prompt, Response
 
 
@@ -60,13 +59,9 @@ def find_tag_tokens(tokenizer: Any, ids: Sequence[int]) -> TagTokens | None:
 def splice_tokens(
     tokenizer: Any, pairs: Sequence[tuple[Prompt, Response]], config: RewardConfig, limits: SpliceLimits
 ) -> list[Splice]:
-    """One splice per (prompt, response); all tails are tokenised in one call."""
+    """One splice per (prompt, response): what follows the tokens of the answer tag is tokenised."""
     eos, pad = tokenizer.eos_token, tokenizer.pad_token or ""
-    splices = [INVALID] * len(pairs)
-    rows: list[int] = []
-    kept: list[tuple[tuple[int, ...], int]] = []
-    tails: list[str] = []
-    spans: list[tuple[int, int]] = []
+    tails = {}
     for row, (prompt, response) in enumerate(pairs):
         slot = find_answer_slot(response.text, config.format_mode, eos, pad)
         tag = find_tag_tokens(tokenizer, response.token_ids) if slot is not None else None
@@ -75,19 +70,9 @@ def splice_tokens(
         leading, trailing = whitespace_around(slot, config)
         if slot.leading.startswith(tag.overhang):
             # The last tag token may hold white space of the answer too; it stays, and is not repeated.
-            prefix, before = response.token_ids[: tag.stop], leading[len(tag.overhang) :]
+            kept, before = response.token_ids[: tag.stop], leading[len(tag.overhang) :]
         else:
             # The last tag token runs into the generated answer, so the tag itself has to be tokenised again.
-            prefix, before = response.token_ids[: tag.start], tag.text + leading
-        rows.append(row)
-        kept.append((prompt.token_ids + prefix, len(prompt.token_ids) + tag.start))
-        tails.append(before + prompt.reference_answer + trailing + CLOSE_ANSWER + eos)
-        spans.append((len(before), len(before) + len(prompt.reference_answer)))
-
-    for row, encoding, (prefix, tag_token), span in zip(rows, encode(tokenizer, tails), kept, spans, strict=True):
-        start, stop = scored_tokens(encoding, span, config)
-        if start < stop:
-            splices[row] = limits.checked(
-                Splice(prefix + tuple(encoding.ids), tag_token, len(prefix) + start, len(prefix) + stop)
-            )
-    return splices
+            kept, before = response.token_ids[: tag.start], tag.text + leading
+        tails[row] = Tail(prompt.token_ids + kept, before, trailing, len(prompt.token_ids) + tag.start)
+    return tokenise_tails(tokenizer, pairs, tails, config, limits)

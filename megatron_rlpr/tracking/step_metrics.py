@@ -11,7 +11,7 @@ import torch.distributed as dist
 from megatron_rlpr.algorithm.batch_fill import BatchFill
 from megatron_rlpr.algorithm.std_filter import StdFilter
 from megatron_rlpr.algorithm.training_batch import TrainingBatch
-from megatron_rlpr.reward.distribution import final_reward_distribution
+from megatron_rlpr.reward.metrics import final_reward_distribution
 from megatron_rlpr.tracking.memory import peak_device_gb, peak_resident_gb
 from megatron_rlpr.types import ScoredGroup, UpdateResult
 

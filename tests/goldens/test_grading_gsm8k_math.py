@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from golden_files import load
 
-from megatron_rlpr.grading.gsm8k import grade_gsm8k
+from megatron_rlpr.grading.exact import grade_gsm8k
 from megatron_rlpr.grading.hendrycks import grade_hendrycks
 
 GOLDEN = load("grading_gsm8k_math.json")

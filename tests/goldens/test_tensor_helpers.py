@@ -14,7 +14,7 @@ from golden_files import load, to_float
 from megatron_rlpr.actor.model.selected_head import VocabShard, selected_log_probs
 from megatron_rlpr.algorithm.advantage import whiten
 from megatron_rlpr.algorithm.aggregation import row_weights
-from megatron_rlpr.reward.distribution import final_reward_distribution
+from megatron_rlpr.reward.metrics import final_reward_distribution
 
 FILE = "tensor_helpers.json"
 GOLDEN: dict[str, Any] = load(FILE)["cases"]

@@ -8,7 +8,7 @@ import pytest
 from golden_files import load, to_float
 from golden_tokenizers import golden_tokenizer
 
-from megatron_rlpr.reward.lengths import length_metrics
+from megatron_rlpr.reward.metrics import length_metrics
 from megatron_rlpr.types import Prompt, Response, RolloutGroup, ScoredGroup
 
 GOLDEN = load("think_answer_lengths.json")

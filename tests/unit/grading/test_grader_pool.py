@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import closing
 
 import pytest
 
@@ -16,7 +17,7 @@ EASY = GradeTask("Math-500_Avg2", r"\boxed{\frac{1}{2}}", "0.5")
 
 def test_an_endless_answer_is_wrong_in_time_and_the_others_are_graded() -> None:
     tasks = [EASY, GradeTask("Math-500_Avg2", f"\\boxed{{{ENDLESS}}}", "y"), EASY, EASY]
-    with GraderPool(workers=1, timeout_s=2.0) as pool:
+    with closing(GraderPool(workers=1, timeout_s=2.0)) as pool:
         start = time.monotonic()
         results = pool.grade_many(tasks)
         assert time.monotonic() - start < 20
@@ -27,7 +28,7 @@ def test_an_endless_answer_is_wrong_in_time_and_the_others_are_graded() -> None:
 
 
 def test_bounded_graders_start_no_process_and_unknown_sources_grade_nothing() -> None:
-    with GraderPool() as pool:
+    with closing(GraderPool()) as pool:
         assert pool.grade_many([GradeTask("quickstart/sums", "<answer>4</answer>", "4")])[0].accuracy == 1.0
         with pytest.raises(UserError, match="unknown_set"):
             pool.grade_many([EASY, GradeTask("unknown_set", "4", "4")])
@@ -36,7 +37,7 @@ def test_bounded_graders_start_no_process_and_unknown_sources_grade_nothing() ->
 
 def test_the_format_counts_even_without_a_verdict() -> None:
     response = f"<think>t</think><answer>{ENDLESS}</answer>"
-    with GraderPool(workers=1, timeout_s=1.0) as pool:
+    with closing(GraderPool(workers=1, timeout_s=1.0)) as pool:
         result = pool.grade_many([GradeTask("Math-500", response, "y", "Use <answer> </answer>.")])[0]
     assert (result.accuracy, result.format) == (0.0, 1.0)
 

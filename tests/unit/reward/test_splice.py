@@ -11,11 +11,10 @@ from hypothesis import strategies as st
 from rollout_records import TOKENIZERS, prompt, response, response_of_ids
 
 from megatron_rlpr.config.schema import RewardConfig
-from megatron_rlpr.data.tokenizer import load_tokenizer
+from megatron_rlpr.data.tokenizer import load_tokenizer, overlapping_tokens
 from megatron_rlpr.reward.answer_tags import find_answer_slot, strip_padding
 from megatron_rlpr.reward.splice import Splice, SpliceLimits, splice_texts
 from megatron_rlpr.reward.splice_tokens import find_tag_tokens, splice_tokens
-from megatron_rlpr.reward.token_spans import overlapping_tokens
 from megatron_rlpr.types import Prompt, Response
 
 LIMITS = SpliceLimits(600, 600)

@@ -1,13 +1,36 @@
-"""How many tokens of a response are reasoning and how many are answer (spec section 6.6)."""
+"""How the rewards of a batch are spread and how long its reasoning and answers are (spec section 6.6)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
+
+import numpy as np
 
 from megatron_rlpr.data.tokenizer import encode
 from megatron_rlpr.grading.format import CLOSE_ANSWER, CLOSE_THINK, OPEN_ANSWER, OPEN_THINK, format_score
 from megatron_rlpr.types import ScoredGroup
+
+BINS = 10
+
+
+def final_reward_distribution(rewards: Iterable[float]) -> dict[str, float]:
+    """Share of rewards below 0, exactly 0, in each tenth of (0, 1), exactly 1 and above 1; empty without rewards.
+
+    A tenth holds its lower edge but not its upper one. Comparisons are in float32, the precision rewards are recorded
+    in.
+    """
+    values = np.array(list(rewards), dtype=np.float32)
+    if not len(values):
+        return {}
+    shares = {"<0": values < 0, "=0": values == 0}
+    inside = (values > 0) & (values < 1)
+    for index in range(BINS):
+        low, high = index / BINS, (index + 1) / BINS
+        shares[f"_in_{low:.1f}_to_{high:.1f}"] = inside & (values >= np.float32(low)) & (values < np.float32(high))
+    shares["=1"] = values == 1
+    shares[">1"] = values > 1
+    return {f"final_reward_dist/final_reward{name}": float(hits.mean()) for name, hits in shares.items()}
 
 
 def length_metrics(tokenizer: Any, groups: Sequence[ScoredGroup], format_mode: str) -> dict[str, float]:
@@ -19,9 +42,7 @@ def length_metrics(tokenizer: Any, groups: Sequence[ScoredGroup], format_mode: s
     parts = [text for g in groups for r in g.group.responses for text in _parts(r.text, format_mode)]
     counts = [len(encoding) for encoding in encode(tokenizer, parts)]
     metrics: dict[str, float] = {}
-    for name, values in (("think_length", counts[::2]), ("answer_length", counts[1::2])):
-        if not values:
-            continue
+    for name, values in (("think_length", counts[::2]), ("answer_length", counts[1::2])) if counts else ():
         metrics[f"{name}/mean"] = sum(values) / len(values)
         metrics[f"{name}/max"] = float(max(values))
         metrics[f"{name}/min"] = float(min(values))
