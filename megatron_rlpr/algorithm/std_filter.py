@@ -29,22 +29,18 @@ STATE_KEYS = {"step", "average", "step_means", "collected"}
 class StdFilter:
     """The filter and its whole state; state_dict() makes a resumed run go on exactly where it stopped.
 
-    begin_step(t), then judge(groups) once per round, then end_step().
+    begin_step(t), then judge(groups) once per round, then end_step(). average: of the group std, None until the first
+    filtered step.
     """
 
     def __init__(self, config: FilterConfig) -> None:
         self._config = config
         self._multipliers = source_multipliers(config.std_filter_beta_per_data_source)
         self._step = 0
-        self._average: float | None = None
+        self.average: float | None = None
         self._step_means: list[float] = []
         self._collected: list[float] = []
         self._last_round = (0.0, 0.0, 0.0)
-
-    @property
-    def average(self) -> float | None:
-        """Moving average of the group std; None until the first filtered step."""
-        return self._average
 
     @property
     def active(self) -> bool:
@@ -58,7 +54,7 @@ class StdFilter:
             return 0.0
         if self._config.mode == "fixed":
             return self._config.accuracy_lower_bound
-        return self._config.std_filter_beta * (self._average or 0.0)
+        return self._config.std_filter_beta * (self.average or 0.0)
 
     @property
     def round_metrics(self) -> dict[str, float]:
@@ -79,11 +75,11 @@ class StdFilter:
         self._last_round = (0.0, 0.0, 0.0)
         self.end_step()
         if self._collects_now and self._filters_now and self._step_means:
-            if self._average is None:
-                self._average = float(np.mean(self._step_means))
+            if self.average is None:
+                self.average = float(np.mean(self._step_means))
             else:
                 ratio = self._config.ema_ratio
-                self._average = ratio * self._average + (1.0 - ratio) * self._step_means[-1]
+                self.average = ratio * self.average + (1.0 - ratio) * self._step_means[-1]
             self._step_means = []
 
     def judge(self, groups: Sequence[ScoredGroup], stds: Sequence[float] | None = None) -> list[bool]:
@@ -115,7 +111,7 @@ class StdFilter:
         """The whole state, JSON-serialisable."""
         return {
             "step": self._step,
-            "average": self._average,
+            "average": self.average,
             "step_means": list(self._step_means),
             "collected": list(self._collected),
         }
@@ -128,7 +124,7 @@ class StdFilter:
                 "by another version"
             )
         self._step = int(state["step"])
-        self._average = None if state["average"] is None else float(state["average"])
+        self.average = None if state["average"] is None else float(state["average"])
         self._step_means = [float(mean) for mean in state["step_means"]]
         self._collected = [float(std) for std in state["collected"]]
 

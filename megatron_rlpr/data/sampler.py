@@ -21,7 +21,7 @@ class PromptSampler:
     """Serves batches of prompt positions (0 <= position < num_prompts).
 
     The order of an epoch depends on (seed, epoch) alone. Prompts put back with add_to_cache are served first, as soon
-    as a whole batch of different ones is waiting (spec section 3, filter_cache_regenerate).
+    as a whole batch of different ones is waiting (spec section 3, filter_cache_regenerate). epoch: those drawn so far.
     """
 
     def __init__(self, num_prompts: int, batch_size: int, shuffle: bool, seed: int) -> None:
@@ -33,16 +33,11 @@ class PromptSampler:
         self.batch_size = batch_size
         self._shuffle = shuffle
         self._seed = seed
-        self._epoch = 0
+        self.epoch = 0
         self._position = 0
         self._deferred: list[int] = []
         self._cache: list[int] = []
         self._order = self._epoch_order()
-
-    @property
-    def epoch(self) -> int:
-        """Epochs that were drawn completely."""
-        return self._epoch
 
     @property
     def cached(self) -> tuple[int, ...]:
@@ -68,7 +63,7 @@ class PromptSampler:
             "num_prompts": self.num_prompts,
             "seed": self._seed,
             "shuffle": self._shuffle,
-            "epoch": self._epoch,
+            "epoch": self.epoch,
             "position": self._position,
             "deferred": list(self._deferred),
             "cache": list(self._cache),
@@ -83,7 +78,7 @@ class PromptSampler:
                     f"the checkpoint's sampler has {name}={state[name]} but this run has {value}; resume with the same "
                     "data files, data.max_prompt_length, data.seed and data.shuffle, or start a new run"
                 )
-        self._epoch, self._position = state["epoch"], state["position"]
+        self.epoch, self._position = state["epoch"], state["position"]
         self._deferred, self._cache = list(state["deferred"]), list(state["cache"])
         self._order = self._epoch_order()
 
@@ -104,7 +99,7 @@ class PromptSampler:
         position = int(self._order[self._position])
         self._position += 1
         if self._position == self.num_prompts:
-            self._epoch, self._position = self._epoch + 1, 0
+            self.epoch, self._position = self.epoch + 1, 0
             self._order = self._epoch_order()
         return position
 
@@ -112,4 +107,4 @@ class PromptSampler:
         if not self._shuffle:
             return np.arange(self.num_prompts)
         # RandomState's streams are frozen by numpy, so a run can be resumed under a newer version.
-        return np.random.RandomState([self._seed % 2**32, self._epoch]).permutation(self.num_prompts)
+        return np.random.RandomState([self._seed % 2**32, self.epoch]).permutation(self.num_prompts)

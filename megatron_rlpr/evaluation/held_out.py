@@ -76,38 +76,29 @@ def validation_metrics(results: Sequence[ValidationResult]) -> dict[str, float]:
     return metrics | reference_metrics(accuracies)
 
 
+@dataclass(frozen=True)
 class HeldOutEvaluation:
     """Runs every configured strategy on every validation set. All ranks call it together; the first one grades."""
 
-    def __init__(
-        self,
-        config: Config,
-        rollouts: Rollouts,
-        scorer: GroupScorer,
-        graders: GraderPool,
-        console: Console,
-        tasks: GradeTasks,
-        judge: Judge | None = None,
-    ) -> None:
-        self._config = config
-        self._rollouts = rollouts
-        self._scorer = scorer
-        self._graders = graders
-        self._console = console
-        self._tasks = tasks
-        self._judge = judge
+    config: Config
+    rollouts: Rollouts
+    scorer: GroupScorer
+    graders: GraderPool
+    console: Console
+    tasks: GradeTasks
+    judge: Judge | None = None
 
     def run(self, sets: Sequence[ValidationSet]) -> list[ValidationResult]:
         """Results in the order of the sets, then of evaluation.strategies."""
-        return [self._validate(one, strategy) for one in sets for strategy in self._config.evaluation.strategies]
+        return [self._validate(one, strategy) for one in sets for strategy in self.config.evaluation.strategies]
 
     def _validate(self, one: ValidationSet, strategy: str) -> ValidationResult:
         groups = self._generate(one, strategy)
         per_prompt: dict[str, list[float]] = {}
-        mode = self._config.reward.format_mode
-        if self._config.evaluation.score_reward:
-            with self._console.phase(f"score {one.name}") as progress:
-                scored = self._scorer.score(groups, one.prompt_set, progress.advance)
+        mode = self.config.reward.format_mode
+        if self.config.evaluation.score_reward:
+            with self.console.phase(f"score {one.name}") as progress:
+                scored = self.scorer.score(groups, one.prompt_set, progress.advance)
             for measure in ("reward", "reference_probability"):
                 per_prompt[measure] = [float(np.mean([getattr(r, measure) for r in group.rewards])) for group in scored]
         per_prompt["format"] = [float(np.mean([format_score(r.text, mode) for r in g.responses])) for g in groups]
@@ -117,25 +108,25 @@ class HeldOutEvaluation:
         return ValidationResult(one.name, strategy, per_prompt, float(np.mean(lengths)), sources, judge)
 
     def _generate(self, one: ValidationSet, strategy: str) -> list[RolloutGroup]:
-        settings = self._config.evaluation
+        settings = self.config.evaluation
         greedy = strategy == "greedy"
         samples = 1 if greedy else settings.n or one.samples_per_prompt
         sampling = SamplingSettings(
-            temperature=0.0 if greedy else settings.temperature or self._config.rollout.temperature,
+            temperature=0.0 if greedy else settings.temperature or self.config.rollout.temperature,
             top_p=1.0 if greedy else settings.top_p,
-            max_tokens=self._config.data.max_response_length,
+            max_tokens=self.config.data.max_response_length,
         )
         prompts = one.prompts.prompts
-        with self._console.phase(f"answer {one.name}", total=len(prompts) * samples) as progress:
+        with self.console.phase(f"answer {one.name}", total=len(prompts) * samples) as progress:
             asked = RolloutRequest(prompts, samples, VALIDATION_STEP, settings.seed, sampling)
-            return self._rollouts.generate(asked, progress.generated)
+            return self.rollouts.generate(asked, progress.generated)
 
     def _grade(self, groups: Sequence[RolloutGroup]) -> tuple[list[float], dict[str, float]]:
         """Mean accuracy of every group's responses, and what the judge did: both depend on time."""
-        tasks = [self._tasks.task(group.prompt, r, "validation") for group in groups for r in group.responses]
-        before = self._graders.failures.copy()
-        results = self._graders.grade_many(tasks)
-        self._report("the graders", self._graders.failures - before, len(tasks))
+        tasks = [self.tasks.task(group.prompt, r, "validation") for group in groups for r in group.responses]
+        before = self.graders.failures.copy()
+        results = self.graders.grade_many(tasks)
+        self._report("the graders", self.graders.failures - before, len(tasks))
         results, judge = self._second_opinion(tasks, results)
         verdicts = iter(results)
         return [float(np.mean([next(verdicts).accuracy for _ in group.responses])) for group in groups], judge
@@ -144,11 +135,11 @@ class HeldOutEvaluation:
         self, tasks: Sequence[GradeTask], results: list[GradeResult]
     ) -> tuple[list[GradeResult], dict[str, float]]:
         """The judge's verdicts and its metrics, where there is one; what it fails to judge keeps the rules' verdict."""
-        if self._judge is None:
+        if self.judge is None:
             return results, {}
-        before = self._judge.failures.copy()
-        results = self._judge.judge_many(tasks, results)
-        failed = self._judge.failures - before
+        before = self.judge.failures.copy()
+        results = self.judge.judge_many(tasks, results)
+        failed = self.judge.failures - before
         turned = sum(result.judged_right for result in results)
         self._report("the judge", failed, len(tasks))
         return results, {"judge_turned": turned / len(results), "judge_failures": float(failed.total())}
@@ -156,4 +147,4 @@ class HeldOutEvaluation:
     def _report(self, who: str, failed: Counter[str], responses: int) -> None:
         if failed:
             reasons = ", ".join(f"{count} {reason}" for reason, count in failed.most_common())
-            self._console.message(f"{who} failed to judge {failed.total()} of {responses} responses: {reasons}")
+            self.console.message(f"{who} failed to judge {failed.total()} of {responses} responses: {reasons}")

@@ -15,14 +15,7 @@ _BOILERPLATE = (
 _BOXED_LETTER = re.compile(r"\\boxed\{([a-z])\}")
 
 SYSTEM_PROMPT = "You are a helpful assistant."
-_CHOICE_PROMPT = """Below are a multiple-choice question and somebody's response to it. Find out which option the \
-response chooses.
-
-Two examples of what to find:
-- The question asks for the largest planet, (A) Mars (B) Jupiter; the response ends with "so it must be Jupiter": \
-\\boxed{{B}}
-- The question asks for 7 x 8, (A) 54 (B) 58 (C) 56; the response ends with "therefore (A)": \\boxed{{A}}
-
+_CASE = """\
 Question:
 ```
 {question}
@@ -31,10 +24,25 @@ Response:
 ```
 {response}
 ```
+"""
+_CHOICE_PROMPT = (
+    """Below are a multiple-choice question and somebody's response to it. Find out which option the \
+response chooses.
+
+Two examples of what to find:
+- The question asks for the largest planet, (A) Mars (B) Jupiter; the response ends with "so it must be Jupiter": \
+\\boxed{{B}}
+- The question asks for 7 x 8, (A) 54 (B) 58 (C) 56; the response ends with "therefore (A)": \\boxed{{A}}
+
+"""
+    + _CASE
+    + """\
 Do not answer the question yourself and do not correct the response: only report its choice. Think first, then write \
 the letter of the
 chosen option in \\boxed{{}}. If the response chooses none, write Unclear without a box."""
-_MATHEMATICS_PROMPT = """Below are a question, somebody's response to it and the right answer. Decide whether the \
+)
+_MATHEMATICS_PROMPT = (
+    """Below are a question, somebody's response to it and the right answer. Decide whether the \
 final answer of the
 response is the right answer, perhaps in another notation.
 
@@ -43,20 +51,16 @@ Three examples:
 - response "5 minutes" to a question that asks for minutes, right answer "5": the same with its unit, \\boxed{{Y}}
 - response "x = \\frac{{1}}{{3}}", right answer "x = \\frac{{2}}{{3}}": another value, \\boxed{{N}}
 
-Question:
-```
-{question}
-```
-Response:
-```
-{response}
-```
+"""
+    + _CASE
+    + """\
 Right answer:
 ```
 {reference}
 ```
 Do not solve the question yourself: find the final answer in the response and compare it. Write your decision, Y or N, \
 in \\boxed{{}}."""
+)
 
 
 def judge_prompt(task: GradeTask) -> str:

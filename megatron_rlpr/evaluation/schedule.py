@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,84 +18,78 @@ from megatron_rlpr.tracking.step_metrics import memory_metrics
 from megatron_rlpr.tracking.tracker import Tracker
 
 
+@dataclass
 class ValidationSchedule:
-    """Validates before training, every trainer.test_freq steps and after it; compares both ends in summary.json."""
+    """Validates before training, every trainer.test_freq steps and after it; compares both ends in summary.json.
 
-    def __init__(
-        self,
-        trainer: TrainerConfig,
-        total_steps: int,
-        evaluation: HeldOutEvaluation,
-        sets: Sequence[ValidationSet],
-        tracker: Tracker,
-        summary: Path,
-        model: str,
-    ) -> None:
-        self._trainer = trainer
-        self._total_steps = total_steps
-        self._evaluation = evaluation
-        self._sets = sets
-        self._tracker = tracker
-        self._summary = summary
-        self._model = model
-        self._before: list[dict[str, Any]] = []
-        self._started = time.time()
+    Steps alone decide when. before: the first validation's results; started: the time at which the run began.
+    """
+
+    trainer: TrainerConfig
+    total_steps: int
+    evaluation: HeldOutEvaluation
+    sets: Sequence[ValidationSet]
+    tracker: Tracker
+    summary: Path
+    model: str
+    before: list[dict[str, Any]] = field(default_factory=list)
+    started: float = field(default_factory=time.time)
 
     def before_training(self, step: int) -> None:
         """Validate the initial policy, unless a resumed run knows that result already."""
-        wanted = self._trainer.val_only or (self._trainer.val_before_train and step == 0)
-        if wanted and self._sets:
-            self._before = [
+        wanted = self.trainer.val_only or (self.trainer.val_before_train and step == 0)
+        if wanted and self.sets:
+            self.before = [
                 {"name": result.name, "strategy": result.strategy, "per_prompt": result.per_prompt}
                 for result in self._validate(step)
             ]
 
     def after_step(self, step: int) -> None:
         """Validate when it is time; the last step is left to after_training."""
-        frequency = self._trainer.test_freq
-        if self._sets and frequency > 0 and step % frequency == 0 and step != self._total_steps:
+        frequency = self.trainer.test_freq
+        if self.sets and frequency > 0 and step % frequency == 0 and step != self.total_steps:
             self._validate(step)
 
     def after_training(self, step: int) -> None:
         """Validate the final policy and write summary.json with both ends."""
-        if not self._sets:
+        if not self.sets:
             return
         after = self._validate(step)
         memory = memory_metrics()["memory/peak_all_ranks_gb"]
-        if not self._before or dist.get_rank() != 0:
+        if not self.before or dist.get_rank() != 0:
             return
-        pairs = comparable(self._before, after)
+        pairs = comparable(self.before, after)
         if not pairs:
             other = "no summary: the first validation was of other prompts or strategies than the last"
-            return self._tracker.console.message(other)
+            return self.tracker.console.message(other)
         (before, last), *others = pairs
         summary = write_summary(
-            self._summary,
+            self.summary,
             before,
             last.per_prompt,
             steps=step,
-            wall_time_s=time.time() - self._started,
+            wall_time_s=time.time() - self.started,
             peak_memory_gb=memory,
-            model=self._model,
+            model=self.model,
             validation_set=last.name,
             decoding=last.strategy,
             other_sets={f"{r.name}/{r.strategy}": compare(first, r.per_prompt) for first, r in others},
         )
-        self._tracker.console.table(summary_table(summary))
+        self.tracker.console.table(summary_table(summary))
 
     def state_dict(self) -> dict[str, Any]:
         """The first validation's results and the time spent, JSON-serialisable."""
-        return {"before": self._before, "elapsed_s": time.time() - self._started}
+        return {"before": self.before, "elapsed_s": time.time() - self.started}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from state_dict()."""
-        self._before = state["before"]
-        self._started = time.time() - state["elapsed_s"]
+        self.before = state["before"]
+        self.started = time.time() - state["elapsed_s"]
 
     def _validate(self, step: int) -> list[ValidationResult]:
-        results = self._evaluation.run(self._sets)
+        results = self.evaluation.run(self.sets)
         release_free_memory()
-        self._tracker.log_evaluation(step, validation_metrics(results))
+        self.tracker.log_evaluation(step, validation_metrics(results))
         return results
 
 
