@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,22 +14,22 @@ from megatron_rlpr.config.schema import TrainerConfig
 from megatron_rlpr.evaluation.comparison import compare, summary_table, write_summary
 from megatron_rlpr.evaluation.held_out import HeldOutEvaluation, ValidationResult, ValidationSet, validation_metrics
 from megatron_rlpr.system.process_environment import release_free_memory
-from megatron_rlpr.tracking.step_metrics import memory_metrics
-from megatron_rlpr.tracking.tracker import Tracker
 
 
 @dataclass
 class ValidationSchedule:
     """Validates before training, every trainer.test_freq steps and after it; compares both ends in summary.json.
 
-    Steps alone decide when. before: the first validation's results; started: the time at which the run began.
+    Steps alone decide when. log: takes a step and its metrics. peak_memory_gb: of all ranks together, asked on every
+    rank. before: the first validation's results; started: the time at which the run began.
     """
 
     trainer: TrainerConfig
     total_steps: int
     evaluation: HeldOutEvaluation
     sets: Sequence[ValidationSet]
-    tracker: Tracker
+    log: Callable[[int, Mapping[str, float]], None]
+    peak_memory_gb: Callable[[], float]
     summary: Path
     model: str
     before: list[dict[str, Any]] = field(default_factory=list)
@@ -55,13 +55,13 @@ class ValidationSchedule:
         if not self.sets:
             return
         after = self._validate(step)
-        memory = memory_metrics()["memory/peak_all_ranks_gb"]
+        memory = self.peak_memory_gb()
         if not self.before or dist.get_rank() != 0:
             return
         pairs = comparable(self.before, after)
         if not pairs:
             other = "no summary: the first validation was of other prompts or strategies than the last"
-            return self.tracker.console.message(other)
+            return self.evaluation.console.message(other)
         (before, last), *others = pairs
         summary = write_summary(
             self.summary,
@@ -75,7 +75,7 @@ class ValidationSchedule:
             decoding=last.strategy,
             other_sets={f"{r.name}/{r.strategy}": compare(first, r.per_prompt) for first, r in others},
         )
-        self.tracker.console.table(summary_table(summary))
+        self.evaluation.console.table(summary_table(summary))
 
     def state_dict(self) -> dict[str, Any]:
         """The first validation's results and the time spent, JSON-serialisable."""
@@ -89,7 +89,7 @@ class ValidationSchedule:
     def _validate(self, step: int) -> list[ValidationResult]:
         results = self.evaluation.run(self.sets)
         release_free_memory()
-        self.tracker.log_evaluation(step, validation_metrics(results))
+        self.log(step, validation_metrics(results))
         return results
 
 

@@ -38,6 +38,7 @@ from megatron_rlpr.system.clock import Clock
 from megatron_rlpr.system.decisions import first_rank_decides
 from megatron_rlpr.system.process_environment import default_threads
 from megatron_rlpr.tracking.console import Console
+from megatron_rlpr.tracking.step_metrics import peak_all_ranks_gb
 from megatron_rlpr.tracking.tracker import Tracker
 from megatron_rlpr.types import Prompt, Response
 from megatron_rlpr.weights.architectures import model_shape
@@ -111,7 +112,14 @@ def build_parts(config: Config) -> RunParts:
         std_filter=StdFilter(config.filter),
         hand_over=HandOver(exporter, rollouts),
         validation=ValidationSchedule(
-            config.trainer, steps, evaluation, sets, tracker, folder.summary, config.model.path
+            config.trainer,
+            steps,
+            evaluation,
+            sets,
+            tracker.log_evaluation,
+            peak_all_ranks_gb,
+            folder.summary,
+            config.model.path,
         ),
         checkpoints=checkpoints,
         hf_export=hf if config.trainer.export_hf else None,

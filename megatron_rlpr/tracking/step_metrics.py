@@ -143,7 +143,17 @@ def speed_metrics(
 
 def memory_metrics() -> dict[str, float]:
     """Peak memory of the first rank and of all ranks together. Collective."""
-    mine = peak_resident_gb()
-    total = torch.tensor(mine, dtype=torch.float64)
-    dist.all_reduce(total.cuda() if dist.get_backend() == "nccl" else total)
-    return {"memory/peak_gb": mine, "memory/peak_all_ranks_gb": float(total), "memory/peak_device_gb": peak_device_gb()}
+    return {
+        "memory/peak_gb": peak_resident_gb(),
+        "memory/peak_all_ranks_gb": peak_all_ranks_gb(),
+        "memory/peak_device_gb": peak_device_gb(),
+    }
+
+
+def peak_all_ranks_gb() -> float:
+    """Sum of the ranks' peaks: an upper bound of what the run needed, as shared pages count for each. Collective."""
+    total = torch.tensor(peak_resident_gb(), dtype=torch.float64)
+    if dist.get_backend() == "nccl":
+        total = total.cuda()
+    dist.all_reduce(total)
+    return float(total)
