@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from megatron_rlpr.grading.format import CLOSE_THINK, OPEN_ANSWER, OPEN_THINK
 
-_LEADING_WHITESPACE = re.compile(r"[ \n\t\r]*")
+_LEADING_WHITESPACE = " \n\t\r"
 _CLOSING = re.compile(r"(\s*)</answer>")
 _EXTRACTED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
@@ -41,9 +41,8 @@ def find_answer_slot(response_text: str, format_mode: str, eos_text: str, pad_te
     if not section:
         return None
     closing = _CLOSING.search(section)
-    leading = _LEADING_WHITESPACE.match(section)
-    assert leading is not None  # the pattern matches the empty text
-    return AnswerSlot(leading.group(), closing.group(1) if closing else None)
+    leading = section[: len(section) - len(section.lstrip(_LEADING_WHITESPACE))]
+    return AnswerSlot(leading, closing.group(1) if closing else None)
 
 
 def _thinks_before(text: str, tag: int) -> bool:

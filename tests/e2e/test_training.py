@@ -46,6 +46,12 @@ def test_every_step_reports_the_documented_names_and_no_others(workplace: Workpl
     assert [step["step"] for step in metrics] == list(range(1, STEPS + 1))
     for step in metrics:
         assert [name for name in REQUIRED if step.get(name) is None] == []
+        assert {
+            "think_length/mean",
+            "answer_length/max",
+            "final_reward_dist/final_reward=0",
+            "filter/rate",
+        } <= step.keys()
     for record in (*metrics, *workplace.validations(undisturbed)):
         assert undocumented(record) == []
 
@@ -209,7 +215,8 @@ def test_everything_else_at_once(workplace: Workplace, tmp_path: Path) -> None:
     assert [record["step"] for record in validations] == [0, 1, 2, 3]
     for record in validations:
         assert undocumented(record) == []
-        assert {key.split("/")[2] for key in record if key != "step"} == {"greedy", "sampling"}
+        assert {key.split("/")[2] for key in record if key.startswith("val/")} == {"greedy", "sampling"}
+        assert record["val_sampling/test_acc/quickstart/sums"] == pytest.approx(record["val/val/sampling/accuracy"])
     summary = json.loads((workplace.run_folder(name) / "summary.json").read_text())
     assert summary["prompts"] == 5
     assert list(summary["other_sets"]) == ["val/sampling"]
