@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import torch.distributed as dist
@@ -36,7 +37,7 @@ def grading(tokenizer: str) -> object:
     texts = [f"<think> so </think> <answer> \\boxed{{{answer}}} </answer>" for answer in ("42", "41")]
     group = RolloutGroup(prompt, tuple(Response((3,), text, (0.0,), "stop", 0) for text in texts))
     tasks = GradeTasks(SpecialTokens.of(loaded), config.reward.format_mode)
-    with GraderPool(timeout_s=60.0 if dist.get_rank() == 0 else 1e-6) as graders:
+    with closing(GraderPool(timeout_s=60.0 if dist.get_rank() == 0 else 1e-6)) as graders:
         rewards = reward_manager(config, loaded, graders, tasks).rewards([group], [[None, None]], [0.0])
         return [[r.accuracy for r in rewards[0]], graders.started]
 
