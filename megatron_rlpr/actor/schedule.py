@@ -9,13 +9,10 @@ from typing import Any
 import torch
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
-from megatron_rlpr.actor.attention.block_layout import attention_runs
-from megatron_rlpr.actor.attention.flash_attention import flash_applies
-from megatron_rlpr.actor.attention.flash_layout import path_segments
-from megatron_rlpr.actor.attention.layout import HeadRows, TreeLayout, TreeSeqParams, Visible
-from megatron_rlpr.actor.attention.paged_attention import paged_attention_applies
-from megatron_rlpr.actor.attention.paged_layout import paged_paths
-from megatron_rlpr.actor.attention.rotary import cos_sin, inverse_frequencies
+from megatron_rlpr.actor.attention.backend import choose_backend
+from megatron_rlpr.actor.attention.core import windows_of
+from megatron_rlpr.actor.attention.layout import HeadRows, TreeLayout, TreeSeqParams
+from megatron_rlpr.actor.attention.rotary import Rotary, inverse_frequencies
 from megatron_rlpr.actor.cpu.megatron import device
 from megatron_rlpr.packing import TreeMicroBatch
 from megatron_rlpr.types import TokensDone
@@ -30,9 +27,7 @@ class MicroBatchRunner:
 
     def __init__(self, shape: ModelShape, dtype: torch.dtype, temperature: float, head_chunk_rows: int) -> None:
         self._frequencies = inverse_frequencies(shape)
-        self._windows = frozenset(shape.window(layer) for layer in range(shape.num_layers))
-        self._flash = flash_applies(dtype, shape.head_dim, shape.attention_softcap)
-        self._paged = paged_attention_applies(dtype, shape.head_dim)
+        self._backend = choose_backend(dtype, shape.head_dim, shape.attention_softcap, device())
         self._dtype = dtype
         self._temperature = temperature
         self._head_chunk_rows = head_chunk_rows
@@ -43,16 +38,14 @@ class MicroBatchRunner:
         micro_batches: Sequence[TreeMicroBatch],
         progress: TokensDone | None = None,
     ) -> list[torch.Tensor]:
-        """fp32 [U, 2] (log-prob, entropy of every distinct row) per micro-batch on the last stage; [] on other
-        stages."""
+        """fp32 [U, 2] (log-prob, entropy of every distinct row) per micro-batch on the last stage, [] on others."""
 
         def keep(output: torch.Tensor, non_loss_data: bool = False) -> torch.Tensor:
             return output.detach()
 
         with torch.no_grad():
-            return self._run(
-                chunks, micro_batches, lambda _: keep, progress, forward_only=True, collect_non_loss_data=True
-            )
+            options = {"forward_only": True, "collect_non_loss_data": True}
+            return self._run(chunks, micro_batches, lambda _: keep, progress, **options)
 
     def forward_backward(
         self,
@@ -84,9 +77,11 @@ class MicroBatchRunner:
         progress: TokensDone | None,
         **schedule: Any,
     ) -> list[torch.Tensor]:
+        windows = windows_of(model)
+
         def step(iterator: Iterable[TreeMicroBatch], stage: torch.nn.Module) -> tuple[torch.Tensor, Any]:
             micro_batch = next(iter(iterator))
-            output = stage(**self._model_inputs(micro_batch))
+            output = stage(**self._model_inputs(micro_batch, windows))
             if progress is not None:
                 progress(len(micro_batch.token_ids))
             return output, partial(loss_func_of(micro_batch))
@@ -101,29 +96,18 @@ class MicroBatchRunner:
             **schedule,
         )
 
-    def _model_inputs(self, micro_batch: TreeMicroBatch) -> dict[str, Any]:
+    def _model_inputs(self, micro_batch: TreeMicroBatch, windows: Iterable[int]) -> dict[str, Any]:
         where = device()
-        positions = torch.from_numpy(micro_batch.positions).to(where)
-        cos, sin = cos_sin(positions, self._frequencies, self._dtype)
-        head = HeadRows(
-            torch.from_numpy(micro_batch.source_row).to(where),
-            torch.from_numpy(micro_batch.target).to(where),
-            self._temperature,
-            self._head_chunk_rows,
+        tokens, positions, source_rows, targets = (
+            torch.from_numpy(array).to(where)
+            for array in (micro_batch.token_ids, micro_batch.positions, micro_batch.source_row, micro_batch.target)
         )
+        rotary = Rotary.at(positions, self._frequencies, self._dtype)
+        by_window = {w: self._backend.lay_out(micro_batch.nodes, self._dtype, where, w) for w in windows}
+        head = HeadRows(source_rows, targets, self._temperature, self._head_chunk_rows)
         return {
-            "input_ids": torch.from_numpy(micro_batch.token_ids).to(where)[None],
+            "input_ids": tokens[None],
             "position_ids": positions[None],
             "attention_mask": None,
-            "packed_seq_params": TreeSeqParams(
-                TreeLayout({w: self._visible(micro_batch, w) for w in self._windows}, cos, sin), head
-            ),
+            "packed_seq_params": TreeSeqParams(TreeLayout(self._backend, by_window, rotary), head),
         }
-
-    def _visible(self, micro_batch: TreeMicroBatch, window: int) -> Visible:
-        nodes = (micro_batch.node_start, micro_batch.node_stop, micro_batch.node_parent)
-        if self._flash:
-            return path_segments(*nodes, device(), window)
-        if self._paged:
-            return paged_paths(*nodes, micro_batch.node_subtree_stop, self._dtype, window)
-        return attention_runs(*nodes, micro_batch.node_subtree_stop, self._dtype, device(), window=window)

@@ -10,6 +10,6 @@ tree        a run laid out as a forest, and the rows wanted from it
 
 from megatron_rlpr.packing.cost import CostModel
 from megatron_rlpr.packing.plan import Plan, plan
-from megatron_rlpr.packing.tree import TreeMicroBatch
+from megatron_rlpr.packing.tree import Nodes, TreeMicroBatch
 
-__all__ = ["CostModel", "Plan", "TreeMicroBatch", "plan"]
+__all__ = ["CostModel", "Nodes", "Plan", "TreeMicroBatch", "plan"]

@@ -5,9 +5,9 @@ Sorted sequences are laid down one after the other, each adding only what it doe
 branches off at or above it, is exactly the token's subtree.
 
 Invariants (tests/unit/packing/test_packing_tree.py):
-1. Following node_parent from a sequence's last input token to its root spells token_ids[: stop - 1], and the token at
+1. Following nodes.parent from a sequence's last input token to its root spells token_ids[: stop - 1], and the token at
    index t of it has position t.
-2. Nodes partition the tokens; the descendants of node i are exactly the tokens [node_stop[i], node_subtree_stop[i]).
+2. Nodes partition the tokens; the descendants of node i are exactly the tokens [stop[i], subtree_stop[i]).
 3. Every node is a maximal run of tokens with the same set of sequences through it.
 4. Every wanted (request, offset) occurs once and points at a row whose source token is the sequence's token
    start + offset - 1 and whose target is its token start + offset; rows are distinct (source, target) pairs.
@@ -17,6 +17,7 @@ Invariants (tests/unit/packing/test_packing_tree.py):
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -27,11 +28,32 @@ PADDING_TOKEN_ID = 0
 
 
 @dataclass(frozen=True)
+class Nodes:
+    """The N nodes of a forest in depth-first order, int64 [N] each.
+
+    start, stop: token range; parent: -1 for roots; subtree_stop: end of the tokens of the node and all below it.
+    """
+
+    start: IntArray
+    stop: IntArray
+    parent: IntArray
+    subtree_stop: IntArray
+
+    @cached_property
+    def paths(self) -> list[IntArray]:
+        """Of every node the tokens of its path: from its root's first to its own last."""
+        paths: list[IntArray] = []
+        for start, stop, parent in zip(self.start, self.stop, self.parent, strict=True):
+            own = np.arange(start, stop)
+            paths.append(np.concatenate([paths[parent], own]) if parent >= 0 else own)
+        return paths
+
+
+@dataclass(frozen=True)
 class TreeMicroBatch:
     """A forest of T tokens in N nodes, U distinct rows, W wanted rows. All arrays are int64.
 
     token_ids, positions: [T]; a position is the depth in the tree, that is the index in the sequence.
-    node_start, node_stop: [N], token range; node_parent: [N], -1 for roots; node_subtree_stop: [N].
     source_row, target: [U]; the hidden state of token source_row predicts token id target.
     want_request, want_offset, row_of_want: [W]; row row_of_want[w] answers token start + want_offset[w] of request
     want_request[w]. Several wants may point at one row: gather its value for each, and their gradients add.
@@ -40,10 +62,7 @@ class TreeMicroBatch:
 
     token_ids: IntArray
     positions: IntArray
-    node_start: IntArray
-    node_stop: IntArray
-    node_parent: IntArray
-    node_subtree_stop: IntArray
+    nodes: Nodes
     source_row: IntArray
     target: IntArray
     want_request: IntArray
@@ -95,10 +114,7 @@ def build_tree(sequences: SortedSequences, sequence_multiple: int = 1) -> TreeMi
     return TreeMicroBatch(
         token_ids,
         positions,
-        node_start,
-        node_stop,
-        node_parent,
-        _subtree_stops(node_stop, node_parent),
+        Nodes(node_start, node_stop, node_parent, _subtree_stops(node_stop, node_parent)),
         source_row,
         target,
         want_request,

@@ -5,9 +5,8 @@ of a token are contiguous. The queries are cut into blocks of neighbouring rows.
 are ancestors of the block's first row (an ancestor of a later row, being before the block, has the first row inside
 its contiguous subtree), so one gathered list of keys serves the whole block, and each row sees a prefix of that list
 plus its ancestors inside the block. A sliding window of w tokens (a row at depth p sees depths p - w + 1 to p) takes
-keys
-away at the front of the list: those no row sees are not gathered, the rest is masked. Memory is rows x block, never
-rows x rows.
+keys away at the front of the list: those no row sees are not gathered, the rest is masked. Memory is rows x block,
+never rows x rows.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from megatron_rlpr.packing import Nodes
 from megatron_rlpr.types import IntArray
 
 BLOCK_ROWS = 128
@@ -44,37 +44,23 @@ class AttentionBlock:
 class AttentionRun:
     """Blocks that start in one node: each one's keys continue the last one's, so they are gathered once.
 
-    keys: int64 [S], token indices: ancestors before the first block in depth order, then its rows and those of the
-    others.
+    keys: int64 [S], token indices: ancestors before the first block in depth order, then the rows of all blocks.
     """
 
     keys: torch.Tensor
     blocks: tuple[AttentionBlock, ...]
 
 
-def attention_runs(
-    node_start: IntArray,
-    node_stop: IntArray,
-    node_parent: IntArray,
-    node_subtree_stop: IntArray,
-    dtype: torch.dtype,
-    device: torch.device,
-    block_rows: int = BLOCK_ROWS,
-    window: int = 0,
-) -> tuple[AttentionRun, ...]:
-    """Cut a forest in depth-first order into attention blocks.
+Runs = tuple[AttentionRun, ...]
 
-    The four arrays describe the nodes: token range, parent (-1: root) and the end of the subtree's token range.
-    window: tokens a row sees, itself included; 0: all its ancestors.
-    """
-    num_tokens = int(node_stop[-1]) if len(node_stop) else 0
-    subtree_stop = np.empty(num_tokens, dtype=np.int64)
-    node_of = np.empty(num_tokens, dtype=np.int64)
-    depth = np.empty(num_tokens, dtype=np.int64)
-    for node, (start, stop, parent) in enumerate(zip(node_start, node_stop, node_parent, strict=True)):
-        subtree_stop[start:stop] = node_subtree_stop[node]
-        node_of[start:stop] = node
-        depth[start:stop] = np.arange(stop - start) + (depth[node_stop[parent] - 1] + 1 if parent >= 0 else 0)
+
+def attention_runs(
+    nodes: Nodes, dtype: torch.dtype, device: torch.device, window: int = 0, block_rows: int = BLOCK_ROWS
+) -> Runs:
+    """Cut a forest into attention blocks. window: tokens a row sees, itself included; 0: all its ancestors."""
+    sizes = nodes.stop - nodes.start
+    node_of, subtree_stop = np.repeat(np.arange(len(sizes)), sizes), np.repeat(nodes.subtree_stop, sizes)
+    depth = np.concatenate([np.arange(len(p) - n, len(p)) for p, n in zip(nodes.paths, sizes, strict=True)])
 
     def block(keys: IntArray, run_stop: int, start: int, stop: int) -> AttentionBlock:
         rows = np.arange(start, stop)
@@ -91,22 +77,18 @@ def attention_runs(
         return AttentionBlock(start, stop, first_key, stop_key, *on_device)
 
     runs = []
-    bounds = list(pairwise(_block_bounds(node_start, num_tokens, block_rows)))
-    for _, group in groupby(bounds, key=lambda bound: node_of[bound[0]]):
+    bounds = pairwise(_block_bounds(nodes.start, len(depth), block_rows))
+    for node, group in groupby(bounds, key=lambda bound: node_of[bound[0]]):
         pieces = list(group)
         run_start, run_stop = pieces[0][0], pieces[-1][1]
-        keys = np.concatenate(
-            [_path_before(run_start, node_of, node_start, node_stop, node_parent), np.arange(run_start, run_stop)]
-        )
-        runs.append(
-            AttentionRun(torch.from_numpy(keys).to(device), tuple(block(keys, run_stop, *piece) for piece in pieces))
-        )
+        keys = np.append(nodes.paths[node][: depth[run_start]], np.arange(run_start, run_stop))
+        blocks = tuple(block(keys, run_stop, *piece) for piece in pieces)
+        runs.append(AttentionRun(torch.from_numpy(keys).to(device), blocks))
     return tuple(runs)
 
 
 def _seen_by_all(seen: npt.NDArray[np.bool_]) -> tuple[int, int]:
-    """The longest run [start, stop) of keys that every row sees: seen [rows, keys]. Only the keys beside it need a
-    bias."""
+    """The longest run [start, stop) of keys that all rows see: seen [rows, keys]. Keys beside it need a bias."""
     edges = np.concatenate([[-1], np.flatnonzero(~seen.all(axis=0)), [seen.shape[1]]])
     longest = int(np.diff(edges).argmax())
     return int(edges[longest]) + 1, int(edges[longest + 1])
@@ -125,14 +107,3 @@ def _block_bounds(node_start: IntArray, num_tokens: int, block_rows: int) -> lis
         parts = -(-(stop - start) // block_rows)
         bounds += [start + (stop - start) * (i + 1) // parts for i in range(parts)]
     return bounds
-
-
-def _path_before(
-    start: int, node_of: IntArray, node_start: IntArray, node_stop: IntArray, node_parent: IntArray
-) -> IntArray:
-    """Token indices of the ancestors of row `start` that lie before it, in depth order."""
-    node = int(node_of[start])
-    pieces = [np.arange(node_start[node], start)]
-    while (node := int(node_parent[node])) >= 0:
-        pieces.append(np.arange(node_start[node], node_stop[node]))
-    return np.concatenate(pieces[::-1])

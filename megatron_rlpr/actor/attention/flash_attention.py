@@ -1,41 +1,86 @@
-"""Tree attention through PyTorch's variable-length flash attention (CUDA, half precision)."""
+"""Tree attention through PyTorch's variable-length flash attention (CUDA, half precision).
+
+Every node is one sequence of the batch: its queries are the node's own tokens, its keys the tokens of the whole path
+from the root to the node's end, gathered. The kernel's causal mask is aligned at the bottom right, so the last query
+sees the last key, and every token attends to its ancestors and to itself. A sliding window is the kernel's own; keys
+that lie before every query's window are not gathered.
+"""
 
 from __future__ import annotations
 
-import torch
+from dataclasses import dataclass
+from importlib.util import find_spec
 
-from megatron_rlpr.actor.attention.flash_layout import PathSegments
+import numpy as np
+import torch
+from torch import Tensor
+
+from megatron_rlpr.actor.attention.rotary import Rotary
+from megatron_rlpr.packing import Nodes
 
 _LARGEST_HEAD = 256
 """Head sizes of the flash-attention kernels that come with PyTorch."""
 
 
-def flash_applies(dtype: torch.dtype, head_dim: int, softcap: float | None) -> bool:
-    """Whether the kernel can compute this attention: it knows no fp32 and no soft-capping."""
-    return (
-        torch.cuda.is_available()
-        and dtype in (torch.bfloat16, torch.float16)
-        and head_dim <= _LARGEST_HEAD
-        and softcap is None
-    )
+@dataclass(frozen=True)
+class Segments:
+    """N nodes in token order.
+
+    keys: int64 [S], token indices of all nodes' keys, one node after the other. query_bounds, key_bounds: int32
+    [N + 1], where each node's queries and keys begin. longest_query, longest_keys: of any node. window: 0 for none.
+    """
+
+    keys: Tensor
+    query_bounds: Tensor
+    key_bounds: Tensor
+    longest_query: int
+    longest_keys: int
+    window: int
 
 
-def flash_tree_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, segments: PathSegments) -> torch.Tensor:
-    """q [T, K, g, D] (already scaled), k, v [T, K, D] -> [T, K, g, D]; the gradients of gathered keys add up."""
-    from torch.nn.attention.varlen import varlen_attn
+class FlashBackend:
+    """It knows no fp32 and no soft-capping; the gradients of gathered keys add up."""
 
-    out = varlen_attn(
-        q.flatten(1, 2),
-        k.index_select(0, segments.keys),
-        v.index_select(0, segments.keys),
-        segments.query_bounds,
-        segments.key_bounds,
-        segments.longest_query,
-        segments.longest_keys,
-        scale=1.0,
-        # Tokens to the left of a query's own, and none to the right.
-        window_size=(segments.window - 1 if segments.window else -1, 0),
-        enable_gqa=True,
-    )
-    assert isinstance(out, torch.Tensor)
-    return out.view_as(q)
+    name = "PyTorch's flash attention"
+
+    def applies(self, dtype: torch.dtype, head_dim: int, softcap: float | None, device: torch.device) -> bool:
+        fits = dtype in (torch.bfloat16, torch.float16) and head_dim <= _LARGEST_HEAD and softcap is None
+        return device.type == "cuda" and fits
+
+    def missing(self) -> str:
+        return "" if find_spec("torch.nn.attention.varlen") else "this PyTorch has none of variable length"
+
+    def lay_out(self, nodes: Nodes, dtype: torch.dtype, device: torch.device, window: int = 0) -> Segments:
+        sizes = nodes.stop - nodes.start
+        hidden = [max(0, len(p) - n - window + 1) if window else 0 for p, n in zip(nodes.paths, sizes, strict=True)]
+        keys = [path[first:] for path, first in zip(nodes.paths, hidden, strict=True)]
+        lengths = [len(k) for k in keys]
+        return Segments(
+            keys=torch.from_numpy(np.concatenate(keys)).to(device),
+            query_bounds=torch.from_numpy(np.append(nodes.start, nodes.stop[-1])).to(device=device, dtype=torch.int32),
+            key_bounds=torch.tensor(np.cumsum([0, *lengths]), device=device, dtype=torch.int32),
+            longest_query=int(sizes.max()),
+            longest_keys=max(lengths),
+            window=window,
+        )
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, layout: Segments, rotary: Rotary, scale: float, softcap: float | None
+    ) -> Tensor:
+        from torch.nn.attention.varlen import varlen_attn
+
+        out = varlen_attn(
+            rotary.rotate(q * scale),
+            rotary.rotate(k).index_select(0, layout.keys),
+            v.index_select(0, layout.keys),
+            layout.query_bounds,
+            layout.key_bounds,
+            layout.longest_query,
+            layout.longest_keys,
+            scale=1.0,
+            # Tokens to the left of a query's own, and none to the right.
+            window_size=(layout.window - 1 if layout.window else -1, 0),
+            enable_gqa=True,
+        )
+        assert isinstance(out, Tensor)
+        return out

@@ -1,40 +1,25 @@
-"""What the layers need to know about one micro-batch's forest of prefixes."""
+"""What one micro-batch's forest tells the layers, and how it travels through Megatron to them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from typing import Any
 
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
 
-from megatron_rlpr.actor.attention.block_layout import AttentionRun
-from megatron_rlpr.actor.attention.flash_layout import PathSegments
-from megatron_rlpr.actor.attention.paged_layout import PagedPaths
-
-Visible = tuple[AttentionRun, ...] | PathSegments | PagedPaths
-"""Who sees whom: blocks for plain tensor operations, segments for a flash-attention kernel, pages for one with paged
-keys."""
+from megatron_rlpr.actor.attention.backend import Backend
+from megatron_rlpr.actor.attention.rotary import Rotary
 
 
 @dataclass(frozen=True)
 class TreeLayout:
-    """Everything the layers need to know about one micro-batch's forest: who sees whom, and rotary tables.
+    """Who sees whom, by sliding window (0: none), as the backend laid it out, and every token's angles."""
 
-    attention: by sliding window (0: none).
-    cos, sin: [T, 1, 1, rotary_dim] in the compute dtype.
-    """
-
-    attention: Mapping[int, Visible]
-    cos: torch.Tensor
-    sin: torch.Tensor
-
-    @cached_property
-    def rotary(self) -> torch.Tensor:
-        """[T, rotary_dim]: cosines of the rotary_dim / 2 angles, then sines."""
-        half = self.cos.shape[-1] // 2
-        return torch.cat((self.cos[:, 0, 0, :half], self.sin[:, 0, 0, :half]), dim=-1)
+    backend: Backend[Any]
+    by_window: Mapping[int, Any]
+    rotary: Rotary
 
 
 @dataclass(frozen=True)
@@ -51,8 +36,7 @@ class HeadRows:
 
 
 class TreeSeqParams(PackedSeqParams):
-    """Carries a TreeLayout and the wanted HeadRows through Megatron's layers (recompute and pipeline schedules
-    included).
+    """Carries both through Megatron's layers (recompute and pipeline schedules included).
 
     Its format stays 'sbhd': Megatron then leaves queries, keys and values as [T, 1, heads, dim].
     """

@@ -1,4 +1,4 @@
-"""Tree attention through vLLM's CPU attention kernel: one call for the whole forest (`paged_paths`).
+"""Tree attention through vLLM's CPU attention kernel: one call for the whole forest (`paged_layout`).
 
 The kernel uses AMX tiles where there are, knows sliding windows and soft-capping, and keeps scores in the cache of each
 core. It has no backward; `block_attention` computes gradients from queries and keys, so nothing else is saved.
@@ -9,140 +9,99 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from megatron_rlpr.actor.attention.block_attention import block_gradients
-from megatron_rlpr.actor.attention.paged_layout import PAGE_TOKENS, PagedPaths
+from megatron_rlpr.actor.attention.paged_layout import PAGE_TOKENS, PagedPaths, paged_paths
+from megatron_rlpr.actor.attention.rotary import Rotary
 from megatron_rlpr.actor.cpu import loops as cpu_loops
 from megatron_rlpr.actor.cpu.kernels import cpu_kernels, has_amx
+from megatron_rlpr.packing import Nodes
 
 _HEAD_SIZES = frozenset({32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512})
 
 
-def paged_attention_applies(dtype: torch.dtype, head_dim: int) -> bool:
-    """Whether the kernel is here and can compute this attention."""
-    return cpu_kernels() is not None and dtype in (torch.bfloat16, torch.float32) and head_dim in _HEAD_SIZES
+class PagedBackend:
+    """On a CPU, for the head sizes that the kernel is compiled for."""
+
+    name = "vLLM's CPU attention kernel"
+
+    def applies(self, dtype: torch.dtype, head_dim: int, softcap: float | None, device: torch.device) -> bool:
+        return device.type == "cpu" and dtype in (torch.bfloat16, torch.float32) and head_dim in _HEAD_SIZES
+
+    def missing(self) -> str:
+        return "" if cpu_kernels() is not None else "no vLLM that is installed here brings it"
+
+    def lay_out(self, nodes: Nodes, dtype: torch.dtype, device: torch.device, window: int = 0) -> PagedPaths:
+        return paged_paths(nodes, dtype, window)
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, layout: PagedPaths, rotary: Rotary, scale: float, softcap: float | None
+    ) -> Tensor:
+        return _PagedAttention.apply(q, k, v, layout, rotary.table, scale, softcap)
 
 
-class PagedAttention(torch.autograd.Function):
-    """query [T, H, D], key and value [T, K, D], not yet rotated -> [T, H, D].
-
-    rotary: [T, D], every token's cosines, then its sines, of the D / 2 angles. softcap: of the scaled scores.
-    """
+class _PagedAttention(torch.autograd.Function):
+    """q [T, H, D], k and v [T, K, D], not yet rotated; table: [T, D], see Rotary -> [T, H, D]."""
 
     @staticmethod
     def forward(
         ctx: Any,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
         paths: PagedPaths,
-        rotary: torch.Tensor,
+        rotary: Tensor,
         scale: float,
         softcap: float | None,
-    ) -> torch.Tensor:
-        q, k, v = _rotated(query, rotary), _rotated(key, rotary), value.contiguous()
-        out = torch.empty_like(q)
-        _attend(out, q, k, v, paths, scale, softcap)
+    ) -> Tensor:
+        q, k, v = rotated(q, rotary), rotated(k, rotary), v.contiguous()
         ctx.save_for_backward(q, k, v, rotary)
         ctx.constants = (paths, scale, softcap)
-        return out
+        return _attend(q, k, v, paths, scale, softcap)
 
     @staticmethod
-    def backward(ctx: Any, grad_out: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        q, k, v, rotary = ctx.saved_tensors
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, table = ctx.saved_tensors
         paths, scale, softcap = ctx.constants
         tokens, heads, dim = q.shape
         grouped = (tokens, k.shape[1], heads // k.shape[1], dim)
         keys, values = (x.transpose(0, 1).contiguous() for x in (k, v))
         scaled = (q * scale).view(grouped)
         grad_q, grad_k, grad_v = block_gradients(scaled, keys, values, grad_out.reshape(grouped), paths.runs, softcap)
-        grad_q = _rotated(grad_q.view(q.shape).mul_(scale), rotary, back=True)
-        return (
-            grad_q,
-            _rotated(grad_k.transpose(0, 1), rotary, back=True),
-            grad_v.transpose(0, 1),
-            None,
-            None,
-            None,
-            None,
-        )
+        grad_q = rotated(grad_q.view(q.shape).mul_(scale), table, back=True)
+        grad_k = rotated(grad_k.transpose(0, 1), table, back=True)
+        return grad_q, grad_k, grad_v.transpose(0, 1), None, None, None, None
 
 
-def _rotated(x: torch.Tensor, rotary: torch.Tensor, back: bool = False) -> torch.Tensor:
-    """x [T, heads, D], whose last dimension is dense, rotated by its rows' angles: contiguous."""
+def rotated(x: Tensor, table: Tensor, back: bool = False) -> Tensor:
+    """x [T, heads, D], whose last dimension is dense, rotated by its rows' angles (`Rotary.table`): contiguous."""
     out = torch.empty(x.shape, dtype=x.dtype)
     tokens, heads, dim = x.shape
     assert x.stride(2) == 1, x.stride()
-    assert rotary.dtype == x.dtype, rotary.dtype
-    cpu_loops.rotate(
-        tokens, out, x.data_ptr(), rotary, x.stride(0), x.stride(1), heads, dim // 2, -1.0 if back else 1.0
-    )
+    assert table.dtype == x.dtype, table.dtype
+    sign = -1.0 if back else 1.0
+    cpu_loops.rotate(tokens, out, x.data_ptr(), table, x.stride(0), x.stride(1), heads, dim // 2, sign)
     return out
 
 
-def _attend(
-    out: torch.Tensor,
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    paths: PagedPaths,
-    scale: float,
-    softcap: float | None,
-) -> None:
-    heads, kv_heads, dim = q.shape[1], k.shape[1], q.shape[2]
-    kernels = _kernels()
-    isa = (
-        "amx"
-        if q.dtype == torch.bfloat16 and dim % PAGE_TOKENS == 0 and has_amx()
-        else "vec"
-        if dim % 32 == 0
-        else "vec16"
-    )
-    window = paths.window or -1
+def _attend(q: Tensor, k: Tensor, v: Tensor, paths: PagedPaths, scale: float, softcap: float | None) -> Tensor:
+    out, kernels = torch.empty_like(q), cpu_kernels()
+    assert kernels is not None, "PagedBackend.missing says where there are none"
+    tokens, heads, dim = q.shape
+    kv_heads = k.shape[1]
+    tiles = q.dtype == torch.bfloat16 and dim % PAGE_TOKENS == 0 and has_amx()
+    isa = "amx" if tiles else "vec" if dim % 32 == 0 else "vec16"
+    window, counts, bounds = paths.window or -1, paths.key_counts, paths.query_bounds
+    no_quantisation = (1.0, 1.0, "auto")
     schedule = kernels.get_scheduler_metadata(
-        len(paths.key_counts),
-        heads,
-        kv_heads,
-        dim,
-        paths.key_counts,
-        q.dtype,
-        paths.query_bounds,
-        True,
-        window,
-        isa,
-        False,
-        None,
-        "auto",
+        len(counts), heads, kv_heads, dim, counts, q.dtype, bounds, True, window, isa, False, None, "auto"
     )
     keys, values = paths.cache(kv_heads, dim).chunk(2, dim=2)
-    tokens, repeated = len(k), paths.repeated
-    kernels.cpu_attn_reshape_and_cache(k, v, keys, values, paths.slots[:tokens], isa, 1.0, 1.0, "auto")
-    if len(repeated):
-        again = k.index_select(0, repeated), v.index_select(0, repeated)
-        kernels.cpu_attn_reshape_and_cache(*again, keys, values, paths.slots[tokens:], isa, 1.0, 1.0, "auto")
-    kernels.cpu_attention_with_kv_cache(
-        q,
-        keys,
-        values,
-        out,
-        paths.query_bounds,
-        paths.key_counts,
-        scale,
-        True,
-        None,
-        window,
-        paths.page_table,
-        softcap or 0.0,
-        schedule,
-        None,
-        None,
-        1.0,
-        1.0,
-        "auto",
-    )
-
-
-def _kernels() -> Any:
-    kernels = cpu_kernels()
-    assert kernels is not None, "paged_attention_applies says where there are none"
-    return kernels
+    kernels.cpu_attn_reshape_and_cache(k, v, keys, values, paths.slots[:tokens], isa, *no_quantisation)
+    if len(paths.repeated):
+        again = (x.index_select(0, paths.repeated) for x in (k, v))
+        kernels.cpu_attn_reshape_and_cache(*again, keys, values, paths.slots[tokens:], isa, *no_quantisation)
+    inputs = (q, keys, values, out, bounds, counts, scale, True, None, window, paths.page_table, softcap or 0.0)
+    kernels.cpu_attention_with_kv_cache(*inputs, schedule, None, None, *no_quantisation)
+    return out

@@ -14,7 +14,8 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from megatron_rlpr.actor.attention.block_layout import AttentionRun, attention_runs
+from megatron_rlpr.actor.attention.block_layout import Runs, attention_runs
+from megatron_rlpr.packing import Nodes
 from megatron_rlpr.types import IntArray
 
 PAGE_TOKENS = 32
@@ -28,8 +29,7 @@ class PagedPaths:
     slots: int64 [T + W], where keys and values are written (slot = page * PAGE_TOKENS + place): every token's, then
     those of `repeated`, int64 [W], the tokens that children have in pages of their own. pages: how many there are.
     page_table: int32 [N, longest], every node's pages, padded with 0. query_bounds: int32 [N + 1]. key_counts: int32
-    [N].
-    window: 0 for none. nodes: as in `attention_runs`, for backward.
+    [N]. window: 0 for none. nodes: for backward.
     """
 
     slots: torch.Tensor
@@ -39,12 +39,11 @@ class PagedPaths:
     query_bounds: torch.Tensor
     key_counts: torch.Tensor
     window: int
-    nodes: tuple[IntArray, IntArray, IntArray, IntArray]
+    nodes: Nodes
     dtype: torch.dtype
 
     def cache(self, kv_heads: int, dim: int) -> torch.Tensor:
-        """Keys and values of every page, [pages, kv_heads, 2 * PAGE_TOKENS, dim], which every layer writes anew in the
-        same slots.
+        """Keys and values of every page, [pages, kv_heads, 2 * PAGE_TOKENS, dim]; every layer writes the same slots.
 
         The other slots are 0: the kernel masks what they hold, but nan times 0 would not be 0.
         """
@@ -58,35 +57,26 @@ class PagedPaths:
         return {}
 
     @cached_property
-    def runs(self) -> tuple[AttentionRun, ...]:
+    def runs(self) -> Runs:
         """The same attention in blocks of rows: no kernel computes the gradients."""
-        return attention_runs(*self.nodes, self.dtype, torch.device("cpu"), window=self.window)
+        return attention_runs(self.nodes, self.dtype, torch.device("cpu"), self.window)
 
 
-def paged_paths(
-    node_start: IntArray,
-    node_stop: IntArray,
-    node_parent: IntArray,
-    node_subtree_stop: IntArray,
-    dtype: torch.dtype,
-    window: int = 0,
-) -> PagedPaths:
-    """The pages of a forest in depth-first order; the arrays are those of `attention_runs`."""
-    paths: list[IntArray] = []
+def paged_paths(nodes: Nodes, dtype: torch.dtype, window: int = 0) -> PagedPaths:
+    """The pages of a forest."""
     tables: list[IntArray] = []
     slots: list[IntArray] = []
     repeated: list[IntArray] = []
     repeated_slots: list[IntArray] = []
     pages = 0
-    for start, stop, parent in zip(node_start, node_stop, node_parent, strict=True):
-        before = paths[parent] if parent >= 0 else np.empty(0, dtype=np.int64)
-        paths.append(np.concatenate([before, np.arange(start, stop)]))
+    for path, size, parent in zip(nodes.paths, nodes.stop - nodes.start, nodes.parent, strict=True):
+        before = path[: len(path) - size]
         shared = len(before) // PAGE_TOKENS
-        own = -(-len(paths[-1]) // PAGE_TOKENS) - shared
+        own = -(-len(path) // PAGE_TOKENS) - shared
         inherited = tables[parent][:shared] if parent >= 0 else np.empty(0, dtype=np.int64)
         tables.append(np.concatenate([inherited, np.arange(pages, pages + own)]))
         repeated.append(before[shared * PAGE_TOKENS :])
-        here = np.arange(len(repeated[-1]) + stop - start) + pages * PAGE_TOKENS
+        here = np.arange(len(repeated[-1]) + size) + pages * PAGE_TOKENS
         repeated_slots.append(here[: len(repeated[-1])])
         slots.append(here[len(repeated[-1]) :])
         pages += own
@@ -98,9 +88,9 @@ def paged_paths(
         repeated=torch.from_numpy(np.concatenate(repeated)),
         pages=pages,
         page_table=torch.from_numpy(page_table),
-        query_bounds=torch.from_numpy(np.append(node_start, node_stop[-1])).to(torch.int32),
-        key_counts=torch.tensor([len(path) for path in paths], dtype=torch.int32),
+        query_bounds=torch.from_numpy(np.append(nodes.start, nodes.stop[-1])).to(torch.int32),
+        key_counts=torch.tensor([len(path) for path in nodes.paths], dtype=torch.int32),
         window=window,
-        nodes=(node_start, node_stop, node_parent, node_subtree_stop),
+        nodes=nodes,
         dtype=dtype,
     )

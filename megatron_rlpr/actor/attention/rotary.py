@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
+from torch import Tensor
 
 from megatron_rlpr.weights.shape import ModelShape
 
 
-def inverse_frequencies(shape: ModelShape) -> torch.Tensor:
+def inverse_frequencies(shape: ModelShape) -> Tensor:
     """float32 [head_dim / 2]; the Llama 3.1 scaling is applied where the checkpoint asks for it.
 
     Llama 3.1: wavelengths beyond original_max / low_freq_factor are stretched by `factor`, those shorter than
@@ -26,16 +29,27 @@ def inverse_frequencies(shape: ModelShape) -> torch.Tensor:
     return kept_share * frequencies + (1 - kept_share) * frequencies / factor
 
 
-def cos_sin(
-    positions: torch.Tensor, frequencies: torch.Tensor, dtype: torch.dtype
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tables for positions int64 [T]: cos and sin, each [T, 1, 1, head_dim]; angles in fp32, result in dtype."""
-    angles = positions.to(torch.float32)[:, None] * frequencies.to(positions.device)[None, :]
-    angles = torch.cat((angles, angles), dim=-1)[:, None, None, :]
-    return angles.cos().to(dtype), angles.sin().to(dtype)
+@dataclass(frozen=True)
+class Rotary:
+    """The angles of T tokens: cos and sin, each [T, 1, head_dim], in the compute dtype."""
 
+    cos: Tensor
+    sin: Tensor
 
-def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotate x [T, 1, heads, head_dim] by the tables' angles (halves paired, as Llama and Qwen do)."""
-    first, second = x.chunk(2, dim=-1)
-    return torch.addcmul(x * cos, torch.cat((-second, first), dim=-1), sin)
+    @staticmethod
+    def at(positions: Tensor, frequencies: Tensor, dtype: torch.dtype) -> Rotary:
+        """For positions int64 [T]; the angles are computed in fp32."""
+        angles = positions.to(torch.float32)[:, None] * frequencies.to(positions.device)[None, :]
+        angles = torch.cat((angles, angles), dim=-1)[:, None, :]
+        return Rotary(angles.cos().to(dtype), angles.sin().to(dtype))
+
+    def rotate(self, x: Tensor) -> Tensor:
+        """x [T, heads, head_dim], rotated (halves paired, as Llama and Qwen do)."""
+        first, second = x.chunk(2, dim=-1)
+        return torch.addcmul(x * self.cos, torch.cat((-second, first), dim=-1), self.sin)
+
+    @cached_property
+    def table(self) -> Tensor:
+        """[T, head_dim]: cosines of the head_dim / 2 angles, then sines."""
+        half = self.cos.shape[-1] // 2
+        return torch.cat((self.cos[:, 0, :half], self.sin[:, 0, :half]), dim=-1)

@@ -209,9 +209,7 @@ def _block_spec(config: TransformerConfig, shape: ModelShape) -> TransformerBloc
         layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = RMSNorm
         final_norm = RMSNorm
     attention = layer.submodules.self_attention.submodules
-    attention.core_attention = ModuleSpec(
-        module=TreeCoreAttention, params={"windows": shape.layer_windows, "softcap": shape.attention_softcap}
-    )
+    attention.core_attention = ModuleSpec(module=TreeCoreAttention, params={"shape": shape})
     if shape.qk_norm and not torch.cuda.is_available():
         attention.q_layernorm = attention.k_layernorm = RMSNorm
     feed_forward = layer.submodules.mlp.submodules

@@ -14,8 +14,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_rlpr.actor.attention.paged_attention import _rotated
-from megatron_rlpr.actor.attention.rotary import rotate
+from megatron_rlpr.actor.attention.paged_attention import rotated
+from megatron_rlpr.actor.attention.rotary import Rotary
 from megatron_rlpr.actor.cpu import loops as cpu_loops
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -110,12 +110,11 @@ def test_rotation_of_strided_heads(dtype: torch.dtype) -> None:
     cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
     keys = qkv[:, :, 2]
     rotary = torch.cat((cos, sin), dim=-1)
-    found = _rotated(keys, rotary)
-    wide_cos, wide_sin = (torch.cat((t, t), dim=-1)[:, None, None, :].float() for t in (cos, sin))
-    expected = rotate(keys[:, None].float(), wide_cos, wide_sin)[:, 0]
+    found = rotated(keys, rotary)
+    expected = Rotary(*(torch.cat((t, t), dim=-1)[:, None, :].float() for t in (cos, sin))).rotate(keys.float())
     torch.testing.assert_close(found.float(), expected, atol=1e-6, rtol=TOLERANCE[dtype])
     if dtype == torch.float32:
-        torch.testing.assert_close(_rotated(found, rotary, back=True), keys)
+        torch.testing.assert_close(rotated(found, rotary, back=True), keys)
 
 
 def test_numbers_are_rounded_to_nearest_even_as_torch_does() -> None:
@@ -126,11 +125,11 @@ def test_numbers_are_rounded_to_nearest_even_as_torch_does() -> None:
         .view(128, 2, 16)
     )
     same = torch.cat((torch.ones(128, 8), torch.zeros(128, 8)), dim=-1).bfloat16()
-    assert torch.equal(_rotated(values, same), values)
+    assert torch.equal(rotated(values, same), values)
     third = torch.full((128, 16), 1 / 3).bfloat16()
     x, y = values[..., :8].float(), values[..., 8:].float()
     c = float(third[0, 0])
-    assert torch.equal(_rotated(values, third), torch.cat(((x * c - y * c), (y * c + x * c)), dim=-1).bfloat16())
+    assert torch.equal(rotated(values, third), torch.cat(((x * c - y * c), (y * c + x * c)), dim=-1).bfloat16())
 
 
 def test_threads_do_not_change_the_numbers() -> None:

@@ -8,13 +8,15 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from megatron_rlpr.actor.attention.block_attention import BlockAttention
+from megatron_rlpr.actor.attention.block_attention import BlockAttention, BlockBackend
 from megatron_rlpr.actor.attention.block_layout import attention_runs
-from megatron_rlpr.actor.attention.flash_layout import path_segments
-from megatron_rlpr.actor.attention.layout import TreeLayout
-from megatron_rlpr.actor.attention.paged_attention import PagedAttention, paged_attention_applies
+from megatron_rlpr.actor.attention.flash_attention import FlashBackend
+from megatron_rlpr.actor.attention.paged_attention import PagedBackend
 from megatron_rlpr.actor.attention.paged_layout import PAGE_TOKENS, paged_paths
-from megatron_rlpr.actor.attention.rotary import cos_sin, rotate
+from megatron_rlpr.actor.attention.rotary import Rotary
+from megatron_rlpr.packing import Nodes
+
+CPU = torch.device("cpu")
 
 
 class Forest:
@@ -42,8 +44,9 @@ class Forest:
             self.add(child, node, tuple(path_here))
         self.subtree_stop[node] = len(self.paths)
 
-    def arrays(self) -> list[np.ndarray]:
-        return [np.asarray(a, dtype=np.int64) for a in (self.start, self.stop, self.parent, self.subtree_stop)]
+    @property
+    def nodes(self) -> Nodes:
+        return Nodes(*(np.asarray(a, dtype=np.int64) for a in (self.start, self.stop, self.parent, self.subtree_stop)))
 
 
 leaf = st.tuples(st.integers(1, 9), st.just([]))
@@ -90,7 +93,7 @@ def test_every_token_attends_to_exactly_its_path(
     inputs = random_inputs(len(forest.paths))
     cotangent = torch.randn(inputs[0].shape, generator=torch.Generator().manual_seed(1))
 
-    blocks = attention_runs(*forest.arrays(), torch.float32, torch.device("cpu"), block_rows, window)
+    blocks = attention_runs(forest.nodes, torch.float32, CPU, window, block_rows)
     out = BlockAttention.apply(*inputs, blocks, softcap)
     grads = torch.autograd.grad((out * cotangent).sum(), inputs)
 
@@ -109,7 +112,7 @@ def test_segments_under_a_bottom_right_causal_mask_are_the_same_attention(spec: 
     for tree in spec:
         forest.add(tree)
     q, k, v = random_inputs(len(forest.paths))
-    segments = path_segments(*forest.arrays()[:3], torch.device("cpu"), window)
+    segments = FlashBackend().lay_out(forest.nodes, torch.float32, CPU, window)
     parts = []
     for first_q, last_q, first_k, last_k in zip(
         segments.query_bounds[:-1],
@@ -148,7 +151,7 @@ def test_paged_attention_is_rotation_and_block_attention(
     spec: list, window: int, softcap: float | None, head_dim: int
 ) -> None:
     """Values and gradients, with pages that fill up in the middle of a node and are shared by its children."""
-    if not paged_attention_applies(torch.float32, head_dim):
+    if PagedBackend().missing():
         pytest.skip("vLLM's CPU attention kernel is not installed here")
     forest = Forest()
     for tree in spec:
@@ -161,29 +164,22 @@ def test_paged_attention_is_rotation_and_block_attention(
     ]
     cotangent = torch.randn(inputs[0].shape, generator=generator)
     positions = torch.tensor([len(path) - 1 for path in forest.paths])
-    cos, sin = cos_sin(positions, 1.0 / 1e4 ** (torch.arange(0, head_dim, 2) / head_dim), torch.float32)
-    paths = paged_paths(*forest.arrays(), torch.float32, window)
-    layout = TreeLayout({window: paths}, cos, sin)
+    rotary = Rotary.at(positions, 1.0 / 1e4 ** (torch.arange(0, head_dim, 2) / head_dim), torch.float32)
 
-    out = PagedAttention.apply(*inputs, paths, layout.rotary, scale, softcap)
-    grads = torch.autograd.grad((out * cotangent).sum(), inputs)
-
-    q, k = rotate(inputs[0][:, None] * scale, cos, sin)[:, 0], rotate(inputs[1][:, None], cos, sin)[:, 0]
-    blocks = attention_runs(*forest.arrays(), torch.float32, torch.device("cpu"), window=window)
-    by_head = (x.transpose(0, 1) for x in (k, inputs[2]))
-    expected = BlockAttention.apply(q.view(tokens, kv_heads, groups, head_dim), *by_head, blocks, softcap).reshape(
-        out.shape
-    )
-    expected_grads = torch.autograd.grad((expected * cotangent).sum(), inputs)
-    torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
-    for got, want in zip(grads, expected_grads, strict=True):
+    found, expected = [], []
+    for backend, results in ((PagedBackend(), found), (BlockBackend(), expected)):
+        layout = backend.lay_out(forest.nodes, torch.float32, CPU, window)
+        results.append(backend.attend(*inputs, layout, rotary, scale, softcap))
+        results += torch.autograd.grad((results[0] * cotangent).sum(), inputs)
+    torch.testing.assert_close(found[0], expected[0], atol=1e-5, rtol=1e-5)
+    for got, want in zip(found[1:], expected[1:], strict=True):
         torch.testing.assert_close(got, want, atol=5e-5, rtol=1e-4)
 
 
 def test_pages_repeat_less_than_one_page_for_every_node() -> None:
     forest = Forest()
     forest.add((205, [(300, [(8, []), (6, [])])] * 8))
-    paths = paged_paths(*forest.arrays(), torch.float32)
+    paths = paged_paths(forest.nodes, torch.float32)
     assert len(paths.repeated) <= len(forest.start) * (PAGE_TOKENS - 1)
     assert len(paths.slots) == len(forest.paths) + len(paths.repeated)
     assert len(set(paths.slots.tolist())) == len(paths.slots)
@@ -193,9 +189,7 @@ def test_pages_repeat_less_than_one_page_for_every_node() -> None:
 def test_nothing_of_size_tokens_by_tokens_is_built() -> None:
     forest = Forest()
     forest.add((3000, [(1000, []), (1000, [])]))
-    blocks = [
-        block for run in attention_runs(*forest.arrays(), torch.float32, torch.device("cpu")) for block in run.blocks
-    ]
+    blocks = [block for run in attention_runs(forest.nodes, torch.float32, CPU) for block in run.blocks]
     largest_bias = max(b.bias.numel() for b in blocks)
     assert largest_bias <= 2 * 128 * 1200  # a block that touches both leaves masks the first leaf's part only
     assert sum(b.bias.numel() for b in blocks) < 5000 * 400
@@ -204,16 +198,16 @@ def test_nothing_of_size_tokens_by_tokens_is_built() -> None:
 def test_a_window_bounds_the_keys_of_every_block() -> None:
     forest = Forest()
     forest.add((3000, [(1000, []), (1000, [])]))
-    runs = attention_runs(*forest.arrays(), torch.float32, torch.device("cpu"), window=256)
+    runs = attention_runs(forest.nodes, torch.float32, CPU, window=256)
     assert max(block.stop_key - block.first_key for run in runs for block in run.blocks) <= 256 + 128 - 1
-    segments = path_segments(*forest.arrays()[:3], torch.device("cpu"), window=256)
+    segments = FlashBackend().lay_out(forest.nodes, torch.float32, CPU, window=256)
     assert segments.key_bounds.diff().tolist() == [3000, 1255, 1255]
 
 
 @pytest.mark.parametrize("kernel", [False, True])
 def test_bf16_stays_close_to_fp32(kernel: bool) -> None:
     """Without the kernel by blocks, with it by whatever instructions this processor has for bf16."""
-    if kernel and not paged_attention_applies(torch.bfloat16, 64):
+    if kernel and PagedBackend().missing():
         pytest.skip("vLLM's CPU attention kernel is not installed here")
     forest = Forest()
     forest.add((100, [(60, []), (70, [(5, []), (9, [])])]))
@@ -223,14 +217,13 @@ def test_bf16_stays_close_to_fp32(kernel: bool) -> None:
         torch.randn(*shape, generator=generator) for shape in ((tokens, 3, 3, 64), (3, tokens, 64), (3, tokens, 64))
     )
     q = q / 8
-    exact = BlockAttention.apply(q, k, v, attention_runs(*forest.arrays(), torch.float32, torch.device("cpu")))
+    exact = BlockAttention.apply(q, k, v, attention_runs(forest.nodes, torch.float32, CPU))
     low = [x.to(torch.bfloat16) for x in (q, k, v)]
     if kernel:
-        still = torch.cat([torch.ones(tokens, 32), torch.zeros(tokens, 32)], dim=1).bfloat16()
+        still = Rotary(torch.ones(tokens, 1, 64).bfloat16(), torch.zeros(tokens, 1, 64).bfloat16())
         by_token = (low[0].flatten(1, 2), low[1].transpose(0, 1), low[2].transpose(0, 1))
-        rounded = PagedAttention.apply(*by_token, paged_paths(*forest.arrays(), torch.bfloat16), still, 1.0, None).view(
-            exact.shape
-        )
+        paths = paged_paths(forest.nodes, torch.bfloat16)
+        rounded = PagedBackend().attend(*by_token, paths, still, 1.0, None).view(exact.shape)
     else:
-        rounded = BlockAttention.apply(*low, attention_runs(*forest.arrays(), torch.bfloat16, torch.device("cpu")))
+        rounded = BlockAttention.apply(*low, attention_runs(forest.nodes, torch.bfloat16, CPU))
     assert (rounded.float() - exact).norm() / exact.norm() < 0.01

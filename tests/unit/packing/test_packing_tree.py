@@ -14,10 +14,10 @@ from megatron_rlpr.types import ScoreRequest
 
 def ancestors(tree: TreeMicroBatch, token: int) -> list[int]:
     """Tokens from the root to `token`, itself included, by following the nodes' parents."""
-    node = int(np.searchsorted(tree.node_start, token, side="right")) - 1
-    path = list(range(int(tree.node_start[node]), token + 1))
-    while (node := int(tree.node_parent[node])) >= 0:
-        path = list(range(int(tree.node_start[node]), int(tree.node_stop[node]))) + path
+    node = int(np.searchsorted(tree.nodes.start, token, side="right")) - 1
+    path = list(range(int(tree.nodes.start[node]), token + 1))
+    while (node := int(tree.nodes.parent[node])) >= 0:
+        path = list(range(int(tree.nodes.start[node]), int(tree.nodes.stop[node]))) + path
     return path
 
 
@@ -68,8 +68,8 @@ def test_without_sharing_every_sequence_is_a_root_with_rows_of_its_own(requests:
     wanted = [r for r in requests if r.stop > r.start]
     assert tree.num_tokens - tree.padding == sum(len(inputs(r)) for r in wanted)
     assert tree.head_rows == len(tree.row_of_want) == sum(r.stop - r.start for r in wanted)
-    assert (tree.node_parent == -1).all()
-    assert len(tree.node_start) == max(len(wanted), 1)
+    assert (tree.nodes.parent == -1).all()
+    assert len(tree.nodes.start) == max(len(wanted), 1)
 
 
 @given(request_lists, st.integers(1, 5))
@@ -78,11 +78,11 @@ def test_descendants_are_the_tokens_between_a_nodes_end_and_its_subtrees_end(
     requests: list[ScoreRequest], multiple: int
 ) -> None:
     tree = build_tree(sort_sequences(requests, share_prefixes=True), multiple)
-    assert tree.node_start.tolist() == [0, *tree.node_stop[:-1].tolist()]
-    assert tree.node_stop[-1] == tree.num_tokens
-    assert (tree.node_stop > tree.node_start).all()
+    assert tree.nodes.start.tolist() == [0, *tree.nodes.stop[:-1].tolist()]
+    assert tree.nodes.stop[-1] == tree.num_tokens
+    assert (tree.nodes.stop > tree.nodes.start).all()
     seen_from = [set(ancestors(tree, token)) for token in range(tree.num_tokens)]
-    for start, stop, subtree_stop in zip(tree.node_start, tree.node_stop, tree.node_subtree_stop, strict=True):
+    for start, stop, subtree_stop in zip(tree.nodes.start, tree.nodes.stop, tree.nodes.subtree_stop, strict=True):
         below = [token for token in range(tree.num_tokens) if stop - 1 in seen_from[token] and token >= stop]
         assert below == list(range(stop, subtree_stop))
         assert start not in {token for above in seen_from[:start] for token in above}
@@ -97,11 +97,11 @@ def test_a_node_is_a_maximal_run_of_tokens_with_the_same_sequences_through_it(re
     through = [
         frozenset(i for i, r in enumerate(wanted) if inputs(r)[: len(path)] == path) for path in token_paths(tree)
     ]
-    nodes = zip(tree.node_start.tolist(), tree.node_stop.tolist(), tree.node_parent.tolist(), strict=True)
+    nodes = zip(tree.nodes.start.tolist(), tree.nodes.stop.tolist(), tree.nodes.parent.tolist(), strict=True)
     for start, stop, parent in nodes if wanted else []:
         assert len(set(through[start:stop])) == 1
         if parent >= 0:
-            assert through[start] < through[int(tree.node_stop[parent]) - 1]
+            assert through[start] < through[int(tree.nodes.stop[parent]) - 1]
 
 
 @pytest.mark.parametrize("multiple", [1, 2, 8])
@@ -111,8 +111,8 @@ def test_padding_is_one_root_without_rows_behind_the_tree(multiple: int) -> None
     assert tree.num_tokens % multiple == 0
     assert tree.num_tokens - tree.padding == 6
     if tree.padding:
-        assert tree.node_start[-1] == 6
-        assert tree.node_parent[-1] == -1
+        assert tree.nodes.start[-1] == 6
+        assert tree.nodes.parent[-1] == -1
         assert tree.token_ids[6:].tolist() == [PADDING_TOKEN_ID] * tree.padding
         assert tree.positions[6:].tolist() == list(range(tree.padding))
     assert tree.source_row.max() < 6
@@ -122,7 +122,7 @@ def test_padding_is_one_root_without_rows_behind_the_tree(multiple: int) -> None
 def test_no_sequences_make_a_micro_batch_of_padding_alone(multiple: int) -> None:
     tree = build_tree(sort_sequences([], share_prefixes=True), multiple)
     assert tree.num_tokens == tree.padding == multiple
-    assert tree.node_parent.tolist() == [-1]
+    assert tree.nodes.parent.tolist() == [-1]
     assert tree.head_rows == len(tree.row_of_want) == 0
 
 
@@ -134,9 +134,9 @@ def test_a_prompt_its_response_and_the_spliced_reference_share_what_they_have_in
     tree = build_tree(sort_sequences([response, spliced, other], share_prefixes=True))
     assert tree.token_ids.tolist() == [1, 2, 3, 4, 5, 6, 7, 9, 12]
     assert tree.positions.tolist() == [0, 1, 2, 3, 4, 5, 6, 6, 3]
-    assert tree.node_start.tolist() == [0, 3, 6, 7, 8]
-    assert tree.node_parent.tolist() == [-1, 0, 1, 1, 0]
-    assert tree.node_subtree_stop.tolist() == [9, 8, 7, 8, 9]
+    assert tree.nodes.start.tolist() == [0, 3, 6, 7, 8]
+    assert tree.nodes.parent.tolist() == [-1, 0, 1, 1, 0]
+    assert tree.nodes.subtree_stop.tolist() == [9, 8, 7, 8, 9]
 
 
 def test_two_sequences_that_want_the_same_token_of_a_shared_prefix_point_at_one_row() -> None:

@@ -1,0 +1,64 @@
+"""Who computes tree attention: what every backend offers, and the one place that chooses.
+
+A new backend is one file, or a pair for its layout and its attention, and an entry in BACKENDS.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import cache
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from megatron_rlpr.actor.attention.block_attention import BlockBackend
+from megatron_rlpr.actor.attention.flash_attention import FlashBackend
+from megatron_rlpr.actor.attention.paged_attention import PagedBackend
+from megatron_rlpr.actor.attention.rotary import Rotary
+from megatron_rlpr.packing import Nodes
+
+Layout = TypeVar("Layout")
+
+
+class Backend(Protocol[Layout]):
+    """One way to let every token attend to its ancestors and to itself, forward and backward."""
+
+    name: str
+
+    def applies(self, dtype: torch.dtype, head_dim: int, softcap: float | None, device: torch.device) -> bool:
+        """Whether it can compute such attention on such a device, if nothing is `missing`."""
+
+    def missing(self) -> str:
+        """What this machine lacks for it, as a clause; empty when it lacks nothing."""
+
+    def lay_out(self, nodes: Nodes, dtype: torch.dtype, device: torch.device, window: int) -> Layout:
+        """Who sees whom in a forest. window: how many tokens one sees, itself included; 0: itself and all ancestors."""
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, layout: Layout, rotary: Rotary, scale: float, softcap: float | None
+    ) -> Tensor:
+        """q [T, H, D], k and v [T, K, D], not yet rotated -> [T, H, D]; softcap: of the scaled scores."""
+
+
+BACKENDS: tuple[Backend[Any], ...] = (FlashBackend(), PagedBackend(), BlockBackend())
+"""The fastest first; the last one always applies."""
+
+
+@cache
+def choose_backend(
+    dtype: torch.dtype,
+    head_dim: int,
+    softcap: float | None,
+    device: torch.device,
+    backends: tuple[Backend[Any], ...] = BACKENDS,
+) -> Backend[Any]:
+    """The first that applies and is here. Its name is logged once, as a warning when a faster one is missing."""
+    applying = [backend for backend in backends if backend.applies(dtype, head_dim, softcap, device)]
+    chosen = next(backend for backend in applying if not backend.missing())
+    reasons = [
+        f"; {faster.name} would be faster, but {faster.missing()}" for faster in applying[: applying.index(chosen)]
+    ]
+    level = logging.WARNING if reasons else logging.INFO
+    logging.getLogger(__name__).log(level, "tree attention is computed by %s%s", chosen.name, "".join(reasons))
+    return chosen
