@@ -1,6 +1,6 @@
 """What the output head does with one tile of logits, forward and backward.
 
-On a CPU by compiled loops (`cpu_loops`), which read the matrix product's result once or twice; elsewhere in tensor
+On a CPU by compiled loops (`cpu.loops`), which read the matrix product's result once or twice; elsewhere in tensor
 operations. Sums and logits are in units of ln 2 ("bits"): exp2 is faster than exp.
 """
 
@@ -31,8 +31,7 @@ class LogitTiles:
         self._exponentials = None if compiled else torch.empty(size, dtype=torch.float32, device=like.device)
 
     def logits(self, hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """hidden [r, h] @ weight [c, h]^T, soft-capped: [r, c], float32 or, where that suffices, in the compute
-        dtype."""
+        """hidden [r, h] @ weight [c, h]^T, soft-capped: [r, c], float32 or, where it suffices, the compute dtype."""
         shape = hidden.shape[0], weight.shape[0]
         products = torch.mm(hidden, weight.t(), out=_first(self._products, shape))
         logits = products if self._wide is self._products else _first(self._wide, shape).copy_(products)
@@ -43,15 +42,14 @@ class LogitTiles:
         if self.compiled:
             cpu_loops.head_sums(len(logits), logits, sums, logits.shape[1], self.scale)
             return
-        raise_top(sums, logits.amax(-1) * self.scale)
+        _raise_top(sums, logits.amax(-1) * self.scale)
         bits = torch.add(-sums[0, :, None], logits, alpha=self.scale, out=logits)
         exponentials = self._exp2(bits)
         sums[1] += exponentials.sum(-1)
         sums[2] += bits.mul_(exponentials).sum(-1)
 
     def gradient(self, logits: torch.Tensor, rows: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """(factor + slope * bits) * 2**bits [r, c], where bits = logits * scale - normaliser; the logits are
-        overwritten.
+        """(factor + slope * bits) * 2**bits [r, c] in place of the logits, where bits = logits * scale - normaliser.
 
         rows: fp32 [4, r], normaliser, factor, slope, and what is added in the target's column before anything is
         rounded: for a likely target the two nearly cancel. target: int64 [r], -1 where it lies elsewhere.
@@ -83,8 +81,7 @@ def _first(buffer: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
 class RunningSums:
     """What is known of every row after some of the vocabulary, fp32, in bits.
 
-    sums [3, R]: the largest logit; the sum of 2**(logit - largest); the sum of 2**(logit - largest) * (logit -
-    largest).
+    sums [3, R]: the largest logit; the sums of 2**(logit - largest) and of 2**(logit - largest) * (logit - largest).
     target [R]: the target's logit.
     """
 
@@ -94,10 +91,10 @@ class RunningSums:
         self.sums[0] = torch.finfo(torch.float32).min / 4
         self.target = torch.zeros(rows, device=device)
 
-    def add(self, logits: torch.Tensor, column: torch.Tensor, inside: torch.Tensor, tiles: LogitTiles) -> None:
-        """Take in logits [R, c]; they are overwritten. column, inside: [R], where the target lies."""
-        found = logits.gather(1, column[:, None])[:, 0].float() * tiles.scale
-        self.target += found.where(inside, 0.0)
+    def add(self, logits: torch.Tensor, target: torch.Tensor, tiles: LogitTiles) -> None:
+        """Take in logits [R, c]; they are overwritten. target: int64 [R], -1 where it lies elsewhere."""
+        found = logits.gather(1, target.clamp(min=0)[:, None])[:, 0].float() * tiles.scale
+        self.target += found.where(target >= 0, 0.0)
         tiles.take_in(logits, self.sums)
 
     def log_prob_and_entropy(self, group: dist.ProcessGroup | None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -105,7 +102,7 @@ class RunningSums:
         if group is not None:
             top = self.sums[0].clone()
             dist.all_reduce(top, op=dist.ReduceOp.MAX, group=group)
-            raise_top(self.sums, top)
+            _raise_top(self.sums, top)
             added = torch.stack([*self.sums[1:], self.target])
             dist.all_reduce(added, group=group)
             self.sums[1:], self.target = added[:2], added[2]
@@ -115,7 +112,7 @@ class RunningSums:
         return torch.stack([self.target - normaliser, log_total - expected / total], dim=1), normaliser
 
 
-def raise_top(sums: torch.Tensor, top: torch.Tensor) -> None:
+def _raise_top(sums: torch.Tensor, top: torch.Tensor) -> None:
     """Relate running sums [3, r] to a logit [r] that may be larger than the largest so far, in place."""
     new = torch.maximum(sums[0], top)
     drop = sums[0] - new

@@ -2,10 +2,9 @@
 
 Both directions go through the vocabulary in slices, each for all rows at once. Forward keeps per row a running maximum,
 sum of exponentials and expected logit; at the end the vocabulary shards of the tensor-parallel ranks put theirs
-together. Backward
-computes the logits again: with the normalisers known, slices are independent, the weight's gradient is written once
-instead of being added up, and no collective is needed. The extra memory is that of one chunk (chunk rows x vocabulary /
-TP), whatever the number of rows.
+together. Backward computes the logits again: with the normalisers known, slices are independent, the weight's gradient
+is written once instead of being added up, and no collective is needed. The extra memory is that of one chunk (chunk
+rows x vocabulary / TP), whatever the number of rows.
 
 With logits z already divided by the temperature, p = softmax(z), y the target and H the entropy:
     log p_y = z_y - logsumexp(z)                 d log p_y / dz = onehot(y) - p
@@ -18,6 +17,7 @@ Inside, logits and their sums are in units of ln 2 ("bits"): exp2 is several tim
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,28 +58,21 @@ class _SelectedHead(torch.autograd.Function):
         chunk_rows: int,
         softcap: float | None,
     ) -> torch.Tensor:
-        real = weight[: shard.valid_rows]
-        column = targets - shard.first
-        here = (column >= 0) & (column < shard.valid_rows)
-        column = column.clamp(0, max(shard.valid_rows - 1, 0))
-        sums = RunningSums(hidden.shape[0], hidden.device)
-        width = _slice_width(hidden.shape[0], shard.valid_rows, chunk_rows)
-        tiles = LogitTiles(hidden.shape[0] * width, hidden, softcap, _BITS / temperature)
-        for first in range(0, shard.valid_rows, width):
-            part = real[first : first + width]
-            inside = here & (column >= first) & (column < first + len(part))
-            sums.add(tiles.logits(hidden, part), (column - first).clamp(0, len(part) - 1), inside, tiles)
+        sums, target = RunningSums(len(hidden), hidden.device), targets - shard.first
+        width = _slice_width(len(hidden), shard.valid_rows, chunk_rows)
+        tiles = LogitTiles(len(hidden) * width, hidden, softcap, _BITS / temperature)
+        for columns, here in _slices(target, shard.valid_rows, width):
+            sums.add(tiles.logits(hidden, weight[columns]), here, tiles)
         out, normaliser = sums.log_prob_and_entropy(shard.group)
         out /= _BITS
-        ctx.save_for_backward(hidden, weight, column, here, out, normaliser)
+        ctx.save_for_backward(hidden, weight, target, out, normaliser)
         ctx.constants = (shard, temperature, chunk_rows, softcap)
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        hidden, weight, column, here, out, normaliser = ctx.saved_tensors
+        hidden, weight, target, out, normaliser = ctx.saved_tensors
         shard, temperature, chunk_rows, softcap = ctx.constants
-        num_rows = hidden.shape[0]
         grad_log_prob, grad_entropy = (grad / temperature).unbind(1)
         # dz = grad_log_prob * onehot - p * (factor + slope * bits), where bits = (z - logsumexp) / ln 2
         factor = -(grad_log_prob + grad_entropy * out[:, 1])
@@ -87,14 +80,12 @@ class _SelectedHead(torch.autograd.Function):
         grad_hidden = torch.zeros(hidden.shape, dtype=torch.float32, device=hidden.device)
         grad_weight = torch.empty_like(weight)
         grad_weight[shard.valid_rows :] = 0
-        width = _slice_width(num_rows, shard.valid_rows, chunk_rows)
-        tiles = LogitTiles(num_rows * width, hidden, softcap, _BITS / temperature)
-        for start in range(0, shard.valid_rows, width):
-            columns = slice(start, min(start + width, shard.valid_rows))
+        width = _slice_width(len(hidden), shard.valid_rows, chunk_rows)
+        tiles = LogitTiles(len(hidden) * width, hidden, softcap, _BITS / temperature)
+        for columns, here in _slices(target, shard.valid_rows, width):
             logits = tiles.logits(hidden, weight[columns])
             derivative = None if softcap is None else 1 - (logits / softcap).square_()
-            inside = here & (column >= columns.start) & (column < columns.stop)
-            grad_logits = tiles.gradient(logits, of_rows, (column - columns.start).where(inside, -1))
+            grad_logits = tiles.gradient(logits, of_rows, here)
             if derivative is not None:
                 grad_logits.mul_(derivative)
             rounded = tiles.in_compute_dtype(grad_logits)
@@ -107,11 +98,17 @@ class _SelectedHead(torch.autograd.Function):
 
 
 def _slice_width(num_rows: int, num_columns: int, chunk_rows: int) -> int:
-    """Columns whose logits for all rows fill one chunk's memory: at least one, a round number where there are
-    enough."""
+    """Columns whose logits for all rows fill one chunk's memory: at least one, a round number where they suffice."""
     width = chunk_rows * num_columns // max(num_rows, 1)
     width -= width % next((multiple for multiple in _ROUND_WIDTHS if width > multiple), 1)
     return max(1, min(width, num_columns))
+
+
+def _slices(target: torch.Tensor, num_columns: int, width: int) -> Iterator[tuple[slice, torch.Tensor]]:
+    """The columns, `width` at a time, and which of them is each row's target: int64 [R], -1 where it lies elsewhere."""
+    for start in range(0, num_columns, width):
+        stop = min(start + width, num_columns)
+        yield slice(start, stop), (target - start).where((target >= start) & (target < stop), -1)
 
 
 def selected_log_probs(

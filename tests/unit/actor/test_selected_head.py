@@ -58,12 +58,12 @@ def test_compiled_loops_and_tensor_operations_do_the_same(dtype: torch.dtype, so
         torch.randn(30, 16, generator=generator).to(dtype),
     )
     rows = torch.randn(4, 9, generator=generator)
-    column, inside = torch.arange(9), torch.ones(9, dtype=torch.bool)
+    column = torch.arange(9)
     found = []
     for compiled in (True, False):
         tiles, sums = LogitTiles(9 * 30, hidden, softcap, 1.3, compiled), RunningSums(9, hidden.device)
         for part in weight.chunk(2):
-            sums.add(tiles.logits(hidden, part), column, inside, tiles)
+            sums.add(tiles.logits(hidden, part), column, tiles)
         gradient = tiles.in_compute_dtype(
             tiles.gradient(tiles.logits(hidden, weight), rows, column.where(column % 3 > 0, -1))
         ).clone()
