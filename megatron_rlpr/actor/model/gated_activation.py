@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from megatron.core.transformer.module import MegatronModule
-from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_rlpr.actor.cpu import loops as cpu_loops
 
@@ -37,9 +36,6 @@ class _GatedSilu(torch.autograd.Function):
 
 class GatedSilu(MegatronModule):
     """What Megatron builds where `use_te_activation_func` asks for a module instead of a function."""
-
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__(config)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [..., 2 f] -> [..., f]."""

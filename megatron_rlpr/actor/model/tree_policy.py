@@ -29,8 +29,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron_rlpr.actor.attention.core import TreeCoreAttention
 from megatron_rlpr.actor.attention.layout import TreeSeqParams
 from megatron_rlpr.actor.model.gated_activation import GatedSilu
-from megatron_rlpr.actor.model.post_norm import with_post_norm
-from megatron_rlpr.actor.model.rms_norm import RMSNorm
+from megatron_rlpr.actor.model.norms import RMSNorm, with_post_norm
 from megatron_rlpr.actor.model.selected_head import VocabShard, selected_log_probs
 from megatron_rlpr.config.schema import ActorConfig
 from megatron_rlpr.system.dtypes import DTYPES
@@ -62,18 +61,13 @@ class TreePolicy(GPTModel):
         else:
             hidden_states = copy_to_tensor_model_parallel_region(hidden_states)
         rows = hidden_states[:, 0].index_select(0, head.source_rows)
-        weight, shard = self.output_weight(), self.vocab_shard()
-        return selected_log_probs(
-            rows, weight, head.targets, shard, head.temperature, head.chunk_rows, self.final_softcap
-        )
+        of_rows = (head.temperature, head.chunk_rows, self.final_softcap)
+        return selected_log_probs(rows, self.output_weight(), head.targets, self.vocab_shard(), *of_rows)
 
     def output_weight(self) -> torch.Tensor:
         """This rank's [padded vocabulary / TP, hidden] output weight (the embedding, when tied)."""
-        return (
-            self.shared_embedding_or_output_weight()
-            if self.share_embeddings_and_output_weights
-            else self.output_layer.weight
-        )
+        tied = self.share_embeddings_and_output_weights
+        return self.shared_embedding_or_output_weight() if tied else self.output_layer.weight
 
     def vocab_shard(self) -> VocabShard:
         """Which token ids this rank's output weight holds."""
@@ -95,18 +89,10 @@ def padded_vocab_size(vocab_size: int, tensor_parallel_size: int) -> int:
 
 
 def transformer_config(shape: ModelShape, actor: ActorConfig) -> TransformerConfig:
-    """Megatron's configuration of the policy. Fused kernels are on only where CUDA is."""
-    dtype = DTYPES[actor.dtype]
-    fused = torch.cuda.is_available()
-    recompute: dict[str, Any] = {}
-    if actor.recompute_granularity == "full":
-        recompute = {
-            "recompute_granularity": "full",
-            "recompute_method": actor.recompute_method,
-            "recompute_num_layers": actor.recompute_num_layers,
-        }
-    elif actor.recompute_granularity == "selective":
-        recompute = {"recompute_granularity": "selective"}
+    """Megatron's configuration of the policy. Fused kernels are on only where CUDA is; no dropout, no other fusion."""
+    dtype, fused = DTYPES[actor.dtype], torch.cuda.is_available()
+    granularity = None if actor.recompute_granularity == "none" else actor.recompute_granularity
+    whole_layers = granularity == "full"
     fp8: dict[str, Any] = {"fp8": actor.fp8, "fp8_recipe": actor.fp8_recipe} if actor.fp8 else {}
     experts = _expert_options(shape.experts, actor) if shape.experts else {}
     return TransformerConfig(
@@ -138,16 +124,14 @@ def transformer_config(shape: ModelShape, actor: ActorConfig) -> TransformerConf
         # Megatron asserts this dispatcher for that, also for dense models.
         variable_seq_lengths=True,
         moe_token_dispatcher_type="alltoall",
-        deallocate_pipeline_outputs=False,
+        recompute_granularity=granularity,
+        recompute_method=actor.recompute_method if whole_layers else None,
+        recompute_num_layers=actor.recompute_num_layers if whole_layers else None,
         use_cpu_initialization=not fused,
-        gradient_accumulation_fusion=False,
         bias_activation_fusion=fused and shape.activation == "silu",
         use_te_activation_func=not fused and shape.activation == "silu",  # a module of ours, see _block_spec
         bias_dropout_fusion=fused,
-        masked_softmax_fusion=False,
-        apply_rope_fusion=False,
         persist_layer_norm=fused,
-        **recompute,
         **fp8,
         **experts,
     )
@@ -163,7 +147,6 @@ def _expert_options(experts: ExpertShape, actor: ActorConfig) -> dict[str, Any]:
         "moe_router_pre_softmax": not experts.normalised,
         "moe_router_dtype": "fp32",
         "moe_router_load_balancing_type": "none",
-        "moe_aux_loss_coeff": 0.0,
         "moe_grouped_gemm": torch.cuda.is_available(),
         "expert_model_parallel_size": actor.expert_model_parallel_size,
         "expert_tensor_parallel_size": actor.tensor_model_parallel_size,
@@ -193,30 +176,25 @@ def build_model(shape: ModelShape, actor: ActorConfig) -> TreePolicy:
 
 def _block_spec(config: TransformerConfig, shape: ModelShape) -> TransformerBlockSubmodules:
     """Stock layers with tree attention; on CPU with a norm that knows sequence parallelism."""
+    kind: dict[str, Any] = {"num_experts": config.num_moe_experts, "qk_layernorm": config.qk_layernorm}
+    norm: Any = RMSNorm
     if torch.cuda.is_available():
         from megatron.core.extensions.transformer_engine import TENorm
 
-        layer = get_gpt_layer_with_transformer_engine_spec(
-            num_experts=config.num_moe_experts,
-            moe_grouped_gemm=config.moe_grouped_gemm,
-            qk_layernorm=config.qk_layernorm,
-        )
-        final_norm: Any = TENorm
+        norm = TENorm
+        layer = get_gpt_layer_with_transformer_engine_spec(**kind, moe_grouped_gemm=config.moe_grouped_gemm)
     else:
-        layer = get_gpt_layer_local_spec(
-            num_experts=config.num_moe_experts, normalization="RMSNorm", qk_layernorm=config.qk_layernorm
-        )
-        layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = RMSNorm
-        final_norm = RMSNorm
+        layer = get_gpt_layer_local_spec(**kind, normalization="RMSNorm")
+        layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = norm
     attention = layer.submodules.self_attention.submodules
     attention.core_attention = ModuleSpec(module=TreeCoreAttention, params={"shape": shape})
-    if shape.qk_norm and not torch.cuda.is_available():
-        attention.q_layernorm = attention.k_layernorm = RMSNorm
+    if shape.qk_norm and norm is RMSNorm:
+        attention.q_layernorm = attention.k_layernorm = norm
     feed_forward = layer.submodules.mlp.submodules
     if config.use_te_activation_func:
         gated = feed_forward.experts.submodules if shape.experts else feed_forward
         gated.activation_func = GatedSilu
     if shape.post_norms:
-        attention.linear_proj = with_post_norm(attention.linear_proj, final_norm)
-        feed_forward.linear_fc2 = with_post_norm(feed_forward.linear_fc2, final_norm)
-    return TransformerBlockSubmodules(layer_specs=[layer] * get_num_layers_to_build(config), layer_norm=final_norm)
+        attention.linear_proj = with_post_norm(attention.linear_proj, norm)
+        feed_forward.linear_fc2 = with_post_norm(feed_forward.linear_fc2, norm)
+    return TransformerBlockSubmodules(layer_specs=[layer] * get_num_layers_to_build(config), layer_norm=norm)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_rlpr.actor.cpu.kernels import cpu_kernels
-from megatron_rlpr.actor.model.rms_norm import _RmsNorm
+from megatron_rlpr.actor.model.norms import _RmsNorm
 
 EPS = 1e-5
 

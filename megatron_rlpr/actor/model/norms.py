@@ -1,4 +1,7 @@
-"""RMSNorm for the local layer spec. Rounded once, behind the weight, as in vLLM's kernel and Transformer Engine."""
+"""Norms: RMSNorm for Megatron's CPU layer spec, and norms behind attention and feed-forward (Gemma 2).
+
+RMSNorm is rounded once, behind the weight, as in vLLM's kernel and Transformer Engine.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +20,7 @@ _KERNEL_VECTOR = 16
 class _RmsNorm(torch.autograd.Function):
     """y = (weight + offset) * x / rms(x), computed in fp32. Saves x; what autograd would save is several times that.
 
-    With n = x / rms(x) and g = (weight + offset) * dy:  dx = (g - n mean(g n)) / rms(x),  dweight = sum over rows of dy
-    n.
+    With n = x / rms(x) and g = (weight + offset) * dy:  dx = (g - n mean(g n)) / rms(x),  dweight = sum of rows dy n.
     """
 
     @staticmethod
@@ -31,34 +33,22 @@ class _RmsNorm(torch.autograd.Function):
             out = torch.empty_like(rows)
             kernels.rms_norm(out, rows, weight, eps)
             return out
-        return (x.float() * _inverse_rms(x, eps) * (weight.float() + offset)).to(x.dtype)
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        inverse_rms = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        return (x.float() * inverse_rms * (weight.float() + offset)).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None]:
         x, weight = ctx.saved_tensors
         rows, grad = x.contiguous(), grad.contiguous()
-        width = x.shape[-1]
-        grad_x = torch.empty_like(rows)
-        of_threads = torch.zeros(torch.get_num_threads(), width)
-        cpu_loops.rms_norm_gradient(
-            rows[..., 0].numel(), rows, grad, weight.float() + ctx.offset, grad_x, of_threads, width, ctx.eps
-        )
+        count, width, factor = rows[..., 0].numel(), x.shape[-1], weight.float() + ctx.offset
+        grad_x, of_threads = torch.empty_like(rows), torch.zeros(torch.get_num_threads(), width)
+        cpu_loops.rms_norm_gradient(count, rows, grad, factor, grad_x, of_threads, width, ctx.eps)
         return grad_x, of_threads.sum(0).to(weight.dtype), None, None
 
 
-def _inverse_rms(x: torch.Tensor, eps: float) -> torch.Tensor:
-    """fp32 [..., 1]."""
-    return (
-        torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-        .square_()
-        .div_(x.shape[-1])
-        .add_(eps)
-        .rsqrt_()
-    )
-
-
 class RMSNorm(torch.nn.Module):
-    """Root-mean-square normalisation in fp32 (Zhang and Sennrich, 2019), for Megatron's CPU layer spec.
+    """Root-mean-square normalisation in fp32 (Zhang and Sennrich, 2019).
 
     Megatron's own unfused norm refuses sequence parallelism; this one marks its weight, so that Megatron sums its
     gradient over the tensor-parallel ranks, each of which sees only a part of the sequence. With
@@ -75,3 +65,22 @@ class RMSNorm(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [..., hidden_size] -> same shape and dtype."""
         return _RmsNorm.apply(x, self.weight, self.eps, self.offset)
+
+
+def with_post_norm(linear: type[torch.nn.Module], norm: Any) -> type[torch.nn.Module]:
+    """A row-parallel linear layer that normalises its output: Megatron's layers have no place for such a norm.
+
+    norm(config, hidden_size, eps) makes `post_layernorm`. It acts on whole hidden vectors before the residual is added:
+    the linear layer has summed over the tensor-parallel ranks by then (and split the sequence, if that is parallel).
+    """
+
+    class LinearWithPostNorm(linear):  # type: ignore[misc, valid-type]
+        def __init__(self, input_size: int, output_size: int, *, config: Any, **options: Any) -> None:
+            super().__init__(input_size, output_size, config=config, **options)
+            self.post_layernorm = norm(config, output_size, config.layernorm_epsilon)
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+            output, bias = super().forward(x)
+            return self.post_layernorm(output), bias
+
+    return LinearWithPostNorm
