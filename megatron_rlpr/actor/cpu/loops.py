@@ -4,8 +4,7 @@ In tensor operations every piece is several passes over memory, which on a CPU c
 beside them. Arithmetic is in float32, from and to float32 or bfloat16 (rounded once, to nearest, ties to even). nan and
 infinities come out where they went in.
 
-All of it is in one file because numba, which keeps compiled loops on disk, looks for changes in the file of the loop
-only.
+All of it is in one file: numba, which keeps compiled loops on disk, looks for changes in the file of the loop only.
 """
 
 from __future__ import annotations
@@ -52,6 +51,12 @@ def _share(slots: Any) -> Any:
 def _row(address: Any, index: Any, width: Any, element: Any) -> Any:
     """Row `index` of a matrix of this width."""
     return carray(_as_pointer(address + index * width * np.int64(_size(element))), width, element)
+
+
+@_compiled
+def _pair(address: Any, index: Any, width: Any, element: Any) -> Any:
+    """Rows 2 * index and 2 * index + 1: also the halves of row `index` of a matrix of twice this width."""
+    return _row(address, 2 * index, width, element), _row(address, 2 * index + 1, width, element)
 
 
 @_compiled
@@ -112,22 +117,18 @@ def _rounded_for(value: Any, row: Any) -> Any:
 
 
 _LOWEST, _HIGHEST = np.float32(-126), np.float32(127)
-_SERIES = (
-    np.polynomial.Chebyshev.interpolate(np.exp2, 6, domain=[-0.5, 0.5]).convert(kind=np.polynomial.Polynomial).coef
-)
+_SERIES = np.polynomial.Chebyshev.interpolate(np.exp2, 6, domain=[-0.5, 0.5]).convert(kind=np.polynomial.Polynomial)
 """2 ** f for |f| <= 1/2, to 3e-9."""
-_C0, _C1, _C2, _C3, _C4, _C5, _C6 = (np.float32(c) for c in _SERIES)
+_C0, _C1, _C2, _C3, _C4, _C5, _C6 = (np.float32(c) for c in _SERIES.coef)
 
 
 @_compiled
 def _exp2(x: Any) -> Any:
-    """2 ** x, at most 2 ** 127; relative error about 1e-7. Less than 2 ** -126 is 0: products of subnormal numbers are
-    slow."""
+    """2 ** x, at most 2 ** 127, error about 1e-7. Less than 2 ** -126 is 0: products of subnormal numbers are slow."""
     bounded = _LOWEST if x < _LOWEST else x
     bounded = _HIGHEST if bounded > _HIGHEST else bounded
-    whole = np.int32(
-        np.int32(bounded + np.float32(126.5)) - np.int32(126)
-    )  # rounds to nearest: what is converted is positive
+    # Rounds to nearest: what is converted is positive.
+    whole = np.int32(np.int32(bounded + np.float32(126.5)) - np.int32(126))
     f = bounded - np.float32(whole)
     series = ((((((_C6 * f + _C5) * f + _C4) * f + _C3) * f + _C2) * f + _C1) * f) + _C0
     power = series * np.int32(np.int32(whole + np.int32(127)) << np.int32(23)).view(np.float32)
@@ -161,17 +162,15 @@ def _gated_silu(slots: Any, element: Any) -> None:
     start, stop = _share(slots)
     width = slots[HEADER + 2]
     for i in range(start, stop):
-        gate, up = _row(slots[HEADER], 2 * i, width, element), _row(slots[HEADER], 2 * i + 1, width, element)
+        gate, up = _pair(slots[HEADER], i, width, element)
         out = _row(slots[HEADER + 1], i, width, element)
         for j in range(width):
             value = _wide(gate[j])
             out[j] = _rounded(value * _sigmoid(value) * _wide(up[j]), out)
 
 
-@Loop
-def gated_silu(pointer: Any) -> None:
-    """x [T, 2 f] (gate, then up), out [T, f], f: out = silu(gate) * up."""
-    _run(_gated_silu, pointer)
+gated_silu = Loop(lambda pointer: _run(_gated_silu, pointer))
+"""x [T, 2 f] (gate, then up), out [T, f], f: out = silu(gate) * up."""
 
 
 @_compiled
@@ -179,12 +178,9 @@ def _gated_silu_gradient(slots: Any, element: Any) -> None:
     start, stop = _share(slots)
     width = slots[HEADER + 3]
     for i in range(start, stop):
-        gate, up = _row(slots[HEADER], 2 * i, width, element), _row(slots[HEADER], 2 * i + 1, width, element)
+        gate, up = _pair(slots[HEADER], i, width, element)
         grad = _row(slots[HEADER + 1], i, width, element)
-        grad_gate, grad_up = (
-            _row(slots[HEADER + 2], 2 * i, width, element),
-            _row(slots[HEADER + 2], 2 * i + 1, width, element),
-        )
+        grad_gate, grad_up = _pair(slots[HEADER + 2], i, width, element)
         for j in range(width):
             value, slope = _wide(gate[j]), _wide(grad[j])
             share = _sigmoid(value)
@@ -192,10 +188,8 @@ def _gated_silu_gradient(slots: Any, element: Any) -> None:
             grad_gate[j] = _rounded(slope * _wide(up[j]) * share * (_ONE + value * (_ONE - share)), grad_gate)
 
 
-@Loop
-def gated_silu_gradient(pointer: Any) -> None:
-    """x [T, 2 f], grad [T, f] of the output, grad_x [T, 2 f], f."""
-    _run(_gated_silu_gradient, pointer)
+gated_silu_gradient = Loop(lambda pointer: _run(_gated_silu_gradient, pointer))
+"""x [T, 2 f], grad [T, f] of the output, grad_x [T, 2 f], f."""
 
 
 # --- norm ---
@@ -221,11 +215,8 @@ def _rms_norm_gradient(slots: Any, element: Any) -> None:
             grad_x[j] = _rounded((_wide(grad[j]) * factor[j] - _wide(x[j]) * along) * inverse, grad_x)
 
 
-@Loop
-def rms_norm_gradient(pointer: Any) -> None:
-    """x [T, n], grad [T, n] of the output, factor fp32 [n], grad_x [T, n], grad_factor fp32 [threads, n] to add to, n,
-    eps."""
-    _run(_rms_norm_gradient, pointer)
+rms_norm_gradient = Loop(lambda pointer: _run(_rms_norm_gradient, pointer))
+"""x [T, n], grad [T, n] of the output, factor fp32 [n], grad_x [T, n], grad_factor fp32 [threads, n] (+=), n, eps."""
 
 
 # --- attention ---
@@ -257,14 +248,12 @@ def _attention_gradient(slots: Any, element: Any) -> None:
             grads[j] = _rounded(weight * (_wide(grads[j]) - mean), grads)
 
 
-@Loop
-def attention_gradient(pointer: Any) -> None:
-    """Softmax again, and its gradient, of a block of B rows of attention.
+attention_gradient = Loop(lambda pointer: _run(_attention_gradient, pointer))
+"""Softmax again, and its gradient, of a block of B rows of attention.
 
-    scores [R, S] become weights; grads [R, S] of the weights become those of the scores. Row r is row r % B of the
-    block; tail_bias [B, tail] belongs to the last keys and front_bias [B, front] to the first. Then B, S, tail, front.
-    """
-    _run(_attention_gradient, pointer)
+scores [R, S] become weights; grads [R, S] of the weights become those of the scores. Row r is row r % B of the block;
+tail_bias [B, tail] belongs to the last keys and front_bias [B, front] to the first. Then B, S, tail, front.
+"""
 
 
 # --- output head ---
@@ -275,7 +264,7 @@ def _head_sums(slots: Any, element: Any) -> None:
     start, stop = _share(slots)
     width, rows = slots[HEADER + 2], slots[0]
     scale = _number(slots, 3)
-    tops, totals = _row(slots[HEADER + 1], 0, rows, np.float32), _row(slots[HEADER + 1], 1, rows, np.float32)
+    tops, totals = _pair(slots[HEADER + 1], 0, rows, np.float32)
     means = _row(slots[HEADER + 1], 2, rows, np.float32)
     for i in range(start, stop):
         logits = _row(slots[HEADER], i, width, element)
@@ -294,14 +283,12 @@ def _head_sums(slots: Any, element: Any) -> None:
         tops[i] = top
 
 
-@Loop
-def head_sums(pointer: Any) -> None:
-    """Take a tile of logits into the running sums of its rows.
+head_sums = Loop(lambda pointer: _run(_head_sums, pointer))
+"""Take a tile of logits into the running sums of its rows.
 
-    logits [r, c]; sums fp32 [3, r]: largest logit, sum of 2 ** (logit - largest), sum of that times (logit - largest),
-    all in bits; c; scale, which turns a logit into bits.
-    """
-    _run(_head_sums, pointer)
+logits [r, c]; sums fp32 [3, r]: largest logit, sum of 2 ** (logit - largest), sum of that times (logit - largest),
+all in bits; c; scale, which turns a logit into bits.
+"""
 
 
 @_compiled
@@ -310,8 +297,8 @@ def _head_gradient(slots: Any, element: Any) -> None:
     width, rows = slots[HEADER + 3], slots[0]
     scale = _number(slots, 4)
     targets = _row(slots[HEADER + 2], 0, rows, np.int64)
-    normaliser, factor = _row(slots[HEADER + 1], 0, rows, np.float32), _row(slots[HEADER + 1], 1, rows, np.float32)
-    slope, at_target = _row(slots[HEADER + 1], 2, rows, np.float32), _row(slots[HEADER + 1], 3, rows, np.float32)
+    normaliser, factor = _pair(slots[HEADER + 1], 0, rows, np.float32)
+    slope, at_target = _pair(slots[HEADER + 1], 1, rows, np.float32)
     for i in range(start, stop):
         logits, target = _row(slots[HEADER], i, width, element), targets[i]
         wanted = _ZERO
@@ -325,14 +312,11 @@ def _head_gradient(slots: Any, element: Any) -> None:
             logits[target] = _rounded(wanted, logits)
 
 
-@Loop
-def head_gradient(pointer: Any) -> None:
-    """logits [r, c] become (factor + slope * bits) * 2 ** bits with bits = logit * scale - normaliser, plus at_target
-    at the target.
+head_gradient = Loop(lambda pointer: _run(_head_gradient, pointer))
+"""logits [r, c] become (factor + slope * bits) * 2 ** bits, bits = logit * scale - normaliser, + at_target at target.
 
-    rows fp32 [4, r]: normaliser, factor, slope, at_target; target int64 [r], -1 for none; c; scale.
-    """
-    _run(_head_gradient, pointer)
+rows fp32 [4, r]: normaliser, factor, slope, at_target; target int64 [r], -1 for none; c; scale.
+"""
 
 
 # --- rotary positions ---
@@ -344,23 +328,19 @@ def _rotate(slots: Any, element: Any) -> None:
     heads, half, sign = slots[HEADER + 5], slots[HEADER + 6], _number(slots, 7)
     size = np.int64(_size(element))
     for i in range(start, stop):
-        cos, sin = _row(slots[HEADER + 2], 2 * i, half, element), _row(slots[HEADER + 2], 2 * i + 1, half, element)
+        cos, sin = _pair(slots[HEADER + 2], i, half, element)
         for head in range(heads):
             source = slots[HEADER + 1] + (i * slots[HEADER + 3] + head * slots[HEADER + 4]) * size
-            first, second = _row(source, 0, half, element), _row(source, 1, half, element)
-            at = 2 * (i * heads + head)
-            out_first, out_second = _row(slots[HEADER], at, half, element), _row(slots[HEADER], at + 1, half, element)
+            first, second = _pair(source, 0, half, element)
+            out_first, out_second = _pair(slots[HEADER], i * heads + head, half, element)
             for j in range(half):
                 a, b, c, s = _wide(first[j]), _wide(second[j]), _wide(cos[j]), sign * _wide(sin[j])
                 out_first[j] = _rounded(a * c - b * s, out_first)
                 out_second[j] = _rounded(b * c + a * s, out_second)
 
 
-@Loop
-def rotate(pointer: Any) -> None:
-    """out [T, H, D] = x rotated by sign times its row's angles, halves paired.
+rotate = Loop(lambda pointer: _run(_rotate, pointer))
+"""out [T, H, D] = x rotated by sign times its row's angles, halves paired.
 
-    out; x's address; rotary [T, D], cosines and sines of D / 2 angles; x's strides over rows and heads in elements; H,
-    D / 2, sign.
-    """
-    _run(_rotate, pointer)
+out; x's address; table [T, D], cosines and sines of D / 2 angles; x's strides over rows and heads; H, D / 2, sign.
+"""
