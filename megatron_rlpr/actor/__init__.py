@@ -1,1 +1,13 @@
-"""The Megatron-Core policy: model, tree attention, selected-row head, scoring, updating, checkpoints."""
+"""The Megatron-Core policy: scores token sequences and trains on them, in any parallel layout. In the order data flows:
+
+parallel          torch.distributed and Megatron's process groups -> where this rank stands
+costs             what a model's sequences cost, for packing
+policy            score() and update(): sequences -> packed micro-batches -> results on every rank
+schedule          micro-batches -> Megatron's pipeline schedule, forward only or with backward
+  model/          the policy as a GPTModel whose head computes selected rows only
+  attention/      every token attends to its ancestors: one protocol, several backends
+  cpu/            Megatron-Core without CUDA, and compiled loops for what is no matrix product
+policy_gradient   rows of log-probs and entropies -> loss and statistics
+optimizer*        gradient buffers, AdamW, clipping; its state, whatever the layout
+checkpoint        policy and optimizer <-> sharded files
+"""

@@ -32,21 +32,13 @@ class LossTerms:
     def of(config: AlgorithmConfig) -> LossTerms:
         """The terms a run's configuration asks for."""
         kl_coef = config.kl_loss_coef if config.use_kl_loss else 0.0
-        return LossTerms(
-            config.clip_ratio_low,
-            config.clip_ratio_high,
-            config.clip_ratio_dual,
-            config.entropy_coeff,
-            kl_coef,
-            config.kl_loss_type,
-            config.importance_cap,
-        )
+        clip = (config.clip_ratio_low, config.clip_ratio_high, config.clip_ratio_dual)
+        return LossTerms(*clip, config.entropy_coeff, kl_coef, config.kl_loss_type, config.importance_cap)
 
 
 @dataclass(frozen=True)
 class RowValues:
-    """What the loss needs per wanted row, fp32 [W]; reference log-probs only with a KL loss, the engine's where
-    known."""
+    """What the loss needs per wanted row, fp32 [W]; reference log-probs with a KL loss, the engine's where known."""
 
     old_log_probs: torch.Tensor
     advantages: torch.Tensor
@@ -82,23 +74,19 @@ def policy_gradient(rows: torch.Tensor, values: RowValues, terms: LossTerms) -> 
     where = rows.device
     log_probs, entropy = rows[:, 0], rows[:, 1]
     old, weights = values.old_log_probs.to(where), values.weights.to(where)
-    token_loss, clipped = token_policy_loss(
-        log_probs, old, values.advantages.to(where), terms.clip_low, terms.clip_high, terms.dual_clip
-    )
+    clip = (terms.clip_low, terms.clip_high, terms.dual_clip)
+    token_loss, clipped = token_policy_loss(log_probs, old, values.advantages.to(where), *clip)
     if terms.importance_cap:
         if values.engine_log_probs is None:
             raise ValueError("importance_cap needs the engine's log-probs")
         token_loss = importance_weights(old, values.engine_log_probs.to(where), terms.importance_cap) * token_loss
     token_loss = token_loss - terms.entropy_coeff * entropy
     if terms.kl_coef and values.reference_log_probs is not None:
-        token_loss = token_loss + terms.kl_coef * token_kl(
-            log_probs, values.reference_log_probs.to(where), terms.kl_type
-        )
+        kl = token_kl(log_probs, values.reference_log_probs.to(where), terms.kl_type)
+        token_loss = token_loss + terms.kl_coef * kl
     loss = (weights * token_loss).sum()
-    statistics = torch.stack(
-        [loss.detach(), entropy.detach().sum(), clipped.sum().float(), (old - log_probs.detach()).sum()]
-    )
-    return loss, statistics
+    kl_to_old = (old - log_probs.detach()).sum()
+    return loss, torch.stack([loss.detach(), entropy.detach().sum(), clipped.sum().float(), kl_to_old])
 
 
 def _all_or_none(parts: Sequence[FloatArray | None], whose: str) -> torch.Tensor | None:

@@ -17,13 +17,10 @@ import torch.distributed as dist
 
 def install() -> None:
     """Change Megatron-Core where it needs it. Called once, and only without CUDA."""
-    import megatron.core.tensor_parallel.mappings as mcore_mappings
-    import megatron.core.transformer.moe.moe_utils as mcore_moe_utils
-    import megatron.core.transformer.moe.token_dispatcher as mcore_dispatcher
+    import megatron.core.tensor_parallel.mappings as mappings
+    import megatron.core.transformer.moe.moe_utils as moe_utils
+    import megatron.core.transformer.moe.token_dispatcher as dispatcher
 
-    mappings: Any = mcore_mappings
-    dispatcher: Any = mcore_dispatcher
-    moe_utils: Any = mcore_moe_utils
     even_gather = mappings._gather_along_first_dim
 
     def gather(

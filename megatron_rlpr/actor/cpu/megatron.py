@@ -8,7 +8,7 @@ those calls to the CPU and does nothing where CUDA exists, so the same code path
   the schedules, the optimizer, gradient clipping and checkpoint exchange;
 - `Tensor.type()` inside the optimizer, which sorts parameters by comparing with 'torch.cuda.FloatTensor';
 - the model-parallel random number tracker, which keeps CUDA generator states;
-- mixtures of experts (`cpu_experts`).
+- mixtures of experts (`experts`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from megatron_rlpr.actor.cpu import experts as cpu_experts
+from megatron_rlpr.actor.cpu import experts
 
 _MODE: TorchFunctionMode | None = None
 
@@ -47,11 +47,9 @@ class _CudaCallsOnCpu(TorchFunctionMode):
 class _NoStream:
     """Stands for a CUDA stream where all work is already ordered."""
 
-    def wait_stream(self, *_: Any) -> None: ...
-
-    def synchronize(self) -> None: ...
-
     def wait(self, *_: Any) -> None: ...
+
+    wait_stream = synchronize = wait
 
     def record_event(self, *_: Any) -> _NoStream:
         return self
@@ -76,7 +74,7 @@ def install() -> None:
     global _MODE
     if torch.cuda.is_available() or _MODE is not None:
         return
-    import megatron.core.tensor_parallel.random as mcore_random
+    import megatron.core.tensor_parallel.random as mcore
 
     cpu = torch.device("cpu")
     cuda: Any = torch.cuda
@@ -89,10 +87,9 @@ def install() -> None:
     cuda.get_rng_state = lambda *_, **__: torch.get_rng_state()
     cuda.random.get_rng_state = cuda.get_rng_state
     cuda.manual_seed = lambda seed: torch.random.default_generator.manual_seed(seed)
-    mcore: Any = mcore_random
     mcore._set_cuda_rng_state = lambda state, device=-1, graph_safe=False: torch.set_rng_state(state)
     mcore.CudaRNGStatesTracker.fork = _fork
-    cpu_experts.install()
+    experts.install()
     _MODE = _CudaCallsOnCpu()
     _MODE.__enter__()
 
