@@ -1,5 +1,5 @@
-"""The layout changes nothing: scores, losses and gradients of the actor, its sharded head, and what a checkpoint goes
-on with."""
+"""The layout changes nothing: scores, losses and gradients of the actor, dense or with experts spread over ranks, its
+sharded head, and what a checkpoint goes on with."""
 
 from __future__ import annotations
 
@@ -16,14 +16,12 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
-    Gemma2ForCausalLM,
     LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedModel,
+    MixtralConfig,
+    PreTrainedConfig,
     Qwen2Config,
-    Qwen2ForCausalLM,
     Qwen3Config,
-    Qwen3ForCausalLM,
+    Qwen3MoeConfig,
 )
 
 pytestmark = pytest.mark.distributed
@@ -32,50 +30,63 @@ PROGRAMS = Path(__file__).parent / "programs"
 sys.path.insert(0, str(PROGRAMS))
 from layout_cases import CASES, SAVED_AFTER, TEMPERATURE, UPDATES, requests  # noqa: E402
 
-LAYOUTS = [name for name in CASES if name != "bf16"]
-MODELS = ("llama tied", "qwen2 untied with biases", "gemma2 with windows and soft caps", "qwen3")
-
-
-def save_models(folder: Path) -> Path:
-    """Four families; the vocabulary of 131 needs padding under TP2. Heads of 32 use vLLM's attention kernel, heads of
-    16 plain blocks."""
-    sizes: dict[str, Any] = {
-        "vocab_size": 131,
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 128,
-        "initializer_range": 0.1,
-    }
-    torch.manual_seed(0)
-    models: dict[str, PreTrainedModel] = {
-        MODELS[0]: LlamaForCausalLM(LlamaConfig(**sizes, tie_word_embeddings=True)),
-        MODELS[1]: Qwen2ForCausalLM(Qwen2Config(**sizes, tie_word_embeddings=False)),
-        MODELS[2]: Gemma2ForCausalLM(
-            Gemma2Config(
-                **sizes,
-                head_dim=32,
-                query_pre_attn_scalar=16,
-                sliding_window=12,
-                attn_logit_softcapping=4.0,
-                final_logit_softcapping=6.0,
-            )
+SIZES: dict[str, Any] = {
+    "vocab_size": 131,  # needs padding under TP2
+    "hidden_size": 64,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.1,
+}
+DENSE = SIZES | {"num_hidden_layers": 4, "intermediate_size": 96}
+EXPERTS = SIZES | {"num_hidden_layers": 2}
+# Heads of 32 use vLLM's attention kernel, heads of 16 plain blocks. Few tokens and many experts: some experts get no
+# token of a micro-batch.
+MODELS: dict[str, dict[str, PreTrainedConfig]] = {
+    "dense": {
+        "llama tied": LlamaConfig(**DENSE, tie_word_embeddings=True),
+        "qwen2 untied with biases": Qwen2Config(**DENSE, tie_word_embeddings=False),
+        "gemma2 with windows and soft caps": Gemma2Config(
+            **DENSE,
+            head_dim=32,
+            query_pre_attn_scalar=16,
+            sliding_window=12,
+            attn_logit_softcapping=4.0,
+            final_logit_softcapping=6.0,
         ),
-        MODELS[3]: Qwen3ForCausalLM(Qwen3Config(**sizes, head_dim=32)),
-    }
-    for name, parameter in models[MODELS[1]].named_parameters():
-        if name.endswith("bias"):
-            torch.nn.init.normal_(parameter)
-    for name, model in models.items():
-        model.save_pretrained(folder / name)
-    return folder
+        "qwen3": Qwen3Config(**DENSE, head_dim=32),
+    },
+    "experts": {
+        "mixtral": MixtralConfig(**EXPERTS, intermediate_size=48, num_local_experts=4, num_experts_per_tok=2),
+        "qwen3_moe": Qwen3MoeConfig(
+            **EXPERTS, moe_intermediate_size=24, num_experts=32, num_experts_per_tok=3, norm_topk_prob=False
+        ),
+    },
+}
+KIND = {model: kind for kind, models in MODELS.items() for model in models}
+LAID_OUT = [(layout, model) for model, kind in KIND.items() for layout in CASES[kind] if layout != "bf16"]
+
+each_model = pytest.mark.parametrize("model", KIND)
+in_each_layout = pytest.mark.parametrize(("layout", "model"), LAID_OUT)
+
+Facts = dict[tuple[str, str], dict[str, Any]]
+"""What the first rank saw, by layout and model."""
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_models(tmp_path_factory.mktemp("models"))
+    folder = tmp_path_factory.mktemp("models")
+    for kind, configs in MODELS.items():
+        torch.manual_seed(0)
+        models = {name: AutoModelForCausalLM.from_config(c, dtype=torch.float32) for name, c in configs.items()}
+        for name, model in models.items():
+            for parameter_name, parameter in model.named_parameters():
+                if parameter_name.endswith("bias"):
+                    torch.nn.init.normal_(parameter)
+                if parameter_name.endswith("mlp.gate.weight"):
+                    torch.nn.init.normal_(parameter, std=0.1)
+            model.save_pretrained(folder / kind / name)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +96,7 @@ def report(models: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     with (work / "output").open("w") as output:
         command = [sys.executable, str(PROGRAMS / "actor_layouts.py"), str(models), str(work)]
         code = subprocess.run(
-            command, stdout=output, stderr=subprocess.STDOUT, timeout=240, env=environment, check=False
+            command, stdout=output, stderr=subprocess.STDOUT, timeout=480, env=environment, check=False
         ).returncode
     text = (work / "output").read_text()
     assert code == 0, text[-4000:]
@@ -93,96 +104,97 @@ def report(models: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
 
 
 @pytest.fixture(scope="module")
-def policy(report: dict[str, Any]) -> dict[str, Any]:
-    return report["policy"]
+def policy(report: dict[str, Any]) -> Facts:
+    return {
+        (layout, model): facts
+        for layouts in report["policy"].values()
+        for layout, models in layouts.items()
+        for model, facts in models.items()
+    }
 
 
 def flat(rows: list[list[float]]) -> np.ndarray:
     return np.concatenate([np.asarray(row) for row in rows])
 
 
-@pytest.mark.parametrize("model", MODELS)
-def test_scores_are_those_of_transformers_in_double_precision(policy: dict[str, Any], models: Path, model: str) -> None:
-    reference = AutoModelForCausalLM.from_pretrained(models / model, dtype=torch.float64, attn_implementation="eager")
+@each_model
+def test_scores_are_those_of_transformers_in_double_precision(policy: Facts, models: Path, model: str) -> None:
+    # The grouped matrix product of experts takes no double precision.
+    options = {"experts_implementation": "eager"} if KIND[model] == "experts" else {"attn_implementation": "eager"}
+    reference = AutoModelForCausalLM.from_pretrained(models / KIND[model] / model, dtype=torch.float64, **options)
     log_probs, entropies = [], []
     for request in requests(reference.config.vocab_size):
         with torch.no_grad():
             logits = reference(torch.tensor([request.token_ids])).logits[0]
         rows = (logits[request.start - 1 : request.stop - 1] / TEMPERATURE).log_softmax(-1)
-        log_probs += rows.gather(1, torch.tensor(request.token_ids[request.start : request.stop])[:, None])[
-            :, 0
-        ].tolist()
+        targets = torch.tensor(request.token_ids[request.start : request.stop])
+        log_probs += rows.gather(1, targets[:, None])[:, 0].tolist()
         entropies += (-(rows.exp() * rows).sum(-1)).tolist()
-    np.testing.assert_allclose(flat(policy["1 process"][model]["log_probs"]), log_probs, atol=1e-5, rtol=0)
-    np.testing.assert_allclose(flat(policy["1 process"][model]["entropies"]), entropies, atol=1e-5, rtol=0)
+    np.testing.assert_allclose(flat(policy["1 process", model]["log_probs"]), log_probs, atol=1e-5, rtol=0)
+    np.testing.assert_allclose(flat(policy["1 process", model]["entropies"]), entropies, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_scores_do_not_depend_on_the_layout(policy: dict[str, Any], layout: str, model: str) -> None:
-    found, alone = policy[layout][model], policy["1 process"][model]
+@in_each_layout
+def test_scores_do_not_depend_on_the_layout(policy: Facts, layout: str, model: str) -> None:
+    found, alone = policy[layout, model], policy["1 process", model]
     for part in ("log_probs", "entropies"):
         np.testing.assert_allclose(flat(found[part]), flat(alone[part]), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_losses_and_gradients_do_not_depend_on_the_layout(policy: dict[str, Any], layout: str, model: str) -> None:
-    found, alone = policy[layout][model], policy["1 process"][model]
+@in_each_layout
+def test_losses_and_gradients_do_not_depend_on_the_layout(policy: Facts, layout: str, model: str) -> None:
+    found, alone = policy[layout, model], policy["1 process", model]
     assert len(found["loss"]) == UPDATES
     for part in ("loss", "grad_norm", "entropy", "clip_fraction", "kl_to_old"):
         np.testing.assert_allclose(found[part], alone[part], rtol=1e-4, err_msg=part)
 
 
-@pytest.mark.parametrize("model", MODELS)
-def test_the_updates_of_the_comparison_change_the_policy(policy: dict[str, Any], model: str) -> None:
-    alone = policy["1 process"][model]
+@each_model
+def test_the_updates_of_the_comparison_change_the_policy(policy: Facts, model: str) -> None:
+    alone = policy["1 process", model]
     assert all(after < before for before, after in zip(alone["loss"], alone["loss"][1:], strict=False))
     assert min(alone["grad_norm"]) > 0.1
     assert np.abs(flat(alone["after"]) - flat(alone["log_probs"])).max() > 0.1
     assert 0 < alone["clip_fraction"][1] < 1
 
 
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_single_request_is_scored_as_among_others(policy: dict[str, Any], layout: str, model: str) -> None:
-    assert policy[layout][model]["one_request"] < 1e-5
+@in_each_layout
+def test_a_single_request_is_scored_as_among_others(policy: Facts, layout: str, model: str) -> None:
+    assert policy[layout, model]["one_request"] < 1e-5
 
 
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_single_sequence_is_trained_on_alike(policy: dict[str, Any], layout: str, model: str) -> None:
-    """One data-parallel rank of two then has nothing to do, but its part of every collective."""
-    found, alone = policy[layout][model]["one_sequence"], policy["1 process"][model]["one_sequence"]
+@in_each_layout
+def test_a_single_sequence_is_trained_on_alike(policy: Facts, layout: str, model: str) -> None:
+    """One data-parallel rank of two then has nothing to do, but its part of every collective: serving its experts."""
+    found, alone = policy[layout, model]["one_sequence"], policy["1 process", model]["one_sequence"]
     for part in ("loss", "grad_norm"):
         np.testing.assert_allclose(found[part], alone[part], rtol=1e-3, err_msg=part)
 
 
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_checkpoint_goes_on_in_another_layout(policy: dict[str, Any], layout: str, model: str) -> None:
-    resumed, uninterrupted = policy[layout][model]["resumed"], policy["1 process"][model]
+@in_each_layout
+def test_a_checkpoint_goes_on_in_another_layout(policy: Facts, layout: str, model: str) -> None:
+    resumed, uninterrupted = policy[layout, model]["resumed"], policy["1 process", model]
     for part in ("loss", "grad_norm", "entropy", "kl_to_old"):
         np.testing.assert_allclose(resumed[part], uninterrupted[part][SAVED_AFTER:], rtol=1e-4, err_msg=part)
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", MODELS["dense"])
 @pytest.mark.parametrize("layout", ["1 process", "bf16"])
-def test_a_checkpoint_goes_on_exactly_in_the_same_layout(policy: dict[str, Any], layout: str, model: str) -> None:
-    assert CASES[layout].goes_on_from == layout
-    found = policy[layout][model]
+def test_a_checkpoint_goes_on_exactly_in_the_same_layout(policy: Facts, layout: str, model: str) -> None:
+    assert CASES["dense"][layout].goes_on_from == layout
+    found = policy[layout, model]
     assert found["resumed"] == {
         part: values[SAVED_AFTER:] for part, values in found.items() if part in found["resumed"]
     }
 
 
-def test_saving_leaves_no_process_behind(policy: dict[str, Any]) -> None:
-    assert {facts["processes_left_by_saving"] for models in policy.values() for facts in models.values()} == {0}
+def test_saving_leaves_no_process_behind(policy: Facts) -> None:
+    assert {facts["processes_left_by_saving"] for facts in policy.values()} == {0}
 
 
-@pytest.mark.parametrize("model", MODELS)
-def test_bf16_stays_near_fp32(policy: dict[str, Any], model: str) -> None:
-    rounded, exact = policy["bf16"][model], policy["1 process"][model]
+@pytest.mark.parametrize("model", MODELS["dense"])
+def test_bf16_stays_near_fp32(policy: Facts, model: str) -> None:
+    rounded, exact = policy["bf16", model], policy["1 process", model]
     gap = np.abs(flat(rounded["log_probs"]) - flat(exact["log_probs"]))
     assert gap.mean() < 0.03
     assert gap.max() < 0.2

@@ -1,4 +1,4 @@
-"""Which layouts are compared, and on what (see actor_layouts.py, expert_layouts.py). Imports nothing heavy."""
+"""Which layouts are compared, and on what (see actor_layouts.py). Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ class Case:
 
 TP2 = {"tensor_model_parallel_size": 2}
 PP2 = {"pipeline_model_parallel_size": 2}
+TP2_SP = TP2 | {"sequence_parallel": True}
+EP2 = {"expert_model_parallel_size": 2}
 RECOMPUTE = {"recompute_granularity": "full", "recompute_num_layers": 1}
-CASES = {
+DENSE_CASES = {
     "1 process": Case(1, "1 process"),
     "no shared prefixes": Case(1, "1 process", {"share_prefixes": False}),
     "full recompute": Case(1, "1 process", RECOMPUTE),
     "TP2": Case(2, "1 process", TP2),
-    "TP2 + SP": Case(2, "TP2", TP2 | {"sequence_parallel": True}),
+    "TP2 + SP": Case(2, "TP2", TP2_SP),
     "PP2": Case(2, "TP2 + SP", PP2),
     "DP2": Case(2, "PP2"),
     "TP2 x PP2": Case(4, "DP2", TP2 | PP2),
-    "TP2 + SP x PP2, full recompute": Case(4, "TP2 x PP2", TP2 | PP2 | RECOMPUTE | {"sequence_parallel": True}),
+    "TP2 + SP x PP2, full recompute": Case(4, "TP2 x PP2", TP2_SP | PP2 | RECOMPUTE),
     "1 process again": Case(1, "TP2 x PP2"),
     "bf16": Case(1, "bf16", {"dtype": "bfloat16"}),
 }
-# Of mixtures of experts. Every layout with spread experts goes on from one that spreads them otherwise or not at all.
-EP2 = {"expert_model_parallel_size": 2}
-TP2_SP = TP2 | {"sequence_parallel": True}
+# Every layout with spread experts goes on from one that spreads them otherwise or not at all.
 EXPERT_CASES = {
     "1 process": Case(1, "1 process"),
     "TP2 + SP": Case(2, "1 process", TP2_SP),
@@ -50,6 +50,7 @@ EXPERT_CASES = {
     "PP2 x EP2, full recompute": Case(4, "TP2 + SP x EP2", PP2 | EP2 | RECOMPUTE),
     "1 process again": Case(1, "PP2 x EP2, full recompute"),
 }
+CASES = {"dense": DENSE_CASES, "experts": EXPERT_CASES}
 
 
 def requests(vocab: int) -> list[ScoreRequest]:

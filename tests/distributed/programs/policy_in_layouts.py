@@ -1,4 +1,4 @@
-"""Scores, updates and checkpoints of small policies under several layouts (see actor_layouts.py, expert_layouts.py)."""
+"""Scores, updates and checkpoints of small policies under several layouts (see actor_layouts.py)."""
 
 from __future__ import annotations
 
@@ -119,6 +119,7 @@ def one_rank(rank: int, name: str, case: Case, models: Path, work: Path) -> None
 def report(models: Path, work: Path, cases: dict[str, Case]) -> dict[str, Any]:
     """{layout: {model: what the first rank saw}} for all cases, one after the other."""
     torch.set_num_threads(1)
+    work.mkdir()
     for name, case in cases.items():
         mp.start_processes(one_rank, (name, case, models, work), nprocs=case.ranks, start_method="fork")
     return {name: json.loads((work / f"{name}.json").read_text()) for name in cases}
