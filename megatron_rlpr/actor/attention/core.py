@@ -28,14 +28,13 @@ class TreeCoreAttention(torch.nn.Module):
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, *_: Any, packed_seq_params: Any = None, **__: Any
     ) -> Tensor:
-        if not isinstance(packed_seq_params, TreeSeqParams):
+        forest = packed_seq_params
+        if not isinstance(forest, TreeSeqParams):
             raise TypeError(
-                f"layer {self.layer_number}: tree attention needs TreeSeqParams, got {type(packed_seq_params).__name__}"
+                f"layer {self.layer_number}: tree attention needs TreeSeqParams, got {type(forest).__name__}"
             )
-        layout = packed_seq_params.layout
         q, k, v = query[:, 0], key[:, 0], value[:, 0]
-        visible = layout.by_window[self.window]
-        out = layout.backend.attend(q, k, v, visible, layout.rotary, self.scale, self.softcap)
+        out = forest.backend.attend(q, k, v, forest.visible[self.window], forest.rotary, self.scale, self.softcap)
         return out.reshape(len(out), 1, -1)
 
 

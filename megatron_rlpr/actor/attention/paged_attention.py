@@ -46,17 +46,10 @@ class _PagedAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        paths: PagedPaths,
-        rotary: Tensor,
-        scale: float,
-        softcap: float | None,
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, paths: PagedPaths, table: Tensor, scale: float, softcap: float | None
     ) -> Tensor:
-        q, k, v = rotated(q, rotary), rotated(k, rotary), v.contiguous()
-        ctx.save_for_backward(q, k, v, rotary)
+        q, k, v = rotated(q, table), rotated(k, table), v.contiguous()
+        ctx.save_for_backward(q, k, v, table)
         ctx.constants = (paths, scale, softcap)
         return _attend(q, k, v, paths, scale, softcap)
 

@@ -8,7 +8,7 @@ every child, which is less than one page a node. A sliding window is the kernel'
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -41,6 +41,7 @@ class PagedPaths:
     window: int
     nodes: Nodes
     dtype: torch.dtype
+    _caches: dict[tuple[int, ...], torch.Tensor] = field(default_factory=dict)
 
     def cache(self, kv_heads: int, dim: int) -> torch.Tensor:
         """Keys and values of every page, [pages, kv_heads, 2 * PAGE_TOKENS, dim]; every layer writes the same slots.
@@ -53,10 +54,6 @@ class PagedPaths:
         return self._caches[shape]
 
     @cached_property
-    def _caches(self) -> dict[tuple[int, ...], torch.Tensor]:
-        return {}
-
-    @cached_property
     def runs(self) -> Runs:
         """The same attention in blocks of rows: no kernel computes the gradients."""
         return attention_runs(self.nodes, self.dtype, torch.device("cpu"), self.window)
@@ -65,20 +62,18 @@ class PagedPaths:
 def paged_paths(nodes: Nodes, dtype: torch.dtype, window: int = 0) -> PagedPaths:
     """The pages of a forest."""
     tables: list[IntArray] = []
-    slots: list[IntArray] = []
-    repeated: list[IntArray] = []
-    repeated_slots: list[IntArray] = []
-    pages = 0
+    slots, repeated, repeated_slots, pages = [], [], [], 0
     for path, size, parent in zip(nodes.paths, nodes.stop - nodes.start, nodes.parent, strict=True):
         before = path[: len(path) - size]
         shared = len(before) // PAGE_TOKENS
         own = -(-len(path) // PAGE_TOKENS) - shared
         inherited = tables[parent][:shared] if parent >= 0 else np.empty(0, dtype=np.int64)
         tables.append(np.concatenate([inherited, np.arange(pages, pages + own)]))
-        repeated.append(before[shared * PAGE_TOKENS :])
-        here = np.arange(len(repeated[-1]) + size) + pages * PAGE_TOKENS
-        repeated_slots.append(here[: len(repeated[-1])])
-        slots.append(here[len(repeated[-1]) :])
+        again = before[shared * PAGE_TOKENS :]
+        here = np.arange(len(again) + size) + pages * PAGE_TOKENS
+        repeated.append(again)
+        repeated_slots.append(here[: len(again)])
+        slots.append(here[len(again) :])
         pages += own
     page_table = np.zeros((len(tables), max(map(len, tables))), dtype=np.int32)
     for row, table in zip(page_table, tables, strict=True):

@@ -23,24 +23,18 @@ def install() -> None:
 
     even_gather = mappings._gather_along_first_dim
 
-    def gather(
-        input_: torch.Tensor,
-        group: dist.ProcessGroup,
-        output_split_sizes: Sequence[int] | None = None,
-        use_global_buffer: bool = False,
-    ) -> torch.Tensor:
+    def gather(input_: Any, group: Any, output_split_sizes: Any = None, use_global_buffer: bool = False) -> Any:
         if output_split_sizes is None or group.size() == 1:
-            gathered: torch.Tensor = even_gather(input_, group, output_split_sizes, use_global_buffer)
-            return gathered
-        return uneven_gather(input_, group, output_split_sizes)
+            return even_gather(input_, group, output_split_sizes, use_global_buffer)
+        return _uneven_gather(input_, group, output_split_sizes)
 
     mappings._gather_along_first_dim = gather
-    dispatcher.maybe_move_tensor_to_cpu = splits_as_numpy
+    dispatcher.maybe_move_tensor_to_cpu = _splits_as_numpy
     if not hasattr(moe_utils, "te_general_gemm"):
         moe_utils.te_general_gemm = None
 
 
-def uneven_gather(tensor: torch.Tensor, group: dist.ProcessGroup, rows_of_rank: Sequence[int]) -> torch.Tensor:
+def _uneven_gather(tensor: torch.Tensor, group: dist.ProcessGroup, rows_of_rank: Sequence[int]) -> torch.Tensor:
     """The ranks' tensors [rows_of_rank[r], ...] one after the other, on every rank of the group."""
     size = group.size()
     output = tensor.new_empty(sum(rows_of_rank), *tensor.shape[1:])
@@ -49,6 +43,6 @@ def uneven_gather(tensor: torch.Tensor, group: dist.ProcessGroup, rows_of_rank: 
     return output
 
 
-def splits_as_numpy(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:
+def _splits_as_numpy(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:
     """Megatron's `maybe_move_tensor_to_cpu` for what is on the CPU already."""
     return tensor.numpy() if as_numpy and isinstance(tensor, torch.Tensor) else tensor

@@ -26,13 +26,11 @@ def cpu_kernels() -> Any | None:
     if torch.cuda.is_available():
         return None
     vllm = importlib.util.find_spec("vllm")
-    folder = Path(vllm.origin).parent if vllm is not None and vllm.origin else None
-    library = folder / f"{_variant()}.abi3.so" if folder else None
-    if library is None or not library.is_file():
+    if vllm is None or not vllm.origin:
         return None
     try:
-        torch.ops.load_library(str(library))
-    except OSError:  # a build for CUDA, whose libraries are not here
+        torch.ops.load_library(str(Path(vllm.origin).with_name(f"{_variant()}.abi3.so")))
+    except OSError:  # no such build, or one for CUDA, whose libraries are not here
         return None
     return torch.ops._C if all(hasattr(torch.ops._C, name) for name in _NEEDED) else None
 

@@ -154,7 +154,7 @@ def _largest(row: Any) -> Any:
     return np.int32(top ^ np.int32(np.int32(top >> np.int32(31)) & np.int32(0x7FFFFFFF))).view(np.float32)
 
 
-# --- feed-forward ---
+# --- loops ---
 
 
 @_compiled
@@ -192,9 +192,6 @@ gated_silu_gradient = Loop(lambda pointer: _run(_gated_silu_gradient, pointer))
 """x [T, 2 f], grad [T, f] of the output, grad_x [T, 2 f], f."""
 
 
-# --- norm ---
-
-
 @_compiled
 def _rms_norm_gradient(slots: Any, element: Any) -> None:
     start, stop = _share(slots)
@@ -217,9 +214,6 @@ def _rms_norm_gradient(slots: Any, element: Any) -> None:
 
 rms_norm_gradient = Loop(lambda pointer: _run(_rms_norm_gradient, pointer))
 """x [T, n], grad [T, n] of the output, factor fp32 [n], grad_x [T, n], grad_factor fp32 [threads, n] (+=), n, eps."""
-
-
-# --- attention ---
 
 
 @_compiled
@@ -254,9 +248,6 @@ attention_gradient = Loop(lambda pointer: _run(_attention_gradient, pointer))
 scores [R, S] become weights; grads [R, S] of the weights become those of the scores. Row r is row r % B of the block;
 tail_bias [B, tail] belongs to the last keys and front_bias [B, front] to the first. Then B, S, tail, front.
 """
-
-
-# --- output head ---
 
 
 @_compiled
@@ -317,9 +308,6 @@ head_gradient = Loop(lambda pointer: _run(_head_gradient, pointer))
 
 rows fp32 [4, r]: normaliser, factor, slope, at_target; target int64 [r], -1 for none; c; scale.
 """
-
-
-# --- rotary positions ---
 
 
 @_compiled

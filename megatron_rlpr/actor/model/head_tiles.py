@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from megatron_rlpr.actor.cpu import loops as cpu_loops
 
@@ -21,7 +22,7 @@ class LogitTiles:
     """
 
     def __init__(
-        self, size: int, like: torch.Tensor, softcap: float | None, scale: float, compiled: bool | None = None
+        self, size: int, like: Tensor, softcap: float | None, scale: float, compiled: bool | None = None
     ) -> None:
         self.softcap, self.scale = softcap, scale
         self.compiled = compiled = not like.is_cuda if compiled is None else compiled
@@ -30,14 +31,14 @@ class LogitTiles:
         self._wide = self._products if stays_narrow else torch.empty(size, dtype=torch.float32, device=like.device)
         self._exponentials = None if compiled else torch.empty(size, dtype=torch.float32, device=like.device)
 
-    def logits(self, hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    def logits(self, hidden: Tensor, weight: Tensor) -> Tensor:
         """hidden [r, h] @ weight [c, h]^T, soft-capped: [r, c], float32 or, where it suffices, the compute dtype."""
         shape = hidden.shape[0], weight.shape[0]
         products = torch.mm(hidden, weight.t(), out=_first(self._products, shape))
         logits = products if self._wide is self._products else _first(self._wide, shape).copy_(products)
         return logits if self.softcap is None else logits.div_(self.softcap).tanh_().mul_(self.softcap)
 
-    def take_in(self, logits: torch.Tensor, sums: torch.Tensor) -> None:
+    def take_in(self, logits: Tensor, sums: Tensor) -> None:
         """Add a tile [r, c], which is overwritten, to the running sums fp32 [3, r] of RunningSums."""
         if self.compiled:
             cpu_loops.head_sums(len(logits), logits, sums, logits.shape[1], self.scale)
@@ -48,7 +49,7 @@ class LogitTiles:
         sums[1] += exponentials.sum(-1)
         sums[2] += bits.mul_(exponentials).sum(-1)
 
-    def gradient(self, logits: torch.Tensor, rows: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    def gradient(self, logits: Tensor, rows: Tensor, target: Tensor) -> Tensor:
         """(factor + slope * bits) * 2**bits [r, c] in place of the logits, where bits = logits * scale - normaliser.
 
         rows: fp32 [4, r], normaliser, factor, slope, and what is added in the target's column before anything is
@@ -65,16 +66,16 @@ class LogitTiles:
         gradient[here, target[here]] += rows[3, here]
         return gradient
 
-    def in_compute_dtype(self, values: torch.Tensor) -> torch.Tensor:
+    def in_compute_dtype(self, values: Tensor) -> Tensor:
         """[r, c] values, rounded; overwrites the products."""
         return values if values.dtype == self._products.dtype else _first(self._products, values.shape).copy_(values)
 
-    def _exp2(self, bits: torch.Tensor) -> torch.Tensor:
+    def _exp2(self, bits: Tensor) -> Tensor:
         assert self._exponentials is not None
         return torch.exp2(bits, out=_first(self._exponentials, bits.shape))
 
 
-def _first(buffer: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+def _first(buffer: Tensor, shape: tuple[int, ...]) -> Tensor:
     return buffer[: shape[0] * shape[1]].view(shape)
 
 
@@ -91,13 +92,13 @@ class RunningSums:
         self.sums[0] = torch.finfo(torch.float32).min / 4
         self.target = torch.zeros(rows, device=device)
 
-    def add(self, logits: torch.Tensor, target: torch.Tensor, tiles: LogitTiles) -> None:
+    def add(self, logits: Tensor, target: Tensor, tiles: LogitTiles) -> None:
         """Take in logits [R, c]; they are overwritten. target: int64 [R], -1 where it lies elsewhere."""
         found = logits.gather(1, target.clamp(min=0)[:, None])[:, 0].float() * tiles.scale
         self.target += found.where(target >= 0, 0.0)
         tiles.take_in(logits, self.sums)
 
-    def log_prob_and_entropy(self, group: dist.ProcessGroup | None) -> tuple[torch.Tensor, torch.Tensor]:
+    def log_prob_and_entropy(self, group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor]:
         """([R, 2] in bits, [R] log2 of the sum of 2**logit), over the shards of all ranks of the group."""
         if group is not None:
             top = self.sums[0].clone()
@@ -112,7 +113,7 @@ class RunningSums:
         return torch.stack([self.target - normaliser, log_total - expected / total], dim=1), normaliser
 
 
-def _raise_top(sums: torch.Tensor, top: torch.Tensor) -> None:
+def _raise_top(sums: Tensor, top: Tensor) -> None:
     """Relate running sums [3, r] to a logit [r] that may be larger than the largest so far, in place."""
     new = torch.maximum(sums[0], top)
     drop = sums[0] - new

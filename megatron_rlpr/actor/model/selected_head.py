@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from megatron_rlpr.actor.model.head_tiles import LogitTiles, RunningSums
 
@@ -44,20 +45,16 @@ class VocabShard:
     group: dist.ProcessGroup | None = None
 
 
+Constants = tuple[VocabShard, float, int, float | None]
+"""Shard, temperature, chunk_rows, softcap."""
+
+
 class _SelectedHead(torch.autograd.Function):
     """hidden [R, h], weight [V/TP, h], targets int64 [R] -> fp32 [R, 2]: log-prob and entropy."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: torch.Tensor,
-        weight: torch.Tensor,
-        targets: torch.Tensor,
-        shard: VocabShard,
-        temperature: float,
-        chunk_rows: int,
-        softcap: float | None,
-    ) -> torch.Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, constants: Constants) -> Tensor:
+        shard, temperature, chunk_rows, softcap = ctx.constants = constants
         sums, target = RunningSums(len(hidden), hidden.device), targets - shard.first
         width = _slice_width(len(hidden), shard.valid_rows, chunk_rows)
         tiles = LogitTiles(len(hidden) * width, hidden, softcap, _BITS / temperature)
@@ -66,11 +63,10 @@ class _SelectedHead(torch.autograd.Function):
         out, normaliser = sums.log_prob_and_entropy(shard.group)
         out /= _BITS
         ctx.save_for_backward(hidden, weight, target, out, normaliser)
-        ctx.constants = (shard, temperature, chunk_rows, softcap)
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, target, out, normaliser = ctx.saved_tensors
         shard, temperature, chunk_rows, softcap = ctx.constants
         grad_log_prob, grad_entropy = (grad / temperature).unbind(1)
@@ -94,7 +90,7 @@ class _SelectedHead(torch.autograd.Function):
                 grad_hidden.addmm_(rounded, weight[columns])
             else:
                 grad_hidden += torch.mm(rounded, weight[columns])
-        return grad_hidden.to(hidden.dtype), grad_weight, None, None, None, None, None
+        return grad_hidden.to(hidden.dtype), grad_weight, None, None
 
 
 def _slice_width(num_rows: int, num_columns: int, chunk_rows: int) -> int:
@@ -104,7 +100,7 @@ def _slice_width(num_rows: int, num_columns: int, chunk_rows: int) -> int:
     return max(1, min(width, num_columns))
 
 
-def _slices(target: torch.Tensor, num_columns: int, width: int) -> Iterator[tuple[slice, torch.Tensor]]:
+def _slices(target: Tensor, num_columns: int, width: int) -> Iterator[tuple[slice, Tensor]]:
     """The columns, `width` at a time, and which of them is each row's target: int64 [R], -1 where it lies elsewhere."""
     for start in range(0, num_columns, width):
         stop = min(start + width, num_columns)
@@ -112,14 +108,14 @@ def _slices(target: torch.Tensor, num_columns: int, width: int) -> Iterator[tupl
 
 
 def selected_log_probs(
-    hidden: torch.Tensor,
-    weight: torch.Tensor,
-    targets: torch.Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
     shard: VocabShard,
     temperature: float,
     chunk_rows: int,
     softcap: float | None = None,
-) -> torch.Tensor:
+) -> Tensor:
     """Log-prob of the target and entropy at every row, fp32 [R, 2], differentiable in hidden and weight.
 
     hidden: [R, h] (the same on every tensor-parallel rank); weight: this rank's [V/TP, h] output weight;
@@ -130,4 +126,4 @@ def selected_log_probs(
         raise ValueError(
             f"hidden {tuple(hidden.shape)}, weight {tuple(weight.shape)} and targets {tuple(targets.shape)} do not fit"
         )
-    return _SelectedHead.apply(hidden, weight, targets, shard, temperature, chunk_rows, softcap)
+    return _SelectedHead.apply(hidden, weight, targets, (shard, temperature, chunk_rows, softcap))

@@ -54,8 +54,6 @@ class TreePolicy(GPTModel):
         if not self.post_process:
             return hidden_states
         head = packed_seq_params.head
-        if head is None:
-            raise ValueError("TreePolicy computes selected rows only: TreeSeqParams.head is missing")
         if self.config.sequence_parallel:
             hidden_states = gather_from_sequence_parallel_region(hidden_states, tensor_parallel_output_grad=True)
         else:
@@ -118,7 +116,6 @@ def transformer_config(shape: ModelShape, actor: ActorConfig) -> TransformerConf
         sequence_parallel=actor.sequence_parallel,
         params_dtype=dtype,
         pipeline_dtype=dtype,
-        autocast_dtype=dtype,
         bf16=dtype == torch.bfloat16,
         # Micro-batches have different numbers of tokens, so the stages exchange shapes before activations;
         # Megatron asserts this dispatcher for that, also for dense models.
