@@ -7,16 +7,14 @@ from megatron_rlpr.weights.shape import ModelShape
 
 
 def cost_model(shape: ModelShape) -> CostModel:
-    """The forward FLOPs of a model of this shape; of its experts, those that a token goes to."""
-    experts = shape.experts
-    return CostModel.of_transformer(
-        num_layers=shape.num_layers,
-        hidden_size=shape.hidden_size,
-        ffn_hidden_size=experts.ffn_hidden_size if experts else shape.ffn_hidden_size,
-        num_attention_heads=shape.num_attention_heads,
-        num_query_groups=shape.num_query_groups,
-        head_dim=shape.head_dim,
-        vocab_size=shape.vocab_size,
-        num_experts=experts.count if experts else 0,
-        experts_per_token=experts.top_k if experts else 1,
+    """The forward FLOPs: two per weight and token, two per score and two per value element. The MLP is gated.
+
+    With experts, a token pays for the router and the experts it goes to.
+    """
+    experts, heads = shape.experts, 2 * shape.num_attention_heads + 2 * shape.num_query_groups
+    mlp_rows = 3 * experts.ffn_hidden_size * experts.top_k + experts.count if experts else 3 * shape.ffn_hidden_size
+    return CostModel(
+        linear_flops_per_token=2.0 * shape.num_layers * shape.hidden_size * (shape.head_dim * heads + mlp_rows),
+        attention_flops_per_pair=4.0 * shape.num_layers * shape.num_attention_heads * shape.head_dim,
+        head_flops_per_row=2.0 * shape.hidden_size * shape.vocab_size,
     )

@@ -22,32 +22,6 @@ class CostModel:
     attention_flops_per_pair: float = 0.0
     head_flops_per_row: float = 0.0
 
-    @classmethod
-    def of_transformer(
-        cls,
-        num_layers: int,
-        hidden_size: int,
-        ffn_hidden_size: int,
-        num_attention_heads: int,
-        num_query_groups: int,
-        head_dim: int,
-        vocab_size: int,
-        num_experts: int = 0,
-        experts_per_token: int = 1,
-    ) -> CostModel:
-        """Forward FLOPs of a decoder with a gated MLP: two per weight and token, two per score and two per value
-        element.
-
-        With experts, ffn_hidden_size is that of one, and a token pays for the router and the experts it goes to.
-        """
-        attention_weights = hidden_size * head_dim * (2 * num_attention_heads + 2 * num_query_groups)
-        mlp_weights = hidden_size * (3 * ffn_hidden_size * experts_per_token + num_experts)
-        return cls(
-            linear_flops_per_token=2.0 * num_layers * (attention_weights + mlp_weights),
-            attention_flops_per_pair=4.0 * num_layers * num_attention_heads * head_dim,
-            head_flops_per_row=2.0 * hidden_size * vocab_size,
-        )
-
     def flops(self, tokens: int, attention_pairs: int, head_rows: int) -> float:
         """Cost of a micro-batch."""
         return (

@@ -13,7 +13,9 @@ from megatron_rlpr.types import ScoreRequest
 RANKS = (8, 16, 32)
 RESPONSES = 8
 MAX_RESPONSE = 3072
-QWEN_7B = CostModel.of_transformer(28, 3584, 18944, 28, 4, 128, 152064)
+QWEN_7B = CostModel(
+    linear_flops_per_token=13_050_576_896.0, attention_flops_per_pair=401_408.0, head_flops_per_row=1_089_994_752.0
+)
 """Costs of Qwen2.5-7B."""
 
 

@@ -9,28 +9,16 @@ from packing_requests import request_lists
 from megatron_rlpr.packing import CostModel, Plan, TreeMicroBatch, plan
 from megatron_rlpr.types import ScoreRequest, UserError
 
-SMALL_MODEL = CostModel.of_transformer(
-    num_layers=2,
-    hidden_size=8,
-    ffn_hidden_size=16,
-    num_attention_heads=2,
-    num_query_groups=1,
-    head_dim=4,
-    vocab_size=32,
-)
-QWEN_7B = CostModel.of_transformer(
-    num_layers=28,
-    hidden_size=3584,
-    ffn_hidden_size=18944,
-    num_attention_heads=28,
-    num_query_groups=4,
-    head_dim=128,
-    vocab_size=152064,
+SMALL_MODEL = CostModel(linear_flops_per_token=2_304.0, attention_flops_per_pair=64.0, head_flops_per_row=512.0)
+QWEN_7B = CostModel(
+    linear_flops_per_token=13_050_576_896.0, attention_flops_per_pair=401_408.0, head_flops_per_row=1_089_994_752.0
 )
 
 
 def arrays(tree: TreeMicroBatch) -> list[list[int]]:
-    return [value.tolist() for value in vars(tree).values() if isinstance(value, np.ndarray)]
+    return [
+        value.tolist() for value in (*vars(tree).values(), *vars(tree.nodes).values()) if isinstance(value, np.ndarray)
+    ]
 
 
 def all_trees(packed: Plan) -> list[TreeMicroBatch]:
