@@ -1,0 +1,12 @@
+"""Engines in actors of a Ray cluster.
+
+cluster         an existing Ray cluster, or one of this machine that ends with the run
+guard           ends what Ray would leave behind for a minute when the trainer is killed
+rollouts        the first rank talks to the pool, all ranks get the groups and export weights when the pool lacks them
+pipeline        the next step's first round, while the policy trains
+pool            answers requests and streams new weights to the engines (weights.transports)
+request_queue   requests that wait, and tickets that collect the answers
+scheduler       keeps the engines at work and replaces those that die or hang; balancing: who gets the next prompt
+engine          one engine as the trainer sees it
+actor           the same engine in its own process
+"""

@@ -24,7 +24,6 @@ def outstanding_tokens(prompt_and_limit: Iterable[tuple[int, int]], written: int
 
 
 def least_loaded(loads: Mapping[int, Load], room: int) -> int | None:
-    """The engine with the fewest outstanding tokens of those with less than `room` requests; ties: the lowest
-    number."""
+    """The engine with the fewest outstanding tokens of those with less than `room` requests, the first on a tie."""
     free = [(load.tokens, number) for number, load in loads.items() if load.requests < room]
     return min(free)[1] if free else None

@@ -16,8 +16,7 @@ from megatron_rlpr.rollout.ray import guard as ray_guard
 from megatron_rlpr.system.process_environment import ON_CPU
 from megatron_rlpr.types import UserError
 
-_MIB = 2**20
-_OBJECT_STORE = 256 * _MIB
+_OBJECT_STORE = 256 * 2**20
 """For requests and responses; weights do not go through it."""
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -89,9 +88,6 @@ def actor_environment(threads: int, cuda: bool) -> dict[str, str]:
     """Environment variables an engine's process must start with; other nodes do not share this process's."""
     environment = {
         "OMP_NUM_THREADS": str(threads),
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONWARNINGS": "ignore",

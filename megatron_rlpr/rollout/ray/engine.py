@@ -14,7 +14,7 @@ from megatron_rlpr.rollout.engine import EngineSettings
 from megatron_rlpr.rollout.ray.actor import Advance, EngineActor, Request, Whereabouts
 from megatron_rlpr.rollout.ray.balancing import Load, outstanding_tokens
 from megatron_rlpr.rollout.ray.cluster import actor_environment, engine_resources
-from megatron_rlpr.weights.receiver import Announcement
+from megatron_rlpr.weights.receiver import Announcement, WeightHandoverError
 from megatron_rlpr.weights.transports.interface import WeightSource
 
 Call = Literal["start", "load", "advance"]
@@ -33,6 +33,19 @@ class Edition:
     announced: Announcement
     checksum: str | None = None
 
+    @property
+    def version(self) -> int:
+        return self.announced.version
+
+    def sent(self, checksum: str) -> None:
+        """Note what has been sent. WeightHandoverError when these are other weights than before."""
+        if self.checksum not in (None, checksum):
+            raise WeightHandoverError(
+                f"an engine needs the weights of hand-over {self.version} (checksum {self.checksum}) again, but the "
+                f"policy's are others now ({checksum})"
+            )
+        self.checksum = checksum
+
 
 class PooledEngine:
     """Not thread-safe; the pool's lock covers it."""
@@ -46,11 +59,11 @@ class PooledEngine:
         """What the last `load` is of."""
         self.unfinished: dict[str, Request] = {}
         self.whereabouts: Whereabouts | None = None
+        self.reference: Any | None = None
+        """What the outstanding call will answer; None: there is none."""
         self._settings = settings
         self._timeout_s = timeout_s
         self._starts = 0
-        self.reference: Any | None = None
-        """What the outstanding call will answer; None: there is none."""
         self.start()
 
     def start(self) -> None:
@@ -58,20 +71,13 @@ class PooledEngine:
         import ray
 
         self.edition = self.loading = self.whereabouts = None
-        self._tokens_in_flight = 0
+        self.tokens_in_flight = 0
+        """Tokens written so far for the unfinished requests."""
         self._starts += 1
-        reserved = engine_resources(self._settings)
-        environment = actor_environment(self._settings.threads, cuda=reserved["GPU"] > 0)
-        self._actor = (
-            ray.remote(EngineActor)
-            .options(
-                num_cpus=reserved["CPU"],
-                num_gpus=reserved["GPU"],
-                max_restarts=0,
-                runtime_env={"env_vars": environment},
-            )
-            .remote(self._settings)
-        )
+        cpus, gpus = engine_resources(self._settings).values()
+        environment = {"env_vars": actor_environment(self._settings.threads, cuda=gpus > 0)}
+        actor = ray.remote(EngineActor).options(num_cpus=cpus, num_gpus=gpus, max_restarts=0, runtime_env=environment)
+        self._actor = actor.remote(self._settings)
         self._called("start", self._actor.where.remote(), START_TIMEOUT_S)
 
     @property
@@ -83,15 +89,18 @@ class PooledEngine:
     def work(self) -> Load:
         """What it has in flight."""
         sizes = [(len(r.request.prompt_token_ids), r.sampling.max_tokens) for r in self.unfinished.values()]
-        return Load(len(sizes), outstanding_tokens(sizes, self._tokens_in_flight))
+        return Load(len(sizes), outstanding_tokens(sizes, self.tokens_in_flight))
 
     @property
-    def tokens_in_flight(self) -> int:
-        """Tokens written so far for the unfinished requests."""
-        return self._tokens_in_flight
+    def has_answered(self) -> bool:
+        """Whether the outstanding call has ended."""
+        import ray
+
+        return bool(ray.wait([self.reference], timeout=0)[0])
 
     @property
     def overdue(self) -> bool:
+        """Whether the outstanding call should have ended by now."""
         return self.reference is not None and time.monotonic() > self._deadline
 
     def advance(self, new: Sequence[Request], seconds: float) -> None:
@@ -112,7 +121,7 @@ class PooledEngine:
         if isinstance(answer, Whereabouts):
             self.whereabouts, self.edition = answer, 0
         elif isinstance(answer, Advance):
-            self._tokens_in_flight = answer.tokens_in_flight
+            self.tokens_in_flight = answer.tokens_in_flight
             for key, _ in answer.finished:
                 del self.unfinished[key]
         self.reference = None

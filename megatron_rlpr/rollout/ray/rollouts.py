@@ -38,13 +38,13 @@ class RayRollouts:
         self._weights: ChecksummedStream | None = None
         """The policy's, to be exported again as long as they are the last hand-over's."""
         self._begun: RolloutRequest | None = None
-        self._ticket: Ticket | None = None
-        self._worker: Future[list[Response]] | None = None
+        self._under_way: tuple[Ticket, Future[list[Response]]] | None = None
+        """On the first rank: what was begun, and the thread that works on it."""
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="rollouts")
-        first = self._group is None or dist.get_rank() == 0
 
         def start() -> None:
-            self._pool = make_pool() if first else None
+            if self._group is None or dist.get_rank() == 0:
+                self._pool = make_pool()
 
         gather_or_raise(start, self._group, "the start of the engines")
 
@@ -58,10 +58,9 @@ class RayRollouts:
 
         on_progress is called on the first rank and sees all engines.
         """
-        requests = group_requests(asked)
 
         def work(pool: EnginePool) -> list[Response]:
-            return pool.finish(pool.begin(requests, asked.sampling), on_progress, self._ask)
+            return pool.finish(pool.begin(group_requests(asked), asked.sampling), on_progress, self._ask)
 
         return asked.groups(self._with_the_pool(work, "generation"))
 
@@ -72,8 +71,8 @@ class RayRollouts:
 
         def start() -> None:
             if self._pool is not None:
-                self._ticket = self._pool.begin(group_requests(asked), asked.sampling)
-                self._worker = self._threads.submit(self._pool.finish, self._ticket)
+                ticket = self._pool.begin(group_requests(asked), asked.sampling)
+                self._under_way = ticket, self._threads.submit(self._pool.finish, ticket)
 
         gather_or_raise(start, self._group, "generation")
         self._begun = asked
@@ -85,10 +84,10 @@ class RayRollouts:
         asked, self._begun = self._begun, None
 
         def work(pool: EnginePool) -> list[Response]:
-            assert self._ticket is not None, "begin has made it"
-            assert self._worker is not None, "begin has made it"
-            responses = pool.finish(self._ticket, on_progress, self._ask)
-            self._worker.result()
+            assert self._under_way is not None, "begin has made it"
+            ticket, worker = self._under_way
+            responses = pool.finish(ticket, on_progress, self._ask)
+            worker.result()
             return responses
 
         return asked.groups(self._with_the_pool(work, "generation"))
@@ -114,7 +113,7 @@ class RayRollouts:
             try:
                 return work(self._pool)
             finally:
-                self._tell(_DONE)
+                self._command(_DONE)
 
         result = gather_or_raise(take_part, self._group, what)[0]
         assert result is not None, "the first rank has the pool"
@@ -125,7 +124,7 @@ class RayRollouts:
         pool, weights = self._pool, self._weights
         assert pool is not None, "the first rank has it"
         assert weights is not None, "an engine starts with the folder's weights, and lacks none before a hand-over"
-        self._tell(_EXPORT)
+        self._command(_EXPORT)
         exported = iter(weights)
         try:
             pool.supply(exported, lambda: weights.checksum)
@@ -134,9 +133,9 @@ class RayRollouts:
                 continue
 
     def _follow(self) -> None:
-        """On the other ranks: take part in every export until the first rank is done, then raise its error."""
+        """On the other ranks: take part in every export until the first rank is done; raises at the end."""
         failure: Exception | None = None
-        while self._told() == _EXPORT:
+        while self._command() == _EXPORT:
             try:
                 for _ in self._weights or ():
                     continue
@@ -145,14 +144,12 @@ class RayRollouts:
         if failure is not None:
             raise failure
 
-    def _tell(self, command: int) -> None:
+    def _command(self, command: int = _DONE) -> int:
+        """What the first rank tells all."""
+        told = torch.tensor(command)
         if self._group is not None:
-            dist.broadcast(torch.tensor(command), src=0, group=self._group)
-
-    def _told(self) -> int:
-        command = torch.tensor(_DONE)
-        dist.broadcast(command, src=0, group=self._group)
-        return int(command)
+            dist.broadcast(told, src=0, group=self._group)
+        return int(told)
 
     def rebuild_engines(self) -> None:
         """Nothing to do: the pool replaces an engine by itself, and gives up after several that failed in a row."""

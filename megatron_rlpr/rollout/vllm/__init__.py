@@ -1,0 +1,10 @@
+"""vLLM engines.
+
+limits              what an engine can run, checked from config.json before any engine starts
+process             the process settings vLLM needs and the process state it must not change
+engine              one engine, driven step by step
+requests_in_flight  what it is working on
+weight_update       new weights are verified before and while they flow into it
+worker_load         what each of its workers does with them
+colocated           every rank (or tensor-parallel group of ranks) holds an engine; prompts are split over them
+"""

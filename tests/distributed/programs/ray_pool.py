@@ -161,11 +161,9 @@ def tensor_parallel(models: Path, manifest: Any, tensors: Any, groups: Callable[
 
     rollouts = RayRollouts(make_pool)
     assert rollouts._pool is not None
-    (engine,) = rollouts._pool._engines
+    (engine,) = rollouts._pool.processes
     workers = [
-        process.pid
-        for process in psutil.Process(engine.whereabouts.pids[0]).children()
-        if "Worker_TP" in "".join(process.cmdline())
+        process.pid for process in psutil.Process(engine).children() if "Worker_TP" in "".join(process.cmdline())
     ]
     seen: dict[str, Any] = {"folder": groups(rollouts, 1), "workers": list(workers)}
     confirmed = [

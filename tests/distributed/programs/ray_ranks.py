@@ -115,7 +115,7 @@ def observe(models: Path, rank: int) -> dict[str, Any]:
         """Generate until every engine has started again and has the weights."""
         while True:
             groups(9)
-            there = torch.tensor(int(pool is None or (len(pool.processes) == 2 and pool._delivered)))
+            there = torch.tensor(int(pool is None or (len(pool.processes) == 2 and pool.delivered)))
             dist.all_reduce(there, op=dist.ReduceOp.MIN)
             if there:
                 return

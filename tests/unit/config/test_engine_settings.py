@@ -1,0 +1,36 @@
+"""A configuration becomes an engine's settings in one way, wherever the engine is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from megatron_rlpr.config.checks.engine import engine_settings
+from megatron_rlpr.config.schema import Config
+
+
+def test_an_engine_takes_the_longest_prompt_of_the_run_and_its_response() -> None:
+    config = Config()
+    config.data.max_prompt_length, config.data.val_max_prompt_length, config.data.max_response_length = 20, 30, 7
+    assert engine_settings(config).max_model_len == 27
+    config.data.val_files = ["validation.parquet"]
+    assert engine_settings(config).max_model_len == 37
+
+
+@pytest.mark.parametrize(("chosen", "dtype"), [("auto", "float32"), ("bfloat16", "bfloat16")])
+def test_an_engine_computes_in_the_actors_precision_unless_told_otherwise(chosen: str, dtype: str) -> None:
+    config = Config()
+    config.actor.dtype, config.rollout.dtype = "float32", chosen
+    assert engine_settings(config).dtype == dtype
+
+
+def test_placement_changes_the_threads_of_an_engine_and_nothing_else() -> None:
+    config = Config()
+    config.model.path, config.trainer.threads_per_rank, config.rollout.cpus_per_engine = "model", 3, 2
+    here = engine_settings(config)
+    config.rollout.placement = "ray"
+    assert engine_settings(config) == replace(here, threads=2)
+    assert here.threads == 3
+    assert Path(here.model_path) == Path.cwd() / "model"
