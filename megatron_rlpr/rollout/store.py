@@ -16,28 +16,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from megatron_rlpr.system.step_folders import StepFolders
-from megatron_rlpr.types import Prompt, Response, ResponseReward, RolloutGroup, ScoredGroup, UserError
+from megatron_rlpr.types import Prompt, Response, RolloutGroup, ScoredGroup, UserError
 
 _FORMAT_KEY, _FORMAT = b"megatron_rlpr.rollouts", b"2"
 _SUFFIX = ".parquet"
-
+_TEXTS = ("data_source", "prompt", "response", "reference_answer", "extracted_answer")
+_REWARDS = ("reward", "reference_probability", "base_probability", "format", "repetition", "accuracy")
+_SAMPLED = ("engine_log_probs", "finish_reason", "seed", "weight_versions")
 SCHEMA = pa.schema(
     [
         ("step", pa.int64()),
         ("group", pa.int64()),  # position of the rollout group in the step
         ("prompt_index", pa.int64()),
         ("sample", pa.int64()),
-        ("data_source", pa.string()),
-        ("prompt", pa.string()),
-        ("response", pa.string()),
-        ("reference_answer", pa.string()),
-        ("extracted_answer", pa.string()),
-        ("reward", pa.float64()),
-        ("reference_probability", pa.float64()),
-        ("base_probability", pa.float64()),
-        ("format", pa.float64()),
-        ("repetition", pa.float64()),
-        ("accuracy", pa.float64()),
+        *((name, pa.string()) for name in _TEXTS),
+        *((name, pa.float64()) for name in _REWARDS),
         ("splice_valid", pa.bool_()),
         ("kept", pa.bool_()),  # passed the filter
         ("advantage", pa.float64()),  # null: the response was not trained on
@@ -65,19 +58,15 @@ def write_rollouts(
     kept: Sequence[bool],
     decode: Callable[[Sequence[int]], str],
 ) -> Path:
-    """Write <folder>/step_<step>.parquet in one piece (an interrupted write leaves no or the old file); returns its
-    path.
+    """Write <folder>/step_<step>.parquet in one piece (when interrupted, none or the old file); returns its path.
 
     advantages: per group the advantage of each response, None for a group that was not trained on.
     kept: per group, whether the filter kept it. decode: prompt token ids -> text, special tokens kept.
     """
-    rows = [
-        row
-        for number, (scored, group_advantages, group_kept) in enumerate(zip(groups, advantages, kept, strict=True))
-        for row in _rows(
-            step, number, scored, group_advantages, bool(group_kept), decode(scored.group.prompt.token_ids)
-        )
-    ]
+    rows = []
+    for number, (scored, given, group_kept) in enumerate(zip(groups, advantages, kept, strict=True)):
+        prompt = decode(scored.group.prompt.token_ids)
+        rows += _rows(step, number, scored, given, bool(group_kept), prompt)
     files = StepFolders(Path(folder), _SUFFIX)
     pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), files.begin(step), compression="zstd")
     return files.finish(step)
@@ -147,66 +136,35 @@ def _rows(
         "kept": kept,
     }
     given: Sequence[float | None] = [None] * len(scored.group.responses) if advantages is None else advantages
+    each = zip(scored.group.responses, scored.scores, scored.rewards, given, strict=True)
     return [
         {
             **shared,
+            **{
+                name: getattr(response, name)
+                for name in ("engine_log_probs", "finish_reason", "seed", "weight_versions")
+            },
+            **{name: getattr(reward, name) for name in (*_REWARDS, "splice_valid", "extracted_answer")},
             "sample": sample,
-            **_response_columns(response),
-            **_reward_columns(reward),
+            "response": response.text,
+            "response_tokens": response.token_ids,
             "old_log_probs": scores.log_probs,
             "entropies": scores.entropies,
-            "advantage": None if advantage is None else float(advantage),
+            "advantage": advantage,
         }
-        for sample, (response, scores, reward, advantage) in enumerate(
-            zip(scored.group.responses, scored.scores, scored.rewards, given, strict=True)
-        )
+        for sample, (response, scores, reward, advantage) in enumerate(each)
     ]
 
 
-def _response_columns(response: Response) -> dict[str, Any]:
-    return {
-        "response": response.text,
-        "response_tokens": response.token_ids,
-        "engine_log_probs": response.engine_log_probs,
-        "finish_reason": response.finish_reason,
-        "seed": response.seed,
-        "weight_versions": response.weight_versions,
-    }
-
-
-def _reward_columns(reward: ResponseReward) -> dict[str, Any]:
-    return {
-        "reward": float(reward.reward),
-        "reference_probability": float(reward.reference_probability),
-        "base_probability": float(reward.base_probability),
-        "format": float(reward.format),
-        "repetition": float(reward.repetition),
-        "splice_valid": bool(reward.splice_valid),
-        "extracted_answer": reward.extracted_answer,
-        "accuracy": float(reward.accuracy),
-    }
-
-
 def _prompt(row: dict[str, Any]) -> Prompt:
-    return Prompt(
-        index=row["prompt_index"],
-        token_ids=tuple(row["prompt_tokens"]),
-        messages=tuple(json.loads(row["messages"])),
-        reference_answer=row["reference_answer"],
-        data_source=row["data_source"],
-        extra=json.loads(row["extra"]),
-    )
+    messages, extra = json.loads(row["messages"]), json.loads(row["extra"])
+    tokens, answer = tuple(row["prompt_tokens"]), row["reference_answer"]
+    return Prompt(row["prompt_index"], tokens, tuple(messages), answer, row["data_source"], extra)
 
 
 def _response(row: dict[str, Any]) -> Response:
-    return Response(
-        token_ids=tuple(row["response_tokens"]),
-        text=row["response"],
-        engine_log_probs=tuple(row["engine_log_probs"]),
-        finish_reason=row["finish_reason"],
-        seed=row["seed"],
-        weight_versions=tuple(row["weight_versions"]),
-    )
+    tokens, log_probs, versions = (tuple(row[n]) for n in ("response_tokens", "engine_log_probs", "weight_versions"))
+    return Response(tokens, row["response"], log_probs, row["finish_reason"], row["seed"], versions)
 
 
 def _plain(value: Any) -> Any:

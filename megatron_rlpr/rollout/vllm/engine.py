@@ -13,20 +13,8 @@ from transformers import AutoTokenizer
 
 from megatron_rlpr.rollout.engine import EngineSettings, ProgressCallback, RolloutError
 from megatron_rlpr.rollout.requests import GenerationRequest, SamplingSettings
-from megatron_rlpr.rollout.vllm.limits import (
-    CPU_BLOCK_SIZE,
-    check_engine_fits,
-    check_requests,
-    end_of_sequence_ids,
-    read_model_config,
-)
-from megatron_rlpr.rollout.vllm.process import (
-    engine_call,
-    prepare_environment,
-    process_state_kept,
-    shared_memory_of_this_start,
-)
-from megatron_rlpr.rollout.vllm.requests_in_flight import RequestsInFlight, Sampled
+from megatron_rlpr.rollout.vllm import limits, process
+from megatron_rlpr.rollout.vllm.requests_in_flight import RequestsInFlight
 from megatron_rlpr.rollout.vllm.weight_update import check_manifest, required_weights
 from megatron_rlpr.rollout.vllm.worker_load import Loaded, load_stream
 from megatron_rlpr.types import Response
@@ -45,20 +33,18 @@ class VllmEngine:
     def __init__(self, settings: EngineSettings) -> None:
         """Start the engine with the weights of the model folder. UserError when its settings do not fit the model."""
         folder, on_cpu = settings.model_path, not torch.cuda.is_available()
-        config = read_model_config(folder)
-        check_engine_fits(config, settings, on_cpu=on_cpu)
+        config = limits.read_model_config(folder)
+        limits.check_engine_fits(config, settings, on_cpu=on_cpu)
         self._settings = settings
         self._required, self._tied_head = required_weights(folder)
         self._tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        self._stop_ids = list(end_of_sequence_ids(folder, config, self._tokenizer))
+        self._stop_ids = limits.end_of_sequence_ids(folder, config, self._tokenizer)
         self._vocab_size = config.vocab_size
-        self._version = 0
+        self.weight_version = 0
+        """The hand-over that gave the engine its weights; 0 = the model folder's."""
         self._unusable: str | None = None
         self._broken = False
-        self.shared_prompt_tokens = 0
-        """Prompt tokens of the last call that came from the prefix cache instead of a forward pass."""
-
-        prepare_environment()
+        process.prepare_environment()
         self._arguments = _arguments(settings, on_cpu)
         self._start()
 
@@ -66,8 +52,8 @@ class VllmEngine:
         several_ranks = self._arguments["distributed_executor_backend"] == "external_launcher"
         meet = several_ranks and self._settings.tensor_parallel_size > 1 and not torch.cuda.is_available()
         with (
-            shared_memory_of_this_start() if meet else contextlib.nullcontext(),
-            process_state_kept(self._settings.threads),
+            process.shared_memory_of_this_start() if meet else contextlib.nullcontext(),
+            process.process_state_kept(self._settings.threads),
             torch.compiler.set_stance("force_eager" if self._settings.enforce_eager else "default"),
         ):
             from vllm import LLM
@@ -76,12 +62,7 @@ class VllmEngine:
         # vLLM's clean-up would destroy the default process group, which is Megatron's too; the process's end is
         # clean-up enough
         self._llm.llm_engine.engine_core._finalizer.detach()
-        self._requests = RequestsInFlight(self._llm.llm_engine, self._stop_ids)
-
-    @property
-    def weight_version(self) -> int:
-        """The hand-over that gave the engine its weights; 0 = the model folder's."""
-        return self._version
+        self._requests = RequestsInFlight(self._llm.llm_engine, self._tokenizer, self._stop_ids)
 
     def generate(
         self,
@@ -98,23 +79,27 @@ class VllmEngine:
         """
         if self._requests:
             raise RolloutError(f"the engine is still working on {len(self._requests)} submitted requests")
-        finished: list[Response | None] = [None] * len(requests)
-        tokens = done = shared = 0
         self._check(requests, sampling)
+        self._requests.shared_tokens = tokens = 0
+        finished: dict[str, Response] = {}
         try:
             for number, request in enumerate(requests):
-                self._submit(str(number), request, sampling)
+                self.submit(str(number), request, sampling)
             while self._requests:
-                for key, sampled in self._step():
-                    finished[int(key)] = self._response(sampled)
-                    tokens, done, shared = tokens + len(sampled.token_ids), done + 1, shared + sampled.shared_tokens
+                for key, response in self.step():
+                    finished[key] = response
+                    tokens += len(response.token_ids)
                 if on_progress is not None:
-                    on_progress(tokens + self._requests.tokens, done, len(requests))
+                    on_progress(tokens + self._requests.tokens, len(finished), len(requests))
         except BaseException:
             self.abort()
             raise
-        self.shared_prompt_tokens = shared
-        return [response for response in finished if response is not None]
+        return [finished[str(number)] for number in range(len(requests))]
+
+    @property
+    def shared_prompt_tokens(self) -> int:
+        """Prompt tokens of the last `generate` that came from the prefix cache instead of a forward pass."""
+        return self._requests.shared_tokens
 
     @property
     def in_flight(self) -> tuple[int, int]:
@@ -127,42 +112,28 @@ class VllmEngine:
         The prefix cache is emptied when nothing else is in flight.
         """
         self._check([request], sampling)
-        self._submit(key, request, sampling)
+        with process.engine_call(self._settings.enforce_eager):
+            if not self._requests:
+                self._llm.reset_prefix_cache()
+            self._requests.add(key, request, sampling)
 
     def step(self) -> list[tuple[str, Response]]:
         """One decoding step for everything submitted; returns what it finished, by key."""
-        if self._unusable:
-            raise RolloutError(f"the engine holds no usable weights: {self._unusable}")
-        return [(key, self._response(sampled)) for key, sampled in self._step()]
+        self._check_usable()
+        with process.engine_call(self._settings.enforce_eager):
+            return list(self._requests.step(self.weight_version))
 
     def abort(self) -> None:
         """Give up everything submitted."""
         self._requests.abort()
 
     def _check(self, requests: Sequence[GenerationRequest], sampling: SamplingSettings) -> None:
+        self._check_usable()
+        limits.check_requests(requests, sampling.max_tokens, self._settings.max_model_len, self._vocab_size)
+
+    def _check_usable(self) -> None:
         if self._unusable:
             raise RolloutError(f"the engine holds no usable weights: {self._unusable}")
-        check_requests(requests, sampling.max_tokens, self._settings.max_model_len, self._vocab_size)
-
-    def _submit(self, key: str, request: GenerationRequest, sampling: SamplingSettings) -> None:
-        with engine_call(self._settings.enforce_eager):
-            if not self._requests:
-                self._llm.reset_prefix_cache()
-            self._requests.add(key, request, sampling)
-
-    def _step(self) -> list[tuple[str, Sampled]]:
-        with engine_call(self._settings.enforce_eager):
-            return list(self._requests.step(self._version))
-
-    def _response(self, sampled: Sampled) -> Response:
-        return Response(
-            token_ids=tuple(sampled.token_ids),
-            text=self._tokenizer.decode(sampled.token_ids, skip_special_tokens=False),
-            engine_log_probs=tuple(sampled.log_probs),
-            finish_reason=str(sampled.finish_reason),
-            seed=sampled.seed,
-            weight_versions=tuple(sampled.weight_versions),
-        )
 
     def check_weights(self, announced: Announcement) -> None:
         """Raise WeightHandoverError unless this engine can take an update of exactly these names and shapes.
@@ -192,7 +163,7 @@ class VllmEngine:
         version = announced.version
         self._unusable = f"hand-over {version} was interrupted"
         try:
-            with engine_call(self._settings.enforce_eager):
+            with process.engine_call(self._settings.enforce_eager):
                 loaded: list[Loaded] = self._llm.collective_rpc(
                     load_stream, args=(source, announced, self._settings.torch_dtype, self._tied_head)
                 )
@@ -209,7 +180,7 @@ class VllmEngine:
             self._unusable = f"hand-over {version} failed: {faults[0]}"
             raise WeightHandoverError(self._unusable)
         self._unusable = None
-        self._version = version
+        self.weight_version = version
         return Confirmation(version, loaded[0].checksum)
 
     @property
@@ -218,21 +189,20 @@ class VllmEngine:
         return not self._broken
 
     def rebuild(self) -> None:
-        """A new vLLM engine from the model folder. It refuses to generate before its next hand-over: the folder's
-        weights are old.
+        """A new vLLM engine from the model folder; it refuses to generate before its next hand-over.
 
         When it does not start, that error is raised, and the engine refuses everything but another rebuild.
         """
         self._requests.abort()
         self._broken, self._unusable = True, "its new start was interrupted"
-        self._llm, self._requests = None, RequestsInFlight(None, self._stop_ids)  # frees the old engine
+        self._llm, self._requests = None, RequestsInFlight(None, self._tokenizer, self._stop_ids)  # frees the old one
         gc.collect()
         try:
             self._start()
         except Exception as error:
             self._unusable = f"it could not be started anew: {error}"
             raise
-        self._version, self._broken = 0, False
+        self.weight_version, self._broken = 0, False
         self._unusable = "it was started anew and has not been given the current weights yet"
 
 
@@ -248,7 +218,7 @@ def _arguments(settings: EngineSettings, on_cpu: bool) -> dict[str, Any]:
     if on_cpu:
         on_device = {
             "kv_cache_memory_bytes": int(settings.kv_cache_gb * 2**30),
-            "block_size": CPU_BLOCK_SIZE,
+            "block_size": limits.CPU_BLOCK_SIZE,
             # seeded requests and chunked prefill together kill the CPU engine, so every prompt must fit into one batch
             "enable_chunked_prefill": False,
             "max_num_batched_tokens": max(settings.max_model_len, 4096),

@@ -22,8 +22,7 @@ CPU_EXPERT_MULTIPLE = 32
 """What the hidden size of a mixture of experts must be a multiple of on CPU (vllm 0.32.0, CPUUnquantizedExperts)."""
 
 CPU_BLOCK_SIZE = 32
-"""Tokens per key/value block on CPU: the smallest the kernels take. Prompts share whole blocks, so small blocks share
-more."""
+"""Tokens per key/value block on CPU: the fewest the kernels take, since prompts share whole blocks only."""
 
 
 def read_model_config(model_path: str | Path) -> PretrainedConfig:
@@ -74,8 +73,7 @@ def check_engine_fits(config: PretrainedConfig, settings: EngineSettings, *, on_
 def end_of_sequence_ids(
     model_path: str | Path, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[int, ...]:
-    """Every token id that ends a response: those of generation_config.json (else config.json) and the tokenizer's
-    eos."""
+    """Every token id that ends a response: by generation_config.json (else config.json) and by the tokenizer."""
     if (Path(model_path) / "generation_config.json").is_file():
         configured = GenerationConfig.from_pretrained(str(model_path)).eos_token_id
     else:
@@ -87,8 +85,7 @@ def end_of_sequence_ids(
 
 
 def check_requests(requests: Sequence[GenerationRequest], max_tokens: int, max_model_len: int, vocab_size: int) -> None:
-    """Raise UserError for the first prompt that is empty, too long for its response to fit, or holds an unknown token
-    id."""
+    """UserError for the first prompt that is empty, leaves no room for its response, or holds an unknown token id."""
     for number, request in enumerate(requests):
         name = request.label or f"request {number}"
         length = len(request.prompt_token_ids)

@@ -38,20 +38,16 @@ def check_manifest(
 
     tied_head: the manifest may hold "lm_head.weight" though nobody requires it.
     """
-    faults = []
-    missing = sorted(required.keys() - manifest.keys())
-    if missing:
-        faults.append("missing: " + _shortened(missing))
-    unexpected = sorted(manifest.keys() - required.keys() - ({OUTPUT_HEAD} if tied_head else set()))
-    if unexpected:
-        faults.append("unexpected: " + _shortened(unexpected))
-    misshapen = [
-        f"{name} is {list(manifest[name])}, expected {list(required[name])}"
-        for name in sorted(required.keys() & manifest.keys())
-        if tuple(manifest[name]) != tuple(required[name])
-    ]
-    if misshapen:
-        faults.append("wrong shape: " + _shortened(misshapen))
+    found = {
+        "missing": required.keys() - manifest.keys(),
+        "unexpected": manifest.keys() - required.keys() - ({OUTPUT_HEAD} if tied_head else set()),
+        "wrong shape": {
+            f"{name} is {list(manifest[name])}, expected {list(required[name])}"
+            for name in required.keys() & manifest.keys()
+            if tuple(manifest[name]) != tuple(required[name])
+        },
+    }
+    faults = [f"{kind}: {_shortened(sorted(names))}" for kind, names in found.items() if names]
     if faults:
         raise WeightHandoverError("weights do not fit the engine's model; " + "; ".join(faults))
 
