@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -14,46 +13,19 @@ from megatron_rlpr.types import UserError
 _NO_LOCKS_HERE = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
-@dataclass(frozen=True)
 class RunFolder:
-    """<trainer.runs_dir>/<trainer.name>. `wandb` and `tensorboard` are folders that those libraries fill."""
+    """<trainer.runs_dir>/<trainer.name>."""
 
-    path: Path
-
-    @property
-    def config(self) -> Path:
-        """The resolved configuration, which --config reads back."""
-        return self.path / "config.yaml"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
-
-    @property
-    def hf(self) -> Path:
-        """Hugging Face folders, one beside each checkpoint."""
-        return self.path / "hf"
-
-    @property
-    def rollouts(self) -> Path:
-        return self.path / "rollouts"
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
-
-    @property
-    def validations(self) -> Path:
-        return self.path / "validation.jsonl"
-
-    @property
-    def summary(self) -> Path:
-        """The first validation against the last one."""
-        return self.path / "summary.json"
-
-    @property
-    def tensorboard(self) -> Path:
-        return self.path / "tensorboard"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"  # the resolved configuration, which --config reads back
+        self.checkpoints = path / "checkpoints"
+        self.hf = path / "hf"  # Hugging Face folders, one beside each checkpoint
+        self.rollouts = path / "rollouts"
+        self.metrics = path / "metrics.jsonl"
+        self.validations = path / "validation.jsonl"
+        self.summary = path / "summary.json"  # the first validation against the last one
+        self.tensorboard = path / "tensorboard"
 
     def base_probabilities(self, prompt_set: str) -> Path:
         """The initial policy's base probabilities of a prompt set."""

@@ -1,0 +1,12 @@
+"""What every room stands on, and what knows no room.
+
+process_environment   what must be set before torch loads, and how a process ends
+decisions             what ranks decide together: the first one for all, or all or none
+atomic_file           a file that is old or new, never between
+step_folders          what is kept per step: complete or absent, the last few
+sealed_folder         a tool's output that carries its own checksums
+command_line          how every tool ends
+clock                 seconds per phase
+dtypes                "float32" and "bfloat16" as torch knows them
+private_names         what this project uses of other libraries that they do not promise
+"""

@@ -1,5 +1,4 @@
-"""Who decides for all ranks: what depends on time, disk, network or chance outside the seeds is found out by one of
-them.
+"""What ranks decide together, so that none waits in a collective for one that failed or saw something else.
 
 Ranks that each time a grader, list a folder or ask a server may find different things, and then one of them generates
 while another updates. So the first rank finds out, and tells the others.
@@ -15,31 +14,58 @@ import torch.distributed as dist
 from megatron_rlpr.types import UserError
 
 Result = TypeVar("Result")
+Failure = tuple[bool, str]
+"""Whether an error is a user's mistake, and what it says."""
+
+
+class RankError(RuntimeError):
+    """Work of all ranks, or of the one that decides, failed; the message names the ranks and their causes."""
 
 
 def first_rank_decides(work: Callable[[], Result]) -> Result:
     """Collective over all ranks: run work on the first rank alone, return its result on every rank.
 
-    What work raises there is raised on every rank: a UserError as it is, anything else on the others as a RuntimeError
-    that names it. Results are pickled between ranks of this run only. A process without torch.distributed is alone.
+    What work raises there is raised on every rank: a UserError as it is, anything else on the others as a RankError.
+    Results are pickled between ranks of this run only. A process without torch.distributed is alone.
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return work()
-    told: list[Any] = [None, None]
-    own_error: Exception | None = None
-    if dist.get_rank() == 0:
-        try:
-            told[0] = work()
-        except Exception as error:
-            own_error = error
-            message = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-            told[1] = (isinstance(error, UserError), message)
+    result, failure, own_error = _attempt(work) if dist.get_rank() == 0 else (None, None, None)
+    told: list[Any] = [result, failure]
     dist.broadcast_object_list(told, src=0)
-    result, failure = told
+    decided, failed = told
     if own_error is not None:
         raise own_error
-    if failure is not None:
-        is_user_error, message = failure
-        raise UserError(message) if is_user_error else RuntimeError(f"the first rank, which decides, failed: {message}")
-    decided: Result = result
-    return decided
+    if failed is not None:
+        raise UserError(failed[1]) if failed[0] else RankError(f"the first rank, which decides, failed: {failed[1]}")
+    chosen: Result = decided
+    return chosen
+
+
+def gather_or_raise(work: Callable[[], Result], group: dist.ProcessGroup | None, what: str) -> list[Result]:
+    """Collective over group (None: this process alone): run work on every rank, return all results in rank order.
+
+    If work raises on any rank, every rank raises after all have finished: UserError with the first message when all
+    failures are users' mistakes, else RankError. Results are pickled between ranks of this run only.
+    """
+    result, failure, own_error = _attempt(work)
+    outcomes: list[Any] = [(result, failure)]
+    if group is not None:
+        outcomes = [None] * dist.get_world_size(group)
+        dist.all_gather_object(outcomes, (result, failure), group=group)
+    failures = [(rank, failed) for rank, (_, failed) in enumerate(outcomes) if failed is not None]
+    if not failures:
+        return [outcome for outcome, _ in outcomes]
+    if all(is_user_error for _, (is_user_error, _) in failures):
+        raise UserError(failures[0][1][1]) from own_error
+    causes = "; ".join(f"rank {rank}: {message}" for rank, (_, message) in failures)
+    raise RankError(f"{what} failed on {len(failures)} of {len(outcomes)} ranks: {causes}") from own_error
+
+
+def _attempt(work: Callable[[], Result]) -> tuple[Result | None, Failure | None, Exception | None]:
+    try:
+        return work(), None, None
+    except UserError as error:
+        return None, (True, str(error)), error
+    except Exception as error:
+        return None, (False, f"{type(error).__name__}: {error}"), error

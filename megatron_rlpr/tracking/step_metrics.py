@@ -15,6 +15,8 @@ from megatron_rlpr.reward.metrics import final_reward_distribution
 from megatron_rlpr.tracking.memory import peak_device_gb, peak_resident_gb
 from megatron_rlpr.types import ScoredGroup, UpdateResult
 
+REWARD_PARTS = ("reference_probability", "base_probability", "format", "repetition", "accuracy", "splice_valid")
+
 
 def step_metrics(
     fill: BatchFill,
@@ -53,12 +55,7 @@ def reward_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
         "reward/std_per_group": float(
             np.mean([np.std(g.final_rewards, ddof=1) if len(g.rewards) > 1 else 0.0 for g in groups])
         ),
-        "reward/reference_probability": mean("reference_probability"),
-        "reward/base_probability": mean("base_probability"),
-        "reward/format": mean("format"),
-        "reward/repetition": mean("repetition"),
-        "reward/accuracy": mean("accuracy"),
-        "reward/splice_valid": mean("splice_valid"),
+        **{f"reward/{part}": mean(part) for part in REWARD_PARTS},
         "response_length/mean": float(lengths.mean()),
         "response_length/max": int(lengths.max()),
         "response_length/min": int(lengths.min()),

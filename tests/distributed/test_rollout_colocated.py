@@ -31,7 +31,7 @@ def observe(models: Path, tensor_parallel_size: int) -> dict[str, Any]:
     from megatron_rlpr.rollout.requests import RolloutRequest, SamplingSettings
     from megatron_rlpr.rollout.vllm.colocated import ColocatedRollouts
     from megatron_rlpr.rollout.vllm.engine import VllmEngine
-    from megatron_rlpr.system.agreement import gather_or_raise
+    from megatron_rlpr.system.decisions import gather_or_raise
     from megatron_rlpr.types import Prompt
     from megatron_rlpr.weights.receiver import Announcement
 

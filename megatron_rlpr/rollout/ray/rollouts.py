@@ -17,7 +17,7 @@ import torch.distributed as dist
 from megatron_rlpr.rollout.engine import ProgressCallback, RolloutError
 from megatron_rlpr.rollout.ray.pool import EnginePool, Ticket
 from megatron_rlpr.rollout.requests import RolloutRequest, group_requests
-from megatron_rlpr.system.agreement import gather_or_raise
+from megatron_rlpr.system.decisions import gather_or_raise
 from megatron_rlpr.types import Response, RolloutGroup
 from megatron_rlpr.weights.checksum import ChecksummedStream
 from megatron_rlpr.weights.receiver import Announcement, Confirmation

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from megatron_rlpr.system.agreement import RankError, gather_or_raise
+from megatron_rlpr.system.decisions import RankError, gather_or_raise
 from megatron_rlpr.types import UserError
 
 
