@@ -1,7 +1,4 @@
-"""The policy as Hugging Face folders, one beside each checkpoint of a run, complete or absent.
-
-<folder>/step_000040/   config, tokenizer and templates of the model the run began with; its own weights
-"""
+"""The policy as Hugging Face folders beside a run's checkpoints: its weights, all else of the model it began with."""
 
 from __future__ import annotations
 

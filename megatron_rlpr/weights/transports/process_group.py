@@ -54,10 +54,11 @@ class ProcessGroup:
         self._backend: Any = None
         self._pending: list[Any] = []
         self._asked(lambda: store.set(_HERE.format(rank), ""))
-        everybody = [_HERE.format(member) for member in range(size)]
-        here = partial(self._asked, partial(store.check, everybody))
+        here = partial(self._asked, partial(store.check, [_HERE.format(member) for member in range(size)]))
         self._until(here, _LOOK_EVERY_S, "the other members of the group")
-        self._backend = _make_backend(backend, store, rank, size, address, timeout_s)
+        self._check()  # rank 0 may have given up before the last came
+        with self._ending_with():
+            self._backend = _make_backend(backend, store, rank, size, address, timeout_s)
 
     def broadcast(self, tensor: torch.Tensor) -> Any:
         """Begin to send (rank 0) or receive a tensor, which must stay as it is until `wait` returns for the result."""
@@ -113,12 +114,15 @@ class ProcessGroup:
                 except BaseException as error:
                     self.fail(_cause(error))
                     raise
-                if self._asked(lambda: self._store.check([_FAILED])):
-                    raise self.fail(self._asked(lambda: self._store.get(_FAILED)).decode())
+                self._check()
                 looked = time.monotonic()
             if time.monotonic() > deadline:
                 raise self.fail(f"rank {self.rank} waited {self._timeout_s:g} s for {what}")
             time.sleep(poll_s)
+
+    def _check(self) -> None:
+        if self._asked(lambda: self._store.check([_FAILED])):
+            raise self.fail("another member failed")
 
     def _asked(self, question: Callable[[], Any]) -> Any:
         """The store's answer."""
