@@ -44,7 +44,7 @@ def local_parameters(chunks: Sequence[torch.nn.Module], shape: ModelShape) -> li
     _, tp_size = tensor_parallel_place()
     found = []
     for chunk, local_name, tensor in ((c, name, tensor) for c in chunks for name, tensor in c.named_parameters()):
-        name = _global_expert(_global_layer(local_name, chunk), shape)
+        name = _global_name(local_name, chunk, shape)
         if name not in place:
             raise ValueError(f"the Megatron parameter {name} has no place in the table of {shape.architecture}")
         index, mapping = place[name]
@@ -56,20 +56,14 @@ def local_parameters(chunks: Sequence[torch.nn.Module], shape: ModelShape) -> li
     return sorted(found, key=lambda p: p.index)
 
 
-def _global_layer(name: str, chunk: torch.nn.Module) -> str:
-    """A chunk numbers its layers from 0; `layer_number` counts from 1 over the whole model."""
-    match = _LAYER.fullmatch(name)
-    if match is None:
-        return name
-    before, layer, after = match.groups()
-    return f"{before}{chunk.decoder.layers[int(layer)].layer_number - 1}{after}"
-
-
-def _global_expert(name: str, shape: ModelShape) -> str:
-    """An expert-parallel rank numbers its experts from 0; ranks hold equally many, in rank order."""
-    match = _EXPERT.fullmatch(name)
-    if match is None or shape.experts is None:
-        return name
-    before, expert, after = match.groups()
-    per_rank = shape.experts.count // parallel_state.get_expert_model_parallel_world_size()
-    return f"{before}{parallel_state.get_expert_model_parallel_rank() * per_rank + int(expert)}{after}"
+def _global_name(name: str, chunk: torch.nn.Module, shape: ModelShape) -> str:
+    """A chunk numbers its layers from 0, and an expert-parallel rank its experts, of which ranks hold equally many."""
+    if match := _LAYER.fullmatch(name):
+        before, layer, after = match.groups()
+        # `layer_number` counts from 1 over the whole model.
+        name = f"{before}{chunk.decoder.layers[int(layer)].layer_number - 1}{after}"
+    if shape.experts is not None and (match := _EXPERT.fullmatch(name)):
+        before, expert, after = match.groups()
+        per_rank = shape.experts.count // parallel_state.get_expert_model_parallel_world_size()
+        name = f"{before}{parallel_state.get_expert_model_parallel_rank() * per_rank + int(expert)}{after}"
+    return name
