@@ -28,12 +28,12 @@ Loss = Callable[[TreeMicroBatch, Tensor], tuple[Tensor, Tensor]]
 class MicroBatchRunner:
     """Turns packed micro-batches into model calls.
 
-    shape: of the model; temperature: divides the logits of every row.
+    shape: of the model; temperature: divides the logits of every row; backend: who computes its attention.
     """
 
     def __init__(self, shape: ModelShape, dtype: torch.dtype, temperature: float, head_chunk_rows: int) -> None:
         self._frequencies = inverse_frequencies(shape)
-        self._backend = choose_backend(dtype, shape.head_dim, shape.attention_softcap, device())
+        self.backend = choose_backend(dtype, shape.head_dim, shape.attention_softcap, device())
         self._dtype = dtype
         self._temperature = temperature
         self._head_chunk_rows = head_chunk_rows
@@ -92,11 +92,11 @@ class MicroBatchRunner:
             for array in (micro_batch.token_ids, micro_batch.positions, micro_batch.source_row, micro_batch.target)
         )
         rotary = Rotary.at(positions, self._frequencies, self._dtype)
-        visible = {w: self._backend.lay_out(micro_batch.nodes, self._dtype, where, w) for w in windows}
+        visible = {w: self.backend.lay_out(micro_batch.nodes, self._dtype, where, w) for w in windows}
         head = HeadRows(source_rows, targets, self._temperature, self._head_chunk_rows)
         return {
             "input_ids": tokens[None],
             "position_ids": positions[None],
             "attention_mask": None,
-            "packed_seq_params": TreeSeqParams(self._backend, visible, rotary, head),
+            "packed_seq_params": TreeSeqParams(self.backend, visible, rotary, head),
         }

@@ -33,7 +33,7 @@ llvmlite.binding.ffi.lib._fntab["__dict__"] = {}
 
 
 class Loop:
-    """Decorator of a function of a pointer to SLOTS numbers, which numba compiles at the first call and keeps on disk.
+    """A function of a pointer to SLOTS numbers, which numba compiles at the first call and keeps on disk.
 
     A call takes the number of rows, then tensors (their addresses go to the loop) and numbers, in the order in which
     the loop reads them. The first tensor's element type, float32 or bfloat16, is the loop's; its size decides whether
