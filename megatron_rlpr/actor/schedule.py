@@ -12,8 +12,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from megatron_rlpr.actor.attention.backend import choose_backend
-from megatron_rlpr.actor.attention.core import windows_of
-from megatron_rlpr.actor.attention.layout import HeadRows, TreeSeqParams
+from megatron_rlpr.actor.attention.core import HeadRows, TreeSeqParams, windows_of
 from megatron_rlpr.actor.attention.rotary import Rotary, inverse_frequencies
 from megatron_rlpr.actor.cpu.megatron import device
 from megatron_rlpr.packing import TreeMicroBatch
@@ -66,7 +65,7 @@ class MicroBatchRunner:
         self, chunks: Chunks, micro_batches: MicroBatches, of_output: Any, progress: TokensDone | None, **options: Any
     ) -> list[Tensor]:
         """of_output(micro_batch, output) is what Megatron calls a loss function."""
-        windows = {window for chunk in chunks for window in windows_of(chunk)}
+        windows = windows_of(chunks)
 
         def step(iterator: Iterable[TreeMicroBatch], stage: Module) -> tuple[Tensor, Any]:
             micro_batch = next(iter(iterator))

@@ -2,8 +2,7 @@
 
 rotary           a token's depth in its tree -> the angles that its queries and keys are rotated by
 backend          the protocol of those who compute it (applies, lay_out, attend), and the choice of one
-layout           a micro-batch's angles and, by sliding window, who sees whom, through Megatron's layers
-core             Megatron's core attention: hands a layer's queries, keys and values to the backend
+core             Megatron's core attention, which hands a layer's queries, keys and values to the backend
 
 flash_attention  backend on CUDA in half precision: PyTorch's varlen attention over gathered paths
 paged_*          backend on a CPU: vLLM's kernel; layout: paths as lists of shared pages

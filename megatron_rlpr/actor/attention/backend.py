@@ -41,17 +41,14 @@ class Backend(Protocol[Layout]):
         """q [T, H, D], k and v [T, K, D], not yet rotated -> [T, H, D]; softcap: of the scaled scores."""
 
 
-BACKENDS: tuple[Backend[Any], ...] = (FlashBackend(), PagedBackend(), BlockBackend())
+Backends = tuple[Backend[Any], ...]
+BACKENDS: Backends = (FlashBackend(), PagedBackend(), BlockBackend())
 """The fastest first; the last one always applies."""
 
 
 @cache
 def choose_backend(
-    dtype: torch.dtype,
-    head_dim: int,
-    softcap: float | None,
-    device: torch.device,
-    backends: tuple[Backend[Any], ...] = BACKENDS,
+    dtype: torch.dtype, head_dim: int, softcap: float | None, device: torch.device, backends: Backends = BACKENDS
 ) -> Backend[Any]:
     """The first that applies and is here. Its name is logged once, as a warning when a faster one is missing."""
     applying = [backend for backend in backends if backend.applies(dtype, head_dim, softcap, device)]

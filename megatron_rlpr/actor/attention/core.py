@@ -1,15 +1,47 @@
-"""Megatron's core attention over a forest of prefixes. Memory grows with tokens only, forward and backward."""
+"""Megatron's core attention over a forest of prefixes, and what travels through Megatron to it and to the head.
+
+Memory grows with tokens only, forward and backward.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from megatron_rlpr.actor.attention.layout import TreeSeqParams
+from megatron_rlpr.actor.attention.backend import Backend
+from megatron_rlpr.actor.attention.rotary import Rotary
 from megatron_rlpr.weights.shape import ModelShape
+
+
+@dataclass(frozen=True)
+class HeadRows:
+    """What the last stage computes: the log-prob of `targets` from the hidden state at `source_rows`.
+
+    source_rows, targets: int64 [R]; temperature: divides the logits; chunk_rows: rows with logits at one time.
+    """
+
+    source_rows: Tensor
+    targets: Tensor
+    temperature: float
+    chunk_rows: int
+
+
+class TreeSeqParams(PackedSeqParams):
+    """Goes through Megatron's layers (recompute and pipeline schedules included).
+
+    visible: who sees whom, as the backend laid it out, by sliding window (0: none); rotary: every token's angles.
+    Its format stays 'sbhd': Megatron then leaves queries, keys and values as [T, 1, heads, dim].
+    """
+
+    def __init__(self, backend: Backend[Any], visible: Mapping[int, Any], rotary: Rotary, head: HeadRows) -> None:
+        super().__init__(qkv_format="sbhd")
+        self.backend, self.visible, self.rotary, self.head = backend, visible, rotary, head
 
 
 class TreeCoreAttention(torch.nn.Module):
@@ -38,6 +70,7 @@ class TreeCoreAttention(torch.nn.Module):
         return out.reshape(len(out), 1, -1)
 
 
-def windows_of(model: torch.nn.Module) -> frozenset[int]:
+def windows_of(chunks: Iterable[torch.nn.Module]) -> set[int]:
     """The sliding windows of the layers that this rank has."""
-    return frozenset(module.window for module in model.modules() if isinstance(module, TreeCoreAttention))
+    layers = (module for chunk in chunks for module in chunk.modules() if isinstance(module, TreeCoreAttention))
+    return {layer.window for layer in layers}

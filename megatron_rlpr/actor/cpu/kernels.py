@@ -43,9 +43,6 @@ def has_amx() -> bool:
 
 def _variant() -> str:
     """The library that vLLM itself loads on this processor."""
-    if platform.machine() == "x86_64":
-        if not torch.cpu._is_avx512_supported():
-            return "_C_AVX2"
-        if not torch.cpu._is_avx512_bf16_supported():
-            return "_C_AVX512"
-    return "_C"
+    if platform.machine() != "x86_64" or torch.cpu._is_avx512_bf16_supported():
+        return "_C"
+    return "_C_AVX512" if torch.cpu._is_avx512_supported() else "_C_AVX2"

@@ -14,20 +14,13 @@ import torch
 import torch.nn.functional as F
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
-from megatron.core.models.gpt.gpt_layer_specs import (
-    get_gpt_layer_local_spec,
-    get_gpt_layer_with_transformer_engine_spec,
-)
-from megatron.core.tensor_parallel.mappings import (
-    copy_to_tensor_model_parallel_region,
-    gather_from_sequence_parallel_region,
-)
+from megatron.core.models.gpt import gpt_layer_specs as layer_specs
+from megatron.core.tensor_parallel import mappings
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from megatron_rlpr.actor.attention.core import TreeCoreAttention
-from megatron_rlpr.actor.attention.layout import TreeSeqParams
+from megatron_rlpr.actor.attention.core import TreeCoreAttention, TreeSeqParams
 from megatron_rlpr.actor.model.gated_activation import GatedSilu
 from megatron_rlpr.actor.model.norms import RMSNorm, with_post_norm
 from megatron_rlpr.actor.model.selected_head import VocabShard, selected_log_probs
@@ -55,10 +48,10 @@ class TreePolicy(GPTModel):
             return hidden_states
         head = packed_seq_params.head
         if self.config.sequence_parallel:
-            hidden_states = gather_from_sequence_parallel_region(hidden_states, tensor_parallel_output_grad=True)
+            hidden = mappings.gather_from_sequence_parallel_region(hidden_states, tensor_parallel_output_grad=True)
         else:
-            hidden_states = copy_to_tensor_model_parallel_region(hidden_states)
-        rows = hidden_states[:, 0].index_select(0, head.source_rows)
+            hidden = mappings.copy_to_tensor_model_parallel_region(hidden_states)
+        rows = hidden[:, 0].index_select(0, head.source_rows)
         of_rows = (head.temperature, head.chunk_rows, self.final_softcap)
         return selected_log_probs(rows, self.output_weight(), head.targets, self.vocab_shard(), *of_rows)
 
@@ -179,9 +172,9 @@ def _block_spec(config: TransformerConfig, shape: ModelShape) -> TransformerBloc
         from megatron.core.extensions.transformer_engine import TENorm
 
         norm = TENorm
-        layer = get_gpt_layer_with_transformer_engine_spec(**kind, moe_grouped_gemm=config.moe_grouped_gemm)
+        layer = layer_specs.get_gpt_layer_with_transformer_engine_spec(**kind, moe_grouped_gemm=config.moe_grouped_gemm)
     else:
-        layer = get_gpt_layer_local_spec(**kind, normalization="RMSNorm")
+        layer = layer_specs.get_gpt_layer_local_spec(**kind, normalization="RMSNorm")
         layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = norm
     attention = layer.submodules.self_attention.submodules
     attention.core_attention = ModuleSpec(module=TreeCoreAttention, params={"shape": shape})
