@@ -34,13 +34,9 @@ class Source:
 
     def fits(self, name: str) -> bool:
         """True when the name is one of these sources'."""
-        match self.place:
-            case "anywhere":
-                return self.pattern in name
-            case "start":
-                return name.startswith(self.pattern)
-            case "whole":
-                return name == self.pattern
+        if self.place == "anywhere":
+            return self.pattern in name
+        return name == self.pattern or (self.place == "start" and name.startswith(self.pattern))
 
 
 _BENCHMARKS = ("Math-500", "AIME2024", "AMC2023", "OlympiadBench", "Minerva")
@@ -82,16 +78,12 @@ def grader_of(data_source: str) -> Grader:
     grader = next((source.grader for source in SOURCES if source.fits(data_source)), None)
     if grader == "program":
         raise UserError(
-            f"data_source {data_source!r} needs responses to be run as programs, which the graders never do; leave it "
-            "out"
+            f"data_source {data_source!r} needs responses to be run as programs, which graders never do; leave it out"
         )
     if grader is not None:
         return grader
-    known = [
-        f"{source.pattern}*" if source.place == "start" else source.pattern
-        for source in SOURCES
-        if source.grader != "program"
-    ]
+    graded = [source for source in SOURCES if source.grader != "program"]
+    known = [f"{source.pattern}*" if source.place == "start" else source.pattern for source in graded]
     near = difflib.get_close_matches(data_source, known, n=1, cutoff=0.5)
     hint = f", did you mean {near[0]!r}?" if near else "."
     raise UserError(

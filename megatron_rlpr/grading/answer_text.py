@@ -42,20 +42,22 @@ def last_boxed(text: str) -> str | None:
     place = text.rfind(r"\boxed")
     if place < 0:
         place = text.rfind(r"\fbox")
-    if place < 0:
+    start = text.find("{", place) if place >= 0 else -1
+    if start < 0:
         return None
-    start = text.find("{", place)
     # a stray closing brace before the first opening one leaves the count at zero too early: not closed, as far as the
     # reference can tell
-    depth = -text.count("}", place, start) if start >= 0 else 0
-    for position in range(start, len(text)) if start >= 0 else ():
-        if text[position] == "{":
-            depth += 1
-        elif text[position] == "}":
-            depth -= 1
-            if depth == 0:
-                return text[start + 1 : position].strip()
-    return None
+    stop = closing_brace(text, start, -text.count("}", place, start))
+    return text[start + 1 : stop].strip() if stop >= 0 else None
+
+
+def closing_brace(text: str, start: int, depth: int) -> int:
+    """Where the number of open braces, `depth` before start, falls to 0; -1 where it never does."""
+    for position in range(start, len(text)):
+        depth += {"{": 1, "}": -1}.get(text[position], 0)
+        if depth == 0 and text[position] == "}":
+            return position
+    return -1
 
 
 def last_section(text: str, opening: str, closing: str) -> str | None:

@@ -2,6 +2,7 @@ r"""MATH with its own string equivalence (data sources lighteval/MATH and Digita
 
 from __future__ import annotations
 
+from megatron_rlpr.grading.answer_text import closing_brace
 from megatron_rlpr.grading.math_normalize import Unnormalisable, strict_latex_form
 from megatron_rlpr.grading.result import Verdict
 
@@ -27,9 +28,5 @@ def _boxed_answer(text: str) -> str | None:
     if start < 0 or start != text.rfind("\\boxed"):
         return None
     start += len("\\boxed{")
-    depth = 1
-    for position in range(start, len(text)):
-        depth += {"{": 1, "}": -1}.get(text[position], 0)
-        if depth == 0:
-            return text[start:position]
-    return None
+    stop = closing_brace(text, start, 1)
+    return text[start:stop] if stop >= 0 else None
