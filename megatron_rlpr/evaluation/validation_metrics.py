@@ -18,15 +18,8 @@ _NAMES = "+".join(GENERAL_SETS)
 
 def reference_metrics(accuracies: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str, float]:
     """All of one validation; accuracies: strategy ("sampling", "greedy") -> data source -> accuracy of every prompt."""
-    means = {
-        strategy: {source: fmean(values) for source, values in sources.items()}
-        for strategy, sources in accuracies.items()
-    }
-    metrics = {
-        f"val_{strategy}/test_acc/{source}": value
-        for strategy, sources in means.items()
-        for source, value in sources.items()
-    }
+    means = {name: {source: fmean(values) for source, values in of.items()} for name, of in accuracies.items()}
+    metrics = {f"val_{name}/test_acc/{source}": mean for name, of in means.items() for source, mean in of.items()}
     return metrics | general_means(means)
 
 
@@ -40,11 +33,9 @@ def general_means(accuracies: Mapping[str, Mapping[str, float]]) -> dict[str, fl
     means = {}
     for strategy, sources in accuracies.items():
         for suffix in SUFFIXES:
-            values = [sources.get(f"{name}-{suffix}") for name in GENERAL_SETS]
-            if None not in values:
-                means[f"val_mean_{strategy}/test_acc/{suffix}-mean_{_NAMES}"] = fmean(
-                    v for v in values if v is not None
-                )
+            values = [sources[source] for name in GENERAL_SETS if (source := f"{name}-{suffix}") in sources]
+            if len(values) == len(GENERAL_SETS):
+                means[f"val_mean_{strategy}/test_acc/{suffix}-mean_{_NAMES}"] = fmean(values)
         best = [
             max(sources[f"{name}-{suffix}"] for suffix in group)
             for name in GENERAL_SETS
@@ -55,9 +46,7 @@ def general_means(accuracies: Mapping[str, Mapping[str, float]]) -> dict[str, fl
             means[f"val_mean_{strategy}/test_acc/best-mean_{_NAMES}"] = fmean(best)
     if {"sampling", "greedy"} <= accuracies.keys():
         everything = [(source, value) for sources in accuracies.values() for source, value in sources.items()]
-        best_of_all = [
-            max((v for source, v in everything if source.startswith(f"{name}-")), default=None) for name in GENERAL_SETS
-        ]
-        if None not in best_of_all:
-            means[f"val_mean/test_acc/best-mean_{_NAMES}"] = fmean(v for v in best_of_all if v is not None)
+        of_sets = [[value for source, value in everything if source.startswith(f"{name}-")] for name in GENERAL_SETS]
+        if all(of_sets):
+            means[f"val_mean/test_acc/best-mean_{_NAMES}"] = fmean(map(max, of_sets))
     return means
