@@ -1,7 +1,7 @@
 """Rollouts: sample n responses per prompt from the current policy, keep them, play them back.
 
 requests        what a call asks for: prompts, n, how to sample; one request, with a seed of its own, per response
-engine          how an engine is made and what every engine and every source of rollouts offers
+engine          how an engine is made, and what every source of rollouts offers
 vllm/           vLLM engines, and rollouts from those inside the training processes
 ray/            rollouts from a pool of such engines in Ray, which replaces those that die or hang
 store           rollouts of a step as parquet

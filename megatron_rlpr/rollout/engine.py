@@ -1,17 +1,17 @@
-"""What the trainer and the rest of this room know about inference engines, whatever they are made of."""
+"""What the trainer and the rest of this room know about inference engines, wherever they are."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
-from megatron_rlpr.rollout.requests import GenerationRequest, RolloutRequest, SamplingSettings
+from megatron_rlpr.rollout.requests import RolloutRequest
 from megatron_rlpr.system.dtypes import DTYPES
-from megatron_rlpr.types import Response, RolloutGroup
-from megatron_rlpr.weights.receiver import Announcement, Confirmation, WeightReceiver
+from megatron_rlpr.types import RolloutGroup
+from megatron_rlpr.weights.receiver import WeightReceiver
 
 ProgressCallback = Callable[[int, int, int], None]
 """Called as (tokens generated so far, requests finished, requests in all) while an engine generates."""
@@ -45,35 +45,6 @@ class EngineSettings:
     def torch_dtype(self) -> torch.dtype:
         """The dtype of that name."""
         return DTYPES[self.dtype]
-
-
-class RolloutEngine(Protocol):
-    """An engine that holds one copy of the policy (or one shard of it, with its tensor-parallel peers)."""
-
-    @property
-    def weight_version(self) -> int:
-        """The hand-over that gave the engine its weights; 0 = the initial weights."""
-
-    def generate(
-        self,
-        requests: Sequence[GenerationRequest],
-        sampling: SamplingSettings,
-        on_progress: ProgressCallback | None = None,
-    ) -> list[Response]:
-        """One response per request, in request order."""
-
-    def check_weights(self, announced: Announcement) -> None:
-        """Raise WeightHandoverError unless the announced names and shapes are exactly the engine's."""
-
-    def update_weights(self, announced: Announcement, tensors: Iterable[tuple[str, torch.Tensor]]) -> Confirmation:
-        """Replace all weights by the announced stream of full, HF-named tensors.
-
-        A tensor's storage must stay as it is until the stream ends: engines fuse q, k, v and keep parts until the
-        last one has come. Raises WeightHandoverError; the engine then refuses to generate until a good update.
-        """
-
-    def rebuild(self) -> None:
-        """Start anew from the model folder, at version 0, without what was in flight. Collective, as any start."""
 
 
 class Rollouts(WeightReceiver, Protocol):

@@ -30,7 +30,7 @@ def rollouts(config: Config, console: Console) -> Rollouts:
         with console.phase(f"starting {config.rollout.engines} vLLM engines in Ray"):
             return RayRollouts(partial(_pool, config, console))
     with console.phase("starting vLLM"):
-        return ColocatedRollouts(VllmEngine(engine_settings(config)), config.rollout.tensor_parallel_size)
+        return ColocatedRollouts(VllmEngine(engine_settings(config)))
 
 
 def _pool(config: Config, console: Console) -> EnginePool:

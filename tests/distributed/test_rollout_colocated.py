@@ -39,7 +39,7 @@ def observe(models: Path, tensor_parallel_size: int) -> dict[str, Any]:
     settings = EngineSettings(
         str(models / "a"), "float32", 128, max_num_seqs=16, kv_cache_gb=0.05, tensor_parallel_size=tensor_parallel_size
     )
-    rollouts = ColocatedRollouts(VllmEngine(settings), tensor_parallel_size)
+    rollouts = ColocatedRollouts(VllmEngine(settings))
     token_ids = [tuple(range(200 + 10 * i, 240 + 10 * i)) for i in range(5)]
     prompts = [
         Prompt(index=20 + i, token_ids=ids, messages=(), reference_answer="", data_source="sums")

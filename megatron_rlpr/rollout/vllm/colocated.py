@@ -11,8 +11,9 @@ from collections.abc import Iterable
 import torch
 import torch.distributed as dist
 
-from megatron_rlpr.rollout.engine import ProgressCallback, RolloutEngine
+from megatron_rlpr.rollout.engine import ProgressCallback
 from megatron_rlpr.rollout.requests import RolloutRequest, group_requests
+from megatron_rlpr.rollout.vllm.engine import VllmEngine
 from megatron_rlpr.system.decisions import gather_or_raise
 from megatron_rlpr.types import Response, RolloutGroup
 from megatron_rlpr.weights.receiver import Announcement, Confirmation
@@ -25,12 +26,13 @@ class ColocatedRollouts:
     engine must fail together, or its peers wait in the engine's own collective until that times out.
     """
 
-    def __init__(self, engine: RolloutEngine, tensor_parallel_size: int = 1) -> None:
-        """engine: this rank's; tensor_parallel_size divides the ranks (config.checks.pure refuses others).
+    def __init__(self, engine: VllmEngine) -> None:
+        """engine: this rank's; its tensor_parallel_size divides the ranks (config.checks.pure refuses others).
 
         Collective: makes a gloo group over all ranks for ids, texts and errors.
         """
         self._engine = engine
+        tensor_parallel_size = engine.settings.tensor_parallel_size
         self._group = dist.new_group(backend="gloo") if dist.is_initialized() and dist.get_world_size() > 1 else None
         world_size, rank = (dist.get_world_size(), dist.get_rank()) if self._group is not None else (1, 0)
         self._rank: int = rank

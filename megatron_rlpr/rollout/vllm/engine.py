@@ -35,7 +35,7 @@ class VllmEngine:
         folder, on_cpu = settings.model_path, not torch.cuda.is_available()
         config = limits.read_model_config(folder)
         limits.check_engine_fits(config, settings, on_cpu=on_cpu)
-        self._settings = settings
+        self.settings = settings
         self._required, self._tied_head = required_weights(folder)
         self._tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         self._stop_ids = limits.end_of_sequence_ids(folder, config, self._tokenizer)
@@ -50,11 +50,11 @@ class VllmEngine:
 
     def _start(self) -> None:
         several_ranks = self._arguments["distributed_executor_backend"] == "external_launcher"
-        meet = several_ranks and self._settings.tensor_parallel_size > 1 and not torch.cuda.is_available()
+        meet = several_ranks and self.settings.tensor_parallel_size > 1 and not torch.cuda.is_available()
         with (
             process.shared_memory_of_this_start() if meet else contextlib.nullcontext(),
-            process.process_state_kept(self._settings.threads),
-            torch.compiler.set_stance("force_eager" if self._settings.enforce_eager else "default"),
+            process.process_state_kept(self.settings.threads),
+            torch.compiler.set_stance("force_eager" if self.settings.enforce_eager else "default"),
         ):
             from vllm import LLM
 
@@ -112,7 +112,7 @@ class VllmEngine:
         The prefix cache is emptied when nothing else is in flight.
         """
         self._check([request], sampling)
-        with process.engine_call(self._settings.enforce_eager):
+        with process.engine_call(self.settings.enforce_eager):
             if not self._requests:
                 self._llm.reset_prefix_cache()
             self._requests.add(key, request, sampling)
@@ -120,7 +120,7 @@ class VllmEngine:
     def step(self) -> list[tuple[str, Response]]:
         """One decoding step for everything submitted; returns what it finished, by key."""
         self._check_usable()
-        with process.engine_call(self._settings.enforce_eager):
+        with process.engine_call(self.settings.enforce_eager):
             return list(self._requests.step(self.weight_version))
 
     def abort(self) -> None:
@@ -129,7 +129,7 @@ class VllmEngine:
 
     def _check(self, requests: Sequence[GenerationRequest], sampling: SamplingSettings) -> None:
         self._check_usable()
-        limits.check_requests(requests, sampling.max_tokens, self._settings.max_model_len, self._vocab_size)
+        limits.check_requests(requests, sampling.max_tokens, self.settings.max_model_len, self._vocab_size)
 
     def _check_usable(self) -> None:
         if self._unusable:
@@ -145,7 +145,11 @@ class VllmEngine:
         check_manifest(announced.manifest, self._required, self._tied_head)
 
     def update_weights(self, announced: Announcement, tensors: Iterable[tuple[str, torch.Tensor]]) -> Confirmation:
-        """`load` from tensors of this process; WeightHandoverError unless the engine's workers live in it, too."""
+        """`load` from tensors of this process; WeightHandoverError unless the engine's workers live in it, too.
+
+        A tensor's storage must stay as it is until the stream ends: vLLM fuses q, k, v and keeps parts until the last
+        one has come.
+        """
         if self._arguments["distributed_executor_backend"] == "mp":
             raise WeightHandoverError(
                 "the engine's workers are processes of their own: load it through one of weights.transports"
@@ -163,9 +167,9 @@ class VllmEngine:
         version = announced.version
         self._unusable = f"hand-over {version} was interrupted"
         try:
-            with process.engine_call(self._settings.enforce_eager):
+            with process.engine_call(self.settings.enforce_eager):
                 loaded: list[Loaded] = self._llm.collective_rpc(
-                    load_stream, args=(source, announced, self._settings.torch_dtype, self._tied_head)
+                    load_stream, args=(source, announced, self.settings.torch_dtype, self._tied_head)
                 )
                 # what is in flight goes on with the new weights: its keys and values are computed again from its tokens
                 self._llm.reset_prefix_cache(reset_running_requests=bool(self._requests))
@@ -189,9 +193,10 @@ class VllmEngine:
         return not self._broken
 
     def rebuild(self) -> None:
-        """A new vLLM engine from the model folder; it refuses to generate before its next hand-over.
+        """A new vLLM engine from the model folder, at version 0, without what was in flight. Collective, as the first.
 
-        When it does not start, that error is raised, and the engine refuses everything but another rebuild.
+        It refuses to generate before its next hand-over. When it does not start, that error is raised, and it refuses
+        everything but another rebuild.
         """
         self._requests.abort()
         self._broken, self._unusable = True, "its new start was interrupted"

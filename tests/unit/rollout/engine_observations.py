@@ -169,7 +169,7 @@ def observe_updates(tested: VllmEngine, fresh: VllmEngine, folder: Path) -> dict
 
 def failing_rebuild(tested: VllmEngine, sent: list[GenerationRequest]) -> list[str]:
     """A new start that fails, here because the model folder has gone, and what every later call says."""
-    folder = Path(tested._settings.model_path)
+    folder = Path(tested.settings.model_path)
     away = folder.rename(folder.with_name("away"))
     calls: list[Callable[[], Any]] = [
         tested.rebuild,
