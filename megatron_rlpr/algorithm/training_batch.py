@@ -35,8 +35,7 @@ class TrainingBatch:
     response_kls: tuple[float, ...]
 
     def first_advantages(self, groups: Sequence[ScoredGroup]) -> list[list[float] | None]:
-        """Per group the advantage at each response's first token, 0 for an empty one; None for a group not in the
-        batch."""
+        """Per group the advantage at each response's first token, 0 for an empty one; None beyond the batch."""
         of_group = {
             id(group): [float(tokens[0]) if len(tokens) else 0.0 for tokens in advantages]
             for group, advantages in zip(self.groups, self.advantages, strict=True)

@@ -43,8 +43,7 @@ def cut_into_pieces(until: DoubleArray, again: DoubleArray, num_pieces: int, pie
 
 
 def assign_pieces(cost: DoubleArray, num_ranks: int) -> IntArray:
-    """The rank of every piece: int64 [len(cost)]; costliest first, each to the least loaded rank (Graham's LPT
-    rule)."""
+    """The rank of every piece, int64 [len(cost)]: costliest first, each to the least loaded rank (Graham's LPT)."""
     rank_of = np.zeros(len(cost), dtype=np.int64)
     heap = [(0.0, rank) for rank in range(num_ranks)]
     for piece in np.argsort(-cost, kind="stable").tolist():

@@ -81,8 +81,7 @@ class PhaseProgress:
         return self.elapsed_s * max(self.total - self.done, 0.0) / self.done
 
     def describe(self) -> str:
-        """'12/64  412 tok/s  ETA 0:00:37' without what is unknown; the time so far where there is no time left to
-        tell."""
+        """'12/64  412 tok/s  ETA 0:00:37' without what is unknown; the time so far where none is left to tell."""
         parts = [f"{self.done:g}/{self.total:g}"] if self.total else [f"{self.done:g} done"] if self.done else []
         if self.tokens:
             parts.append(f"{self.tokens_per_s:.0f} tok/s")
