@@ -8,5 +8,4 @@ sealed_folder         a tool's output that carries its own checksums
 command_line          how every tool ends
 clock                 seconds per phase
 dtypes                "float32" and "bfloat16" as torch knows them
-private_names         what this project uses of other libraries that they do not promise
 """

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 from packaging.version import Version
+from private_names import PRIVATE_NAMES, PrivateName
 
 from megatron_rlpr.actor.cpu.kernels import cpu_kernels
 from megatron_rlpr.rollout.vllm.process import prepare_environment
-from megatron_rlpr.system.private_names import PRIVATE_NAMES, PrivateName
 
 HERE = {
     "": True,

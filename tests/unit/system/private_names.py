@@ -1,6 +1,6 @@
 """Every private or replaced name of other libraries that this project depends on, which an upgrade may take away.
 
-`tests/unit/system/test_private_names.py` holds the installed libraries to this table, and the code to having entered
+`test_private_names.py` holds the installed libraries to this table, and the code to having entered
 each such name here.
 """
 
