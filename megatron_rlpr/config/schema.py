@@ -29,9 +29,7 @@ class ModelConfig:
     """Which model is trained."""
 
     path: str = key("", "Hugging Face folder of the policy: config.json, tokenizer, safetensors")
-    megatron_checkpoint: str = key(
-        "", "converted Megatron checkpoint to take the initial weights from; empty: read them from model.path"
-    )
+    megatron_checkpoint: str = key("", "converted checkpoint with the initial weights; empty: those of model.path")
 
 
 @dataclass
@@ -102,9 +100,7 @@ class RewardConfig:
         "pr", "pr+vr: with reward_manager=prob, grade the answers of maths data sources instead of scoring them"
     )
     format_mode: Literal["R1", "R1_nothink"] = key("R1", "tags a response must have: think and answer, or answer only")
-    splice: Literal["text", "tokens"] = key(
-        "text", "splice the reference answer into decoded text (as the reference does) or into token ids"
-    )
+    splice: Literal["text", "tokens"] = key("text", "splice the reference answer into decoded text or into token ids")
     compute_score_name: Literal[
         "mean_exp_log_softmax", "mean_log_softmax", "exp_sum_log_softmax", "exp_mean_log_softmax"
     ] = key("mean_exp_log_softmax", "how the reference answer's token log-probs become one number")
@@ -142,7 +138,7 @@ class FilterConfig:
         "EMA", "EMA: lower bound is beta times a moving average of the group std; fixed: use the bounds as given"
     )
     target: Literal["final_reward_std", "scoreB-scoreA", "scoreB", "vr_acc"] = key(
-        "final_reward_std", "number a group is judged by"
+        "final_reward_std", "what judges a group"
     )
     truncated: bool = key(False, "also drop groups with a response that was cut at data.max_response_length")
     ema_ratio: float = key(0.99, "weight of the old average", Bounds(0, 1))
@@ -166,9 +162,7 @@ class AlgorithmConfig:
     clip_ratio_low: float = key(0.2, "lower clip of the probability ratio", BELOW_ONE)
     clip_ratio_high: float = key(0.27, "upper clip of the probability ratio", AT_LEAST_ZERO)
     clip_ratio_dual: float = key(0.0, "dual clip of negative advantages; 0: off", Bounds(1, low_open=True, also=(0,)))
-    importance_cap: float = key(
-        0.0, "truncated importance sampling: largest exp(old - engine log-prob) of a token; 0: off", AT_LEAST_ZERO
-    )
+    importance_cap: float = key(0.0, "truncated importance sampling: largest exp(old - engine); 0: off", AT_LEAST_ZERO)
     loss_agg_mode: Literal["token-mean", "seq-mean-token-sum", "seq-mean-token-mean"] = key(
         "token-mean", "how token losses become one number"
     )
@@ -271,9 +265,7 @@ class TrainerConfig:
     val_before_train: bool = key(True, "validate before the first step")
     val_only: bool = key(False, "validate and stop")
     threads_per_rank: int = key(0, "CPU threads of one rank; 0: cores divided by ranks on this machine", AT_LEAST_ZERO)
-    collective_timeout_s: int = key(
-        1800, "seconds until a collective that a rank does not join is an error", AT_LEAST_ONE
-    )
+    collective_timeout_s: int = key(1800, "seconds until a collective that a rank misses is an error", AT_LEAST_ONE)
 
 
 @dataclass

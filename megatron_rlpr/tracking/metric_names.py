@@ -14,9 +14,7 @@ STEP_METRICS: dict[str, str] = {
     "epoch": "pass over the training prompts, counted from 0",
     "reward/mean": "mean final reward of the responses the step trained on",
     "reward/std_per_group": "standard deviation of the final rewards within a prompt's group, mean over groups",
-    "reward/reference_probability": (
-        "mean probability the policy gives to the reference answer after the response's reasoning"
-    ),
+    "reward/reference_probability": "mean probability of the reference answer after the response's reasoning",
     "reward/base_probability": "mean probability of the reference answer with no reasoning",
     "reward/format": "share of responses with the right tags",
     "reward/repetition": "mean repetition penalty (0 or -1 a response)",
@@ -50,9 +48,7 @@ STEP_METRICS: dict[str, str] = {
     "actor/optimizer_steps": "optimizer steps taken in this training step",
     "actor/skipped_steps": "optimizer steps skipped because the gradient was not finite",
     "actor/shared_token_fraction": "share of the tokens that prefix sharing did not have to compute",
-    "rollout/log_prob_gap": (
-        "mean absolute difference between the engine's and the actor's log-probability of a response token"
-    ),
+    "rollout/log_prob_gap": "mean absolute difference of the engine's and the actor's log-prob of a token",
     "rollout/log_prob_gap_max": "largest such difference",
     "rollout/engines_replaced": "engines of this process's run so far that died, hung or failed and were started anew",
     "tokens/s": "prompt and response tokens of the step's generated sequences divided by time/step",
@@ -101,12 +97,8 @@ VALIDATION_METRICS: dict[str, str] = {
     "val/{set}/{strategy}/format": "share of responses with the right tags",
     "val/{set}/{strategy}/accuracy": "share of responses graded right (mean of a prompt's samples first)",
     "val/{set}/{strategy}/response_length": "mean tokens of a response",
-    "val/{set}/{strategy}/judge_turned": (
-        "share of responses that the judge turned from wrong to right; only with a judge"
-    ),
-    "val/{set}/{strategy}/judge_failures": (
-        "responses the judge gave no verdict on, so that the rules' stands; only with a judge"
-    ),
+    "val/{set}/{strategy}/judge_turned": "share of responses the judge turned from wrong to right, if any",
+    "val/{set}/{strategy}/judge_failures": "responses the judge gave no verdict on: the rules' stands",
     "val_{strategy}/test_acc/{source}": "the reference's name: mean accuracy over the prompts of a data source",
     "val_mean_{strategy}/test_acc/{mean}": (
         "the reference's means over the general benchmarks; only where data sources name a prompt style"
@@ -146,9 +138,8 @@ Made from `megatron_rlpr/tracking/metric_names.py`: `python -m megatron_rlpr.tra
 ## Every step: `runs/<name>/metrics.jsonl`
 
 One JSON object a training step, the same numbers in Weights & Biases and TensorBoard. A number that is not finite is
-written as `null`. A run that resumes at step k first removes the lines after k, so the file reads like that of a run \
-that
-never stopped. Means are over the responses (or groups) of all data-parallel ranks.
+written as `null`. A run that resumes at step k first removes the lines after k, so the file reads like that of a run
+that never stopped. Means are over the responses (or groups) of all data-parallel ranks.
 
 In every step that trained on something: `step`, {required}.
 
@@ -162,11 +153,10 @@ One JSON object a validation. `{{set}}` is the name of the file without its endi
 
 ## At the end: `runs/<name>/summary.json`
 
-The first and the last validation side by side, on the same prompts with the same decoding: for `reward`, `format` and \
-`accuracy` the
-mean with its 95% interval (`low`, `high`), and under `difference` the mean paired difference with its interval, the \
-two-sided p-value
-of the sign test, and whether the two intervals are disjoint. Besides `steps`, `wall_time_s` and `peak_memory_gb`.
+The first and the last validation side by side, on the same prompts with the same decoding: for `reward`, `format` and
+`accuracy` the mean with its 95% interval (`low`, `high`), and under `difference` the mean paired difference with its
+interval, the two-sided p-value of the sign test, and whether the two intervals are disjoint. Besides `steps`,
+`wall_time_s` and `peak_memory_gb`.
 """
 
 
