@@ -41,6 +41,11 @@ def has_amx() -> bool:
     return bool(torch.cpu._is_amx_tile_supported()) and bool(torch.cpu._init_amx())
 
 
+def rounds_bf16() -> bool:
+    """Whether the kernels round to bfloat16; those for processors without AVX-512 cut the digits off."""
+    return _variant() != "_C_AVX2"
+
+
 def _variant() -> str:
     """The library that vLLM itself loads on this processor."""
     if platform.machine() != "x86_64" or torch.cpu._is_avx512_bf16_supported():

@@ -11,7 +11,7 @@ import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_rlpr.actor.cpu import loops as cpu_loops
-from megatron_rlpr.actor.cpu.kernels import cpu_kernels
+from megatron_rlpr.actor.cpu.kernels import cpu_kernels, rounds_bf16
 
 _KERNEL_VECTOR = 16
 """vLLM's kernel takes whole vectors; their width depends on the processor."""
@@ -27,7 +27,7 @@ class _RmsNorm(torch.autograd.Function):
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float) -> torch.Tensor:
         ctx.save_for_backward(x, weight)
         ctx.eps, ctx.offset = eps, offset
-        kernels = cpu_kernels()
+        kernels = cpu_kernels() if x.dtype == torch.float32 or rounds_bf16() else None
         if kernels is not None and not offset and x.dtype == weight.dtype and x.shape[-1] % _KERNEL_VECTOR == 0:
             rows = x.contiguous()
             out = torch.empty_like(rows)
