@@ -58,9 +58,8 @@ def with_advantages(
     name = config.algorithm.adv_estimator
     rewards, kls = [], []
     for number, group in enumerate(groups):
-        token_rewards, group_kls = _token_rewards(
-            group, config, reference[number] if reference else None, kl_coefficient
-        )
+        of_reference = reference[number] if reference else None
+        token_rewards, group_kls = _token_rewards(group, config, of_reference, kl_coefficient)
         baseline = None if baselines is None else np.full(len(group.rewards), baselines[number])
         rewards.append(GroupRewards(token_rewards, *mixed_parts(group), baseline))
         kls += group_kls
@@ -114,10 +113,9 @@ def _token_rewards(
     if reference is None or config.algorithm.use_kl_loss:
         lengths = [len(r.token_ids) for r in group.group.responses]
         return GroupRewards.at_the_end(group.final_rewards, lengths).token_rewards, []
+    estimator = config.algorithm.kl_loss_type
     penalised = [
-        penalised_token_rewards(
-            float(reward), scores.log_probs, log_probs, kl_coefficient, config.algorithm.kl_loss_type
-        )
+        penalised_token_rewards(float(reward), scores.log_probs, log_probs, kl_coefficient, estimator)
         for reward, scores, log_probs in zip(group.final_rewards, group.scores, reference, strict=True)
     ]
     return tuple(tokens for tokens, _ in penalised), [kl for _, kl in penalised]
@@ -131,11 +129,8 @@ def _sequences(batch: TrainingBatch, index: int) -> list[TrainSequence]:
     for response, scores, advantage, reference in zip(
         scored.group.responses, scored.scores, advantages, references, strict=True
     ):
-        request = ScoreRequest.of_response(scored.group.prompt, response.token_ids)
+        row = ScoreRequest.of_response(scored.group.prompt, response.token_ids)
         engine = np.asarray(response.engine_log_probs, dtype=np.float32)
-        sequences.append(
-            TrainSequence(
-                request.token_ids, request.start, request.stop, scores.log_probs, advantage, reference, engine
-            )
-        )
+        parts = (scores.log_probs, advantage, reference, engine)
+        sequences.append(TrainSequence(row.token_ids, row.start, row.stop, *parts))
     return sequences

@@ -72,9 +72,7 @@ def judge_settings(environment: Mapping[str, str] = os.environ) -> JudgeSettings
     server = server or _DEFAULT_SERVER
     address = urlsplit(server)
     if address.scheme not in ("http", "https") or not address.hostname:
-        raise UserError(
-            f"CLIENT_IP={server!r} is no address of a judge server; expected something like {_DEFAULT_SERVER}"
-        )
+        raise UserError(f"CLIENT_IP={server!r} is no address of a judge; expected something like {_DEFAULT_SERVER}")
     sampling = {"temperature": 0.0, "top_p": 0.9, "extra_body": {"top_k": 50}}
     return JudgeSettings(_SERVER_MODEL, server.rstrip("/") + "/v1", "none", False, sampling)
 

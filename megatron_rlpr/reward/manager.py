@@ -137,9 +137,8 @@ class RewardManager:
                 reward = graded_part
             case "mix":
                 reward = config.vr_weight * graded_part + config.pr_weight * probability
-        return replace(
-            parts, reward=reward + parts.repetition, probability_reward=probability, graded_reward=graded_part
-        )
+        reward += parts.repetition
+        return replace(parts, reward=reward, probability_reward=probability, graded_reward=graded_part)
 
     def _probability_reward(self, parts: ResponseReward, response: Response) -> float:
         shaped = self._discretise(self._shape(parts.reference_probability - parts.base_probability, response.seed))

@@ -74,10 +74,8 @@ def build_parts(config: Config) -> RunParts:
     base_sets = prompt_sets(config, prompts, held_out)
     tables = base_tables(config, folder, base_sets)
 
-    described = f"{shape.architecture}, {shape.num_layers} layers"
-    console.message(
-        f"model {config.model.path}: {described}; {layout.world_size} ranks with {threads} CPU threads each"
-    )
+    described = f"{config.model.path}: {shape.architecture}, {shape.num_layers} layers"
+    console.message(f"model {described}; {layout.world_size} ranks with {threads} CPU threads each")
     actor = policy(shape, config, layout)
     graders = GraderPool()
     tasks = GradeTasks(SpecialTokens.of(tokenizer), config.reward.format_mode)

@@ -31,36 +31,19 @@ class WandbSink:
     machine's description are not uploaded.
     """
 
-    def __init__(
-        self, project: str, name: str, run_folder: Path, resolved_config: Mapping[str, Any], fresh: bool
-    ) -> None:
+    def __init__(self, project: str, name: str, folder: Path, config: Mapping[str, Any], fresh: bool) -> None:
         try:
             import wandb
         except ImportError as error:
-            raise UserError(
-                "tracking.wandb=true needs the package wandb: pip install wandb, or set it to false"
-            ) from error
-        self._wandb = wandb
-        run_folder.mkdir(parents=True, exist_ok=True)
-        settings = wandb.Settings(
-            console="off",
-            disable_git=True,
-            disable_code=True,
-            save_code=False,
-            x_disable_meta=True,
-            x_disable_stats=True,
-            silent=True,
+            raise UserError("tracking.wandb=true needs the package wandb: pip install wandb, or unset it") from error
+        folder.mkdir(parents=True, exist_ok=True)
+        on: dict[str, Any] = dict.fromkeys(
+            ("disable_git", "disable_code", "x_disable_meta", "x_disable_stats", "silent"), True
         )
+        settings = wandb.Settings(console="off", save_code=False, **on)
+        run: dict[str, Any] = {"project": project, "name": name, "dir": str(folder), "config": dict(config)}
         try:
-            self._run = wandb.init(
-                project=project,
-                name=name,
-                dir=str(run_folder),
-                config=dict(resolved_config),
-                id=self._run_id(run_folder, fresh),
-                resume="allow",
-                settings=settings,
-            )
+            self._run = wandb.init(**run, id=self._run_id(folder, fresh), resume="allow", settings=settings)
         except (wandb.errors.Error, OSError) as error:
             reason = " ".join(str(error).split())
             raise UserError(

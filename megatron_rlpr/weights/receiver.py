@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
+from torch import Tensor
 
 
 class WeightHandoverError(RuntimeError):
@@ -32,9 +32,7 @@ class Confirmation:
 class WeightReceiver(Protocol):
     """Whatever takes new weights: `rollout.engine.Rollouts`, on every rank."""
 
-    def update_weights(
-        self, announced: Announcement, tensors: Iterable[tuple[str, torch.Tensor]]
-    ) -> Confirmation | None:
+    def update_weights(self, announced: Announcement, tensors: Iterable[tuple[str, Tensor]]) -> Confirmation | None:
         """Replace all weights by the announced stream; a tensor's storage stays as it is until the stream ends.
 
         Every iteration of `tensors` is collective over all ranks, and begins the stream anew: a receiver may keep them,

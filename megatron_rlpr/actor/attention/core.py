@@ -62,9 +62,7 @@ class TreeCoreAttention(torch.nn.Module):
     ) -> Tensor:
         forest = packed_seq_params
         if not isinstance(forest, TreeSeqParams):
-            raise TypeError(
-                f"layer {self.layer_number}: tree attention needs TreeSeqParams, got {type(forest).__name__}"
-            )
+            raise TypeError(f"layer {self.layer_number}: attention needs TreeSeqParams, got {type(forest).__name__}")
         q, k, v = query[:, 0], key[:, 0], value[:, 0]
         out = forest.backend.attend(q, k, v, forest.visible[self.window], forest.rotary, self.scale, self.softcap)
         return out.reshape(len(out), 1, -1)

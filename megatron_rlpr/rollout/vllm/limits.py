@@ -51,9 +51,7 @@ def check_engine_fits(config: PretrainedConfig, settings: EngineSettings, *, on_
     if not on_cpu:
         return
     if head_dim not in CPU_HEAD_DIMS:
-        raise UserError(
-            f"the model's head_dim is {head_dim}; vLLM on CPU supports {', '.join(map(str, CPU_HEAD_DIMS))}"
-        )
+        raise UserError(f"the model's head_dim is {head_dim}; vLLM on CPU takes {', '.join(map(str, CPU_HEAD_DIMS))}")
     if getattr(config, "num_local_experts", None) and config.hidden_size % CPU_EXPERT_MULTIPLE:
         raise UserError(
             f"the model's hidden_size is {config.hidden_size}; vLLM's experts on CPU need a multiple of "

@@ -34,7 +34,7 @@ def test_a_model_that_fits_is_accepted() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"head_dim": 24}, r"head_dim is 24; vLLM on CPU supports 32, 64"),
+        ({"head_dim": 24}, r"head_dim is 24; vLLM on CPU takes 32, 64"),
         (
             {"hidden_size": 80, "num_local_experts": 4},
             r"hidden_size is 80; vLLM's experts on CPU need a multiple of 32",
