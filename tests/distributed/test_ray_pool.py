@@ -29,7 +29,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=600,
         check=False,
     )
     assert run.returncode == 0, run.stderr[-4000:]
@@ -67,7 +67,7 @@ def test_updated_engines_sample_otherwise_and_say_which_weights_wrote(seen: dict
 
 def test_a_dead_and_a_stopped_engine_are_both_replaced_while_they_had_work(seen: dict[str, Any]) -> None:
     assert len(seen["events"]) == 2
-    for event, reason in zip(seen["events"], ("ActorDiedError", "gave no answer for 6 s"), strict=True):
+    for event, reason in zip(seen["events"], ("ActorDiedError", "gave no answer for 30 s"), strict=True):
         assert reason in event
         assert int(event.split("started again, ")[1].split(" requests")[0]) > 0, event
     assert seen["survivors"] == [], "a stopped process was left behind"
@@ -81,7 +81,7 @@ def test_mistakes_are_named_and_leave_the_pool_working(seen: dict[str, Any]) -> 
 def test_requests_in_flight_survive_an_update_and_go_on_with_the_new_weights(seen: dict[str, Any]) -> None:
     answers = seen["in_flight"]
     assert len(answers) == 24
-    assert all(reason == "stop" or length == 400 for _, length, reason in answers)
+    assert all(reason == "stop" or length == 150 for _, length, reason in answers)
     assert {tuple(versions) for versions, _, _ in answers} == {(3,), (3, 4), (4,)}
 
 

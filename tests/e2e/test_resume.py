@@ -49,7 +49,7 @@ def _flat(prefix: str, value: Any) -> list[tuple[str, torch.Tensor]]:
 def run_state(checkpoint: Path) -> dict[str, Any]:
     """What the trainer stored besides weights and optimizer, times apart."""
     state = json.loads((checkpoint / "run_state.json").read_text())
-    del state["elapsed_s"], state["validation"]["elapsed_s"]
+    del state["validation"]["elapsed_s"]
     return state
 
 

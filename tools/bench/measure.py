@@ -13,6 +13,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ import torch
 
 MATMUL_SIZE = 2048
 """Rows, columns and depth of the matrix product whose rate is the machine's: large enough for its peak."""
+_SMALLEST_MATMUL = 128
+_LONGEST_MATMUL_S = 2.0
 
 
 @dataclass
@@ -125,15 +128,24 @@ def with_peak_memory(work: Callable[[], Any]) -> tuple[Any, int]:
 
 
 def matmul_rate(dtype: torch.dtype, seconds: float = 0.15) -> float:
-    """FLOP/s of a large square matrix product in this dtype: the median over `seconds` of products."""
+    """FLOP/s of a large square matrix product in this dtype: the median over `seconds` of products.
+
+    A processor without arithmetic for the dtype would take minutes for it: a smaller product stands for it there.
+    """
     where = "cuda" if torch.cuda.is_available() else "cpu"
-    left = torch.randn(MATMUL_SIZE, MATMUL_SIZE, device=where).to(dtype)
-    out = torch.empty_like(left)
-    torch.mm(left, left, out=out)
+    size = _SMALLEST_MATMUL
+    while True:
+        left = torch.randn(size, size, device=where).to(dtype)
+        out = torch.empty_like(left)
+        product = partial(torch.mm, left, left, out=out)
+        product()
+        if size == MATMUL_SIZE or 8 * timed(product)[1] > _LONGEST_MATMUL_S:
+            break
+        size = min(2 * size, MATMUL_SIZE)
     times: list[float] = []
     while sum(times) < seconds or len(times) < 3:
-        times.append(timed(lambda: torch.mm(left, left, out=out))[1])
-    return 2 * MATMUL_SIZE**3 / statistics.median(times)
+        times.append(timed(product)[1])
+    return 2 * size**3 / statistics.median(times)
 
 
 def _finish() -> None:

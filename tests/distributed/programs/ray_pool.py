@@ -37,8 +37,8 @@ from megatron_rlpr.weights.checksum import weights_checksum
 from megatron_rlpr.weights.receiver import Announcement
 from megatron_rlpr.weights.transports.choice import Transports
 
-SAMPLING = SamplingSettings(temperature=0.7, max_tokens=400)
-SETTINGS = {"max_model_len": 448, "max_num_seqs": 6, "kv_cache_gb": 0.1}
+SAMPLING = SamplingSettings(temperature=0.7, max_tokens=150)
+SETTINGS = {"max_model_len": 200, "max_num_seqs": 6, "kv_cache_gb": 0.1}
 PROMPTS = [
     Prompt(
         index=20 + i,
@@ -49,7 +49,7 @@ PROMPTS = [
     )
     for i in range(8)
 ]
-TIMEOUT_S = 6.0
+TIMEOUT_S = 30.0
 
 
 def plain(groups: list[RolloutGroup]) -> list[Any]:
@@ -133,9 +133,15 @@ def observe(models: Path) -> dict[str, Any]:
 
     ticket = pool.begin(group_requests(RolloutRequest(PROMPTS, 3, 4, 7, SAMPLING)), SAMPLING)
     answers: list[Any] = []
-    worker = threading.Thread(target=lambda: answers.extend(pool.finish(ticket)))
+    some_are_finished = threading.Event()
+
+    def watch(_tokens: int, done: int, _total: int) -> None:
+        if done:
+            some_are_finished.set()
+
+    worker = threading.Thread(target=lambda: answers.extend(pool.finish(ticket, watch)))
     worker.start()
-    time.sleep(0.6)
+    some_are_finished.wait()
     rollouts.update_weights(Announcement(manifest, 4), tensors["a"].items())
     worker.join()
     mixed = next((i for i, response in enumerate(answers) if len(response.weight_versions) == 2), None)
