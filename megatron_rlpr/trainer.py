@@ -37,6 +37,7 @@ class Trainer:
 
     def __init__(self, parts: RunParts) -> None:
         self.parts = parts
+        self.writes = dist.get_rank() == 0
 
     def run(self) -> None:
         """Go on from the newest checkpoint (or from nothing), train to the last step, validate, write the summary."""
@@ -76,9 +77,10 @@ class Trainer:
             updates = self.update(batch, lr)
             with clock.phase("hand_over"):
                 parts.hand_over.send(step)
+        mode = parts.config.reward.format_mode
         metrics = {
             "epoch": parts.prompts.epoch,
-            **length_metrics(parts.tokenizer, groups, parts.config.reward.format_mode),
+            **(length_metrics(parts.tokenizer, groups, mode) if self.writes else {}),
             **step_metrics(fill, batch, updates, lr, clock.take(), parts.std_filter, parts.prompts.cached),
             "weights/hand_overs_repeated": parts.hand_over.repeated,
             "rollout/engines_replaced": parts.rollouts.engines_replaced,
@@ -118,8 +120,7 @@ class Trainer:
             return None
         responses = [(g.group.prompt, r) for g in groups for r in g.group.responses]
         with self.parts.clock.phase("score"):
-            scores = self.parts.reference.score([ScoreRequest.of_response(p, r.token_ids) for p, r in responses])
-        each = iter(scores)
+            each = iter(self.parts.reference.score([ScoreRequest.of_response(p, r.token_ids) for p, r in responses]))
         return [[next(each).log_probs for _ in g.group.responses] for g in groups]
 
     def greedy_baselines(self, groups: Sequence[ScoredGroup], step: int) -> list[float] | None:
@@ -146,7 +147,7 @@ class Trainer:
     def store_rollouts(self, step: int, fill: BatchFill, batch: TrainingBatch) -> None:
         """Write everything the step generated, in the order it came (first rank)."""
         parts = self.parts
-        if not parts.config.tracking.save_rollouts or dist.get_rank() != 0:
+        if not (self.writes and parts.config.tracking.save_rollouts):
             return
         write_rollouts(
             parts.folder.rollouts,

@@ -20,9 +20,8 @@ def training_prompts(config: Config, tokenizer: Any) -> PromptSet:
     """The prompts of data.train_files (a run that only validates makes do with its own), or those that were stored."""
     if config.rollout.replay:
         steps = first_rank_decides(lambda: stored_steps(config.rollout.replay))
-        found = {
-            group.prompt.index: group.prompt for step in steps for group in read_rollouts(config.rollout.replay, step)
-        }
+        groups = (group for step in steps for group in read_rollouts(config.rollout.replay, step))
+        found = {group.prompt.index: group.prompt for group in groups}
         return PromptSet(tuple(found.values()), 0)
     files = config.data.train_files or config.data.val_files
     rewrite = prompt_rewrite(config.data.prompt_rewrite, config.reward.format_mode)
