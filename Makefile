@@ -6,11 +6,13 @@ DATA := data/quickstart
 RANKS ?= 2
 ARGS ?=
 
-# The other variables that must be set before a process starts are in megatron_rlpr/system/process_environment.py. This one torchrun would set itself, with a warning.
+# The other variables that must be set before a process starts are in megatron_rlpr/system/process_environment.py. This
+# one torchrun would set itself, with a warning.
 export OMP_NUM_THREADS ?= 1
 
 UV := build/uv/bin/uv
-RESOLVE_CUDA := $(UV) pip compile setup.py --extra cuda --extra test --python-version 3.12 --python-platform x86_64-unknown-linux-gnu \
+RESOLVE_CUDA := $(UV) pip compile setup.py --extra cuda --extra test \
+	--python-version 3.12 --python-platform x86_64-unknown-linux-gnu \
 	--no-header --no-annotate --no-emit-index-url --no-emit-find-links --quiet
 
 .PHONY: help environment model checkpoint data quickstart test lint bench check-cuda-pins cuda-pins clean
@@ -48,7 +50,8 @@ bench: model  ## run all benchmarks
 check-cuda-pins: $(UV)  ## resolve the cuda extra for Python 3.12 with its pins; installs nothing
 	$(RESOLVE_CUDA) --constraint requirements/cuda-constraints.txt --output-file build/cuda-pins.txt
 	diff <(grep -v '^#' requirements/cuda-constraints.txt) build/cuda-pins.txt
-	@echo "the cuda extra resolves for Python 3.12 to exactly the $$(wc -l <build/cuda-pins.txt) pins of requirements/cuda-constraints.txt"
+	@echo "the cuda extra resolves for Python 3.12 to exactly the $$(wc -l <build/cuda-pins.txt) pins of" \
+		requirements/cuda-constraints.txt
 
 cuda-pins: $(UV)  ## write requirements/cuda-constraints.txt again, after a change of the cuda extra
 	$(RESOLVE_CUDA) --upgrade --output-file build/cuda-pins.txt
@@ -60,5 +63,6 @@ $(UV): | environment
 	build/uv/bin/pip install --quiet --disable-pip-version-check uv==0.13.9
 
 clean:  ## remove the environment and caches; models, data and runs stay
-	rm -rf .venv build *.egg-info .setup_env.log .setup_env.lock .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv build *.egg-info .setup_env.log .setup_env.lock
+	rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

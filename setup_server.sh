@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
 # Start the judge of the validation: vLLM's own OpenAI-compatible server, in the foreground, until Ctrl-C.
 #   GPU_IDS=0,1,2,3 PORT=8001 ./setup_server.sh [MODEL_FOLDER_OR_HUB_ID] [more options of vllm serve ...]
-# Then validate or train with CLIENT_IP=http://127.0.0.1:8001. HOST=0.0.0.0 serves other machines too (there is no password).
-# MAX_MODEL_LEN (32768) must hold a question, the judged response and 12,288 tokens of reply. DRY_RUN=1 prints the command instead.
-# Not run yet with the default model, which needs 4 GPUs of 80 GB: the printed command was run with a 135M model on CPU.
+# Then validate or train with CLIENT_IP=http://127.0.0.1:8001. HOST=0.0.0.0 serves other machines too (there is no
+# password).
+# MAX_MODEL_LEN (32768) must hold a question, the judged response and 12,288 tokens of reply. DRY_RUN=1 prints the
+# command instead. Not run yet with the default model, which needs 4 GPUs of 80 GB: the printed command was run with a
+# 135M model on CPU.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
@@ -25,9 +27,12 @@ length="${MAX_MODEL_LEN:-32768}"
 # A hub id is owner/name; anything else that is not here is a folder with a typing error in it.
 [ -f "$model/config.json" ] || [[ "$model" =~ ^[A-Za-z0-9][A-Za-z0-9_-]*/[A-Za-z0-9._-]+$ && "$model" != models/* ]] ||
     fail "$model is neither a Hugging Face folder (no config.json there) nor a hub id (owner/name)"
-[[ "$gpus" =~ ^[0-9]+(,[0-9]+)*$ ]] || fail "GPU_IDS=$gpus: expected numbers of GPUs with commas between them, such as 0,1,2,3"
-[[ "$port" =~ ^[0-9]+$ ]] && [ "$port" -ge 1 ] && [ "$port" -le 65535 ] || fail "PORT=$port: expected a port, 1 to 65535"
-[[ "$length" =~ ^[0-9]+$ ]] && [ "$length" -gt 12288 ] || fail "MAX_MODEL_LEN=$length: a reply alone may take 12288 tokens, allow more"
+[[ "$gpus" =~ ^[0-9]+(,[0-9]+)*$ ]] ||
+    fail "GPU_IDS=$gpus: expected numbers of GPUs with commas between them, such as 0,1,2,3"
+[[ "$port" =~ ^[0-9]+$ ]] && [ "$port" -ge 1 ] && [ "$port" -le 65535 ] ||
+    fail "PORT=$port: expected a port, 1 to 65535"
+[[ "$length" =~ ^[0-9]+$ ]] && [ "$length" -gt 12288 ] ||
+    fail "MAX_MODEL_LEN=$length: a reply alone may take 12288 tokens, allow more"
 if (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; then
     fail "something listens on port $port already: stop it, or choose another PORT (and CLIENT_IP)"
 fi
@@ -49,7 +54,8 @@ if [ "${DRY_RUN:-}" = 1 ]; then
     exit 0
 fi
 
-command -v nvidia-smi >/dev/null || fail "no GPU here (no nvidia-smi); CLIENT_IP may name any OpenAI-compatible server instead"
+command -v nvidia-smi >/dev/null ||
+    fail "no GPU here (no nvidia-smi); CLIENT_IP may name any OpenAI-compatible server instead"
 for id in "${ids[@]}"; do
     nvidia-smi --id="$id" >/dev/null 2>&1 || fail "GPU_IDS=$gpus: nvidia-smi knows no GPU $id on this machine"
 done

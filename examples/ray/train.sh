@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Train with engines on the nodes of a running Ray cluster (see README.md beside this file):
 #   RAY_ADDRESS=HEAD:6379 ENGINES=8 examples/ray/train.sh RECIPE.yaml [section.key=value ...]
-# NPROC: training processes on this machine (default 1). Without RAY_ADDRESS a cluster of this machine is started for the run.
+# NPROC: training processes on this machine (default 1). Without RAY_ADDRESS a cluster of this machine is started for
+# the run.
 set -euo pipefail
 
 fail() {

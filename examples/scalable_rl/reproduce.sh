@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Train one of the published set-ups, or only validate it, on one machine or several (see README.md beside this file):
-#   MODEL=models/Qwen2.5-7B USE_WANDB=true examples/scalable_rl/reproduce.sh [+trainer.val_only=True] [section.key=value ...]
+#   MODEL=models/Qwen2.5-7B USE_WANDB=true examples/scalable_rl/reproduce.sh [+trainer.val_only=True] [key=value ...]
 # Paths are relative to the repository. DRY_RUN=1 checks everything and prints the command instead of running it.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
@@ -26,19 +26,22 @@ if [ -z "$recipe" ]; then
         *qwen*) recipe=examples/recipes/qwen2.5-7b.yaml ;;
         *llama*) recipe=examples/recipes/llama-3.1-8b-instruct.yaml ;;
         *gemma*) recipe=examples/recipes/gemma-2-2b-it.yaml ;;
-        *) fail "'$name' tells no recipe (no qwen, llama or gemma in it): name one, RECIPE=examples/recipes/qwen2.5-7b.yaml" ;;
+        *) fail "'$name' tells no recipe (no qwen, llama or gemma in it): name one, \
+RECIPE=examples/recipes/qwen2.5-7b.yaml" ;;
     esac
 fi
 [ -f "$recipe" ] || fail "RECIPE=$recipe: there is no such file"
 [ -f "$model/config.json" ] ||
-    fail "MODEL=$model is no Hugging Face folder (no config.json there); get one: python -m tools.fetch_model --model HUB_ID --out $model"
+    fail "MODEL=$model is no Hugging Face folder (no config.json there); get one: \
+python -m tools.fetch_model --model HUB_ID --out $model"
 
 # Files of the recipe, unless the command line names others.
 for kind in train val; do
     [[ " $*" =~ [\ +]data\.${kind}_files= ]] && continue
     folder="data/${kind/val/test}/"
     while read -r file; do
-        [ -f "$file" ] || fail "there is no file $file, which $recipe names: put it there, or give data.${kind}_files=[FILE.parquet]"
+        [ -f "$file" ] || fail "there is no file $file, which $recipe names: put it there, or give \
+data.${kind}_files=[FILE.parquet]"
     done < <(grep -o "${folder}[^],[:space:]]*\.parquet" "$recipe")
 done
 
@@ -53,7 +56,8 @@ gpus="${GPUS_PER_NODE:-}"
 if [ -z "$gpus" ] && command -v nvidia-smi >/dev/null; then
     gpus="$(nvidia-smi --list-gpus | grep -c '^GPU ' || true)"
 fi
-[[ "$gpus" =~ ^[1-9][0-9]*$ ]] || fail "no GPU found with nvidia-smi: say how many processes this machine runs, GPUS_PER_NODE=8"
+[[ "$gpus" =~ ^[1-9][0-9]*$ ]] || \
+    fail "no GPU found with nvidia-smi: say how many processes this machine runs, GPUS_PER_NODE=8"
 
 launcher=.venv/bin/torchrun
 if [ ! -x "$launcher" ]; then
