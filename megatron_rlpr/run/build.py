@@ -171,8 +171,8 @@ def reward_manager(config: Config, tokenizer: Any, graders: GraderPool, tasks: G
     """The rewards of a run; what has to be graded is graded on the first rank, in one batch a round."""
 
     def grade(pairs: Sequence[tuple[Prompt, Response]]) -> list[float]:
-        asked = [tasks.task(prompt, response, "train") for prompt, response in pairs]
-        return first_rank_decides(lambda: [result.accuracy for result in graders.grade_many(asked)])
+        asked = (tasks.task(prompt, response, "train") for prompt, response in pairs)  # made where they are graded
+        return first_rank_decides(lambda: [result.accuracy for result in graders.grade_many(list(asked))])
 
     longest = config.data.longest_prompt
     return RewardManager(config.reward, tokenizer, longest, config.data.max_response_length, grade)
