@@ -18,8 +18,13 @@ from numba.extending import intrinsic, overload
 
 from megatron_rlpr.actor.cpu.openmp_loop import HEADER, SLOTS, Loop
 
-_compiled = njit(error_model="numpy", fastmath={"reassoc", "contract", "arcp", "nsz"})
-"""Sums in any order, so that they are vectorised. Nothing is assumed about nan and infinity."""
+_compiled = njit(error_model="numpy", fastmath={"reassoc", "contract", "arcp", "nsz"}, forceinline=True)
+"""Sums in any order, so that they are vectorised. Nothing is assumed about nan and infinity.
+
+Inlined, so that a loop is one function: where a part stays a function of its own, the process that compiled it calls
+the copy made first, alone, and one that reads the loop from disk the copy made within the loop, which rounds
+differently.
+"""
 
 _F32, _BF16 = np.float32, np.uint16
 _BITS = np.float32(1 / math.log(2))

@@ -41,6 +41,8 @@ class Loop:
     """
 
     def __init__(self, body: Callable[[Any], None]) -> None:
+        # Compiled functions of all loops share one table of names, also those that came from disk.
+        body.__qualname__ = f"loop_of_line_{body.__code__.co_firstlineno}"
         self._body = body
 
     def __call__(self, rows: int, *arguments: torch.Tensor | int | float) -> None:

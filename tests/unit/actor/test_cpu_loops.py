@@ -146,6 +146,25 @@ def test_threads_do_not_change_the_numbers() -> None:
     assert torch.equal(found[0], found[2])
 
 
+def test_numbers_are_those_of_any_earlier_process(tmp_path: Path) -> None:
+    """Compiled here, read from disk, or some of each and in another order."""
+
+    def numbers(*order: str) -> dict[str, str]:
+        environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+        program = [sys.executable, str(Path(__file__).with_name("loop_numbers.py")), *order]
+        done = subprocess.run(program, capture_output=True, text=True, timeout=900, env=environment)
+        assert done.returncode == 0, done.stderr
+        return dict(line.split() for line in done.stdout.splitlines())
+
+    first = numbers()
+    assert len(first) == len(set(first.values())) == 7, "a number for each loop"
+    kept = sorted(tmp_path.rglob("*.nbi"))
+    assert len(kept) == len(first)
+    for index in kept[::2]:
+        index.unlink()
+    assert numbers("reversed") == first
+
+
 def test_without_a_place_for_compiled_code_it_is_compiled_again() -> None:
     code = (
         "import torch; from megatron_rlpr.actor.cpu import loops as cpu_loops; x, out = torch.ones(2, 8), "
