@@ -52,7 +52,8 @@ class Response:
 
     token_ids: what the engine generated, the end-of-sequence token included when there is one.
     text: token_ids decoded with special tokens kept.
-    engine_log_probs: the engine's log-probability of every token under the sampling temperature, len(token_ids).
+    engine_log_probs: the engine's log-probability of every token at the sampling temperature, among all tokens,
+        len(token_ids); () where the engine does not give it.
     finish_reason: "stop" (end of sequence) or "length" (truncated).
     seed: the sampling seed of this request.
     weight_versions: the hand-overs whose weights wrote it, in order (0 = initial); more than one when the engine's

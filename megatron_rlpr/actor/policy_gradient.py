@@ -11,7 +11,7 @@ import torch
 from megatron_rlpr.algorithm.kl import token_kl
 from megatron_rlpr.algorithm.policy_loss import importance_weights, token_policy_loss
 from megatron_rlpr.config.schema import AlgorithmConfig
-from megatron_rlpr.types import FloatArray, TrainSequence
+from megatron_rlpr.types import FloatArray, TrainSequence, UserError
 
 STATISTICS = ("loss", "entropy", "clipped", "kl_to_old")
 
@@ -78,7 +78,10 @@ def policy_gradient(rows: torch.Tensor, values: RowValues, terms: LossTerms) -> 
     token_loss, clipped = token_policy_loss(log_probs, old, values.advantages.to(where), *clip)
     if terms.importance_cap:
         if values.engine_log_probs is None:
-            raise ValueError("importance_cap needs the engine's log-probs")
+            raise UserError(
+                "algorithm.importance_cap needs the engine's log-probs of every token, and these rollouts have none: "
+                "set algorithm.importance_cap=0 or replay others"
+            )
         token_loss = importance_weights(old, values.engine_log_probs.to(where), terms.importance_cap) * token_loss
     token_loss = token_loss - terms.entropy_coeff * entropy
     if terms.kl_coef and values.reference_log_probs is not None:

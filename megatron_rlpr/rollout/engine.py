@@ -27,7 +27,8 @@ class EngineSettings:
 
     model_path: the HF folder it starts from. dtype: a name of `system.dtypes`. max_model_len: most tokens of prompt and
     response together. max_num_seqs: sequences it decodes at once. kv_cache_gb: GiB of key/value cache on CPU; on GPU
-    gpu_memory_utilization decides. threads: intra-op threads of its process.
+    gpu_memory_utilization decides. threads: intra-op threads of its process. raw_log_probs: its log-probs are of the
+    model's own distribution, else of the one it sampled from; see `SamplingSettings.full_log_probs`.
     """
 
     model_path: str
@@ -40,6 +41,7 @@ class EngineSettings:
     tensor_parallel_size: int = 1
     seed: int = 0
     threads: int = 1
+    raw_log_probs: bool = False
 
     @property
     def torch_dtype(self) -> torch.dtype:

@@ -62,7 +62,7 @@ class VllmEngine:
         # vLLM's clean-up would destroy the default process group, which is Megatron's too; the process's end is
         # clean-up enough
         self._llm.llm_engine.engine_core._finalizer.detach()
-        self._requests = RequestsInFlight(self._llm.llm_engine, self._tokenizer, self._stop_ids)
+        self._requests = self._no_requests(self._llm.llm_engine)
 
     def generate(
         self,
@@ -74,8 +74,8 @@ class VllmEngine:
 
         A function of the weights and the requests alone: the prefix cache is emptied first, since a cached prefix is
         computed in another batch shape than a fresh one and rounds differently. Requests with the same prompt or the
-        same beginning share it within the call. engine_log_probs are those of the sampling distribution; with
-        temperature 0 those of temperature 1.
+        same beginning share it within the call. engine_log_probs are those of all tokens at the sampling temperature,
+        with temperature 0 those of temperature 1; none where vLLM does not give these (`full_log_probs`).
         """
         if self._requests:
             raise RolloutError(f"the engine is still working on {len(self._requests)} submitted requests")
@@ -95,6 +95,9 @@ class VllmEngine:
             self.abort()
             raise
         return [finished[str(number)] for number in range(len(requests))]
+
+    def _no_requests(self, llm_engine: Any) -> RequestsInFlight:
+        return RequestsInFlight(llm_engine, self._tokenizer, self._stop_ids, self.settings.raw_log_probs)
 
     @property
     def shared_prompt_tokens(self) -> int:
@@ -200,7 +203,7 @@ class VllmEngine:
         """
         self._requests.abort()
         self._broken, self._unusable = True, "its new start was interrupted"
-        self._llm, self._requests = None, RequestsInFlight(None, self._tokenizer, self._stop_ids)  # frees the old one
+        self._llm, self._requests = None, self._no_requests(None)  # frees the old one
         gc.collect()
         try:
             self._start()
@@ -238,8 +241,7 @@ def _arguments(settings: EngineSettings, on_cpu: bool) -> dict[str, Any]:
         "tensor_parallel_size": settings.tensor_parallel_size,
         "distributed_executor_backend": backend,
         "seed": settings.seed,
-        # the log-probs of the distribution that was sampled from (temperature, top_p and top_k applied)
-        "logprobs_mode": "processed_logprobs",
+        "logprobs_mode": "raw_logprobs" if settings.raw_log_probs else "processed_logprobs",
         "generation_config": "vllm",
         "enable_prefix_caching": True,
         "use_tqdm_on_load": False,

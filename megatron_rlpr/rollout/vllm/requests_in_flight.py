@@ -24,12 +24,14 @@ class _Sampled:
 class RequestsInFlight:
     """Feeds requests to a vLLM engine and takes over its output, step by step."""
 
-    def __init__(self, llm_engine: Any, tokenizer: Any, stop_token_ids: Sequence[int]) -> None:
+    def __init__(self, llm_engine: Any, tokenizer: Any, stop_token_ids: Sequence[int], raw_log_probs: bool) -> None:
         """llm_engine: vLLM's LLMEngine; None: of an engine that is not there, and nothing can be added.
 
         tokenizer: decodes the responses. stop_token_ids: any of them ends a response and stays its last token.
+        raw_log_probs: as in `EngineSettings`.
         """
         self._engine = llm_engine
+        self._raw_log_probs = raw_log_probs
         self._tokenizer = tokenizer
         self._stop_ids = list(stop_token_ids)
         self._sampled: dict[str, _Sampled] = {}
@@ -58,7 +60,7 @@ class RequestsInFlight:
             max_tokens=sampling.max_tokens,
             seed=request.seed,
             stop_token_ids=self._stop_ids,
-            logprobs=0,
+            logprobs=0 if sampling.full_log_probs(self._raw_log_probs) else None,
             detokenize=False,
             output_kind=RequestOutputKind.DELTA,
         )
@@ -70,8 +72,9 @@ class RequestsInFlight:
         for output in self._engine.step():
             sampled, delta = self._sampled[output.request_id], output.outputs[0]
             sampled.token_ids.extend(delta.token_ids)
-            each = zip(delta.token_ids, delta.logprobs or (), strict=True)
-            sampled.log_probs.extend(step[token].logprob for token, step in each)
+            if delta.logprobs is not None:
+                each = zip(delta.token_ids, delta.logprobs, strict=True)
+                sampled.log_probs.extend(step[token].logprob for token, step in each)
             if delta.token_ids and weight_version not in sampled.weight_versions:
                 sampled.weight_versions.append(weight_version)
             if output.finished:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from megatron_rlpr.actor.policy_gradient import LossTerms, RowValues, policy_gradient
-from megatron_rlpr.types import TrainSequence
+from megatron_rlpr.types import TrainSequence, UserError
 
 OLD, ENGINE = [[-1.0, -2.0], [-0.5]], [[-1.5, -1.0], [-3.0]]
 CAP = 2.0
@@ -63,7 +63,7 @@ def test_selected_rows_keep_their_own_engine_log_probs() -> None:
 
 
 def test_a_cap_without_engine_log_probs_is_refused() -> None:
-    with pytest.raises(ValueError, match="importance_cap needs the engine's log-probs"):
+    with pytest.raises(UserError, match="importance_cap needs the engine's log-probs"):
         loss_and_gradient(RowValues.of(sequences(engine=False), [0.25, 0.5]), CAP)
 
 

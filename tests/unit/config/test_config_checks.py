@@ -131,6 +131,10 @@ def test_what_can_work_is_accepted(run: Run, overrides: list[str], world_size: i
             1,
             ["rollout.pipeline=1", "filter.cache_regenerate=true"],
         ),
+        *(
+            ([left_out, "rollout.temperature=0.7", "algorithm.importance_cap=2"], 1, ["log-probs of all tokens"])
+            for left_out in ("rollout.top_p=0.8", "rollout.top_k=20")
+        ),
         (["algorithm.importance_cap=-1"], 1, ["algorithm.importance_cap=-1", "at least 0"]),
         (["rollout.placement=ray", "rollout.engines=0"], 1, ["rollout.engines=0", "at least 1"]),
         (

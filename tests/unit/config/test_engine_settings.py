@@ -9,6 +9,7 @@ import pytest
 
 from megatron_rlpr.config.checks.engine import engine_settings
 from megatron_rlpr.config.schema import Config
+from megatron_rlpr.run.engines import training_request
 
 
 def test_an_engine_takes_the_longest_prompt_of_the_run_and_its_response() -> None:
@@ -24,6 +25,14 @@ def test_an_engine_computes_in_the_actors_precision_unless_told_otherwise(chosen
     config = Config()
     config.actor.dtype, config.rollout.dtype = "float32", chosen
     assert engine_settings(config).dtype == dtype
+
+
+@pytest.mark.parametrize(("key", "value"), [("top_p", 0.8), ("top_k", 20), ("temperature", 0.7), ("temperature", 1.0)])
+def test_training_knows_the_log_probs_of_all_tokens_wherever_the_engine_can_give_them(key: str, value: float) -> None:
+    config = Config()
+    setattr(config.rollout, key, value)
+    sampling = training_request(config, [], 1).sampling
+    assert sampling.full_log_probs(engine_settings(config).raw_log_probs)
 
 
 def test_placement_changes_the_threads_of_an_engine_and_nothing_else() -> None:

@@ -12,6 +12,7 @@ import os
 import random
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +71,9 @@ def process_state() -> list[Any]:
     ]
 
 
-def engine(folder: Path, dtype: str) -> VllmEngine:
-    return VllmEngine(EngineSettings(str(folder), dtype, max_model_len=256, max_num_seqs=16, kv_cache_gb=0.05))
+def engine(folder: Path, dtype: str, raw_log_probs: bool = False) -> VllmEngine:
+    settings = EngineSettings(str(folder), dtype, max_model_len=256, max_num_seqs=16, kv_cache_gb=0.05)
+    return VllmEngine(replace(settings, raw_log_probs=raw_log_probs))
 
 
 def largest_gap_to_transformers(
@@ -119,6 +121,17 @@ def observe_generation(tested: VllmEngine, folder: Path) -> dict[str, Any]:
         == [r.token_ids for r in got][::-1],
         "no_requests": tested.generate([], SAMPLED),
     }
+
+
+def observe_truncated_sampling(folder: Path, tempered: VllmEngine) -> dict[str, Any]:
+    """Gaps to transformers' full distribution, by what is left out; and what an engine says that does not know it."""
+    tested, sent = engine(folder, "float32", raw_log_probs=True), requests(count=8)
+    gaps = {}
+    for left_out in ({"top_p": 0.8}, {"top_k": 20}, {"top_p": 0.5, "top_k": 5}, {}):
+        got = tested.generate(sent, SamplingSettings(max_tokens=24, **left_out))
+        gaps[str(left_out)] = largest_gap_to_transformers(folder, sent, got, 1.0)
+    unknown = [tested.generate(sent, SAMPLED), tempered.generate(sent, replace(SAMPLED, top_p=0.8))]
+    return {"gaps": gaps, "unknown": [len(r.engine_log_probs) for got in unknown for r in got]}
 
 
 def observe_updates(tested: VllmEngine, fresh: VllmEngine, folder: Path) -> dict[str, Any]:
@@ -200,6 +213,7 @@ def main(folder: Path) -> None:
     kept = process_state() == before
     llama = engine(folder / "llama_a", "float32")
     generation = observe_generation(llama, folder / "llama_a")
+    truncated = observe_truncated_sampling(folder / "llama_a", llama)
     updates = {
         "llama, tied, fp32": observe_updates(llama, engine(folder / "llama_b", "float32"), folder / "llama_b"),
         "qwen2, untied, bf16": observe_updates(
@@ -216,6 +230,7 @@ def main(folder: Path) -> None:
                 "gaps_after_an_update": gaps,
                 "state_kept_by_the_start": kept,
                 "generation": generation,
+                "truncated": truncated,
                 "updates": updates,
             }
         )

@@ -61,6 +61,13 @@ def test_log_probs_are_those_of_the_tempered_policy(generation: dict[str, Any]) 
     assert generation["gap_sampled"] < 1e-4
 
 
+def test_log_probs_of_truncated_sampling_are_those_of_all_tokens_or_none(observed: dict[str, Any]) -> None:
+    """Those of the tokens kept would be larger than the actor's even where both have the same weights."""
+    assert len(observed["truncated"]["gaps"]) == 4
+    assert max(observed["truncated"]["gaps"].values()) < 1e-4
+    assert set(observed["truncated"]["unknown"]) == {0}
+
+
 def test_greedy_log_probs_are_those_of_temperature_one(generation: dict[str, Any]) -> None:
     assert generation["gap_greedy"] < 1e-4
     assert generation["greedy_ignores_seeds"]
