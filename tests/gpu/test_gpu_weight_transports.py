@@ -77,7 +77,7 @@ def test_a_lost_nccl_member_is_an_error_within_the_timeout_and_a_new_group_works
         begun = time.monotonic()
         with pytest.raises(WeightTransportError):
             # a process's death is what the pool tells the sender of; NCCL itself does not notice
-            sender.send(on_gpu(), lambda: [0] if process.poll() is not None else [])
+            sender.send(on_gpu(), lambda: [0] if process.ended() else [])
     assert time.monotonic() - begun < TIMEOUT_S + 10
     started.reports()
     with transport.sender(["b"]) as sender:

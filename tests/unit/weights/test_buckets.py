@@ -30,8 +30,8 @@ def test_the_next_item_and_no_other_is_made_while_one_is_used() -> None:
 
     for used, _ in enumerate(one_ahead(items())):
         if used == 0:
-            assert made.acquire(timeout=10)
-        assert used == 4 or made.acquire(timeout=10), "the next item is made without being asked for"
+            assert made.acquire(timeout=600)
+        assert used == 4 or made.acquire(timeout=600), "the next item is made without being asked for"
         assert len(count) == min(used + 2, 5)
 
 

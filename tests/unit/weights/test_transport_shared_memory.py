@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import os
 import pickle
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
-from transport_readers import Readers, failing_sender, readers, send, stopped, weights
+from transport_readers import LAST_RESORT_S, Readers, failing_sender, readers, send, stopped, weights
 
 from megatron_rlpr.weights.checksum import weights_checksum
 from megatron_rlpr.weights.transports.interface import WeightTransportError
 from megatron_rlpr.weights.transports.shared_memory import SharedMemoryTransport
 
 BUCKET = 40_000
-TIMEOUT_S = 6.0
+GIVEN_UP_S = 6.0
+"""After which a reader is lost that is stopped or does not come: what such a test costs."""
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def started() -> Iterator[Readers]:
         yield found
 
 
-def transport(bucket: int = BUCKET, timeout_s: float = 20.0) -> SharedMemoryTransport:
+def transport(bucket: int = BUCKET, timeout_s: float = LAST_RESORT_S) -> SharedMemoryTransport:
     return SharedMemoryTransport(bucket, timeout_s)
 
 
@@ -53,21 +53,22 @@ def test_every_reader_gets_every_bit_and_keeps_it(started: Readers, bucket: int)
 
 def test_the_segment_is_one_bucket_and_is_gone_afterwards(started: Readers) -> None:
     before, files = set(os.listdir("/dev/shm")), len(os.listdir("/proc/self/fd"))
-    sizes: list[int] = []
+    here: list[int] = []
+    there: list[int] = []
 
     def observed() -> Iterator:
         for name, tensor in weights():
             yield name, tensor
-            sizes.append(mapped(os.getpid()))
+            here.append(mapped(os.getpid()))
+            there.append(mapped(process.pid))
 
     with transport().sender(["a"]) as sender:
         process = started.start([sender.source(0)], 0)
         send(sender, observed())
         assert set(os.listdir("/dev/shm")) == before, "the segment has no name"
-        assert mapped(process.pid) <= -(-BUCKET // 4096) * 4096
-    assert set(sizes) == {-(-BUCKET // 4096) * 4096}
+    assert set(here) == {-(-BUCKET // 4096) * 4096} == {max(there)}
     assert mapped(os.getpid()) == 0
-    assert len(os.listdir("/proc/self/fd")) == files + 1  # the pipe of the reader's answer
+    assert len(os.listdir("/proc/self/fd")) == files
     assert started.reports()[0]["still"]
 
 
@@ -76,7 +77,7 @@ def test_the_segment_is_one_bucket_and_is_gone_afterwards(started: Readers) -> N
 )
 def test_a_lost_reader_is_named_and_the_others_get_everything(started: Readers, misdeed: str, reason: str) -> None:
     tensors = weights()
-    with transport(timeout_s=TIMEOUT_S).sender(["a", "b", "c"]) as sender:
+    with transport(timeout_s=GIVEN_UP_S if misdeed == "stops" else LAST_RESORT_S).sender(["a", "b", "c"]) as sender:
         for worker in range(3):
             started.start([sender.source(0)], worker, misdeed if worker == 1 else "", at=3)
         sent = send(sender, tensors)
@@ -96,7 +97,7 @@ def test_a_slow_reader_is_waited_for(started: Readers) -> None:
 
 
 def test_readers_that_never_come_or_are_known_to_have_ended_are_not_waited_for(started: Readers) -> None:
-    with transport(timeout_s=TIMEOUT_S).sender(["a", "b", "c"]) as sender:
+    with transport(timeout_s=GIVEN_UP_S).sender(["a", "b", "c"]) as sender:
         started.start([sender.source(0)], 0)
         sent = send(sender, weights(), ended=[1])
     assert "ended its update" in sent.lost[1]
@@ -139,15 +140,12 @@ def test_a_reader_that_comes_after_the_end_is_told(started: Readers) -> None:
         next(source.receive(0))
 
 
-@pytest.mark.parametrize(("signal_name", "limit_s"), [("SIGKILL", 1.5), ("SIGSTOP", 8.0)])
-def test_a_sender_that_dies_or_stops_leaves_no_reader_waiting(signal_name: str, limit_s: float) -> None:
-    with failing_sender("SharedMemoryTransport(40_000, 1.0)", signal_name) as (process, source):
+@pytest.mark.parametrize(("signal_name", "given_up_s"), [("SIGKILL", LAST_RESORT_S), ("SIGSTOP", 2.0)])
+def test_a_sender_that_dies_or_stops_leaves_no_reader_waiting(signal_name: str, given_up_s: float) -> None:
+    with failing_sender(f"SharedMemoryTransport(40_000, {given_up_s})", signal_name) as (process, source):
         received = source.receive(0)
-        next(received)
-        started = time.monotonic()
-        with pytest.raises(WeightTransportError):
+        with pytest.raises(WeightTransportError, match="timed out" if signal_name == "SIGSTOP" else "broke off|reset"):
             list(received)
-        assert time.monotonic() - started < limit_s
         if signal_name == "SIGKILL":
             process.wait()
         else:

@@ -1,7 +1,7 @@
 """Real processes at the other end of a transport: readers that take a stream, or misbehave at a chosen tensor.
 
-Run as a program: transport_readers.py serves one reader, asked for over its standard input (a pickled task), and prints
-one JSON line.
+Run as a program it imports the libraries once and forks a process for every task it gets (pickled, over its standard
+input), which writes what it saw to the task's file: a reader is there at once, on a busy machine too.
 """
 
 from __future__ import annotations
@@ -13,19 +13,24 @@ import pickle
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from megatron_rlpr.weights.checksum import ChecksummedStream
 from megatron_rlpr.weights.transports.interface import NamedTensor, WeightSender, WeightSource
 
 ROOT = Path(__file__).parents[3]
+LAST_RESORT_S = 600.0
+"""What takes so long hangs, however slow the machine is. A limit that no test should meet."""
 
 
 @dataclass(frozen=True)
@@ -35,52 +40,75 @@ class Task:
 
     sources: tuple[WeightSource, ...]
     worker: int
-    misdeed: str = ""
-    at: int = -1
+    misdeed: str
+    at: int
+    report: Path
+    environment: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A process that reads; what it says is there when it has ended."""
+
+    pid: int
+    report: Path
+
+    def ended(self) -> bool:
+        return not psutil.pid_exists(self.pid)
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+
+
+@cache
+def nursery() -> subprocess.Popen[bytes]:
+    """The program that forks readers; it ends with this process, which holds its input."""
+    return subprocess.Popen(
+        [sys.executable, __file__],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )
 
 
 class Readers:
     """Processes that read, started by `start` and awaited by `reports`."""
 
-    def __init__(self) -> None:
-        self.processes: list[subprocess.Popen[bytes]] = []
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.processes: list[Reader] = []
+        self.started = 0
 
     def start(
         self, sources: Sequence[WeightSource], worker: int, misdeed: str = "", at: int = -1, **environment: str
-    ) -> subprocess.Popen[bytes]:
-        process = subprocess.Popen(
-            [sys.executable, __file__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment},
-        )
-        assert process.stdin is not None
-        pickle.dump(Task(tuple(sources), worker, misdeed, at), process.stdin)
-        process.stdin.close()
-        self.processes.append(process)
-        return process
+    ) -> Reader:
+        self.started += 1
+        report = self.folder / f"report {self.started}"
+        forks = nursery()
+        assert forks.stdin is not None
+        assert forks.stdout is not None
+        pickle.dump(Task(tuple(sources), worker, misdeed, at, report, environment), forks.stdin)
+        forks.stdin.flush()
+        self.processes.append(Reader(int(forks.stdout.readline()), report))
+        return self.processes[-1]
 
-    def reports(self, timeout_s: float = 60) -> list[dict[str, Any]]:
+    def reports(self) -> list[dict[str, Any]]:
         """What every reader says when it ends; {} of one that was killed."""
         found = []
         for process in self.processes:
-            assert process.stdout is not None
-            deadline = time.monotonic() + timeout_s
-            while process.poll() is None and not stopped(process.pid):
+            deadline = time.monotonic() + LAST_RESORT_S
+            while not process.ended() and not stopped(process.pid):
                 assert time.monotonic() < deadline, "a reader hangs"
-                time.sleep(0.02)
-            if stopped(process.pid):
-                process.kill()
-            lines = process.stdout.read().splitlines()
-            process.wait()
-            found.append(json.loads(lines[-1]) if lines else {})
+                time.sleep(0.005)
+            process.kill()
+            found.append(json.loads(process.report.read_text()) if process.report.exists() else {})
         self.processes.clear()
         return found
 
     def end(self) -> None:
         for process in self.processes:
             process.kill()
-            process.wait()
 
 
 def stopped(pid: int) -> bool:
@@ -92,11 +120,13 @@ def stopped(pid: int) -> bool:
 @contextmanager
 def readers() -> Iterator[Readers]:
     """None of them outlives the context."""
-    started = Readers()
-    try:
-        yield started
-    finally:
-        started.end()
+    with tempfile.TemporaryDirectory() as folder:
+        nursery()
+        started = Readers(Path(folder))
+        try:
+            yield started
+        finally:
+            started.end()
 
 
 _SENDER = """
@@ -137,14 +167,12 @@ class Sent:
 
     lost: dict[int, str] = field(default_factory=dict)
     checksum: str = ""
-    seconds: float = 0.0
 
 
 def send(sender: WeightSender, tensors: Iterable[NamedTensor], ended: Sequence[int] = ()) -> Sent:
     stream = ChecksummedStream(tensors)
-    started = time.monotonic()
     lost = sender.send(stream, lambda: ended)
-    return Sent(lost, stream.checksum, time.monotonic() - started)
+    return Sent(lost, stream.checksum)
 
 
 def weights(count: int = 12, rows: int = 300, seed: int = 0) -> list[NamedTensor]:
@@ -171,7 +199,7 @@ def serve(task: Task) -> dict[str, Any]:
     torch.set_num_threads(1)
     taken: list[str] = []
     kept: list[torch.Tensor] = []  # as engines do: what is kept must not change later
-    checksums, started = [], time.monotonic()
+    checksums = []
     for source in task.sources:
         taken.clear()
         stream = ChecksummedStream(source.receive(task.worker))
@@ -182,11 +210,7 @@ def serve(task: Task) -> dict[str, Any]:
                 if task.misdeed and source is task.sources[-1] and len(taken) == task.at:
                     misbehave(task.misdeed)
         except RuntimeError as error:
-            return {
-                "error": f"{type(error).__name__}: {error}",
-                "taken": len(taken),
-                "seconds": time.monotonic() - started,
-            }
+            return {"error": f"{type(error).__name__}: {error}", "taken": len(taken)}
         checksums.append(stream.checksum)
     again = ChecksummedStream(zip(taken, kept[-len(taken) :], strict=True))
     for _ in again:
@@ -203,6 +227,23 @@ def misbehave(misdeed: str) -> None:
     os.kill(os.getpid(), {"dies": signal.SIGKILL, "stops": signal.SIGSTOP}[misdeed])
 
 
+def fork_readers() -> None:
+    """Until the input ends."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them: an ended one is gone
+    with contextlib.suppress(EOFError):
+        while True:
+            task: Task = pickle.load(sys.stdin.buffer)
+            pid = os.fork()
+            if pid == 0:
+                os.environ.update(task.environment)
+                try:
+                    task.report.write_text(json.dumps(serve(task)))
+                finally:
+                    os._exit(0)  # engines are killed, too: gloo's pending operations would hold an ordinary end up
+            print(pid, flush=True)
+
+
 if __name__ == "__main__":
-    print(json.dumps(serve(pickle.load(sys.stdin.buffer))), flush=True)
-    os._exit(0)  # engines are killed, too: gloo's pending operations would hold an ordinary end up
+    import transport_readers  # the name under which tasks are pickled
+
+    transport_readers.fork_readers()
