@@ -22,7 +22,7 @@ import torch
 MATMUL_SIZE = 2048
 """Rows, columns and depth of the matrix product whose rate is the machine's: large enough for its peak."""
 _SMALLEST_MATMUL = 128
-_LONGEST_MATMUL_S = 2.0
+_LONGEST_MATMUL_S = 1.0
 
 
 @dataclass

@@ -18,21 +18,25 @@ from tools.bench.workload import Sizes, make_groups, random_tokens
 ROOT = Path(__file__).parents[3]
 VOCAB = 200
 SIZES = Sizes(groups=2, n=3, prompt=20, response=30, reference=4)
-ARGUMENTS = [
-    "--groups",
-    "2",
-    "--n",
-    "3",
-    "--prompt",
-    "20",
-    "--response",
-    "30",
-    "--reference",
-    "4",
-    "--threads",
-    "1",
-    "--json",
-]
+SIZED = ["--groups", "2", "--n", "3", "--prompt", "20", "--response", "30", "--reference", "4"]
+ARGUMENTS = [*SIZED, "--threads", "1", "--repetitions", "1", "--json"]
+CASES = {
+    "score": ("score", "--dtype", "float32"),
+    "score in bfloat16": ("score", "--dtype", "bfloat16"),
+    "score without sharing": ("score", "--dtype", "float32", "--no-sharing"),
+    "update": ("update", "--dtype", "float32"),
+}
+PROGRAM = """
+import json, os, sys
+from tools.bench import score_case, update_case  # once for all cases
+from tools.bench.__main__ import main
+for arguments in json.loads(sys.argv[1]):
+    if os.fork() == 0:
+        status = main(arguments)
+        sys.stdout.flush()
+        os._exit(status)
+    assert os.wait()[1] == 0
+"""
 
 
 @pytest.fixture(scope="module")
@@ -56,18 +60,20 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def bench(case: str, model: Path, *more: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", "tools.bench", case, "--model", str(model), *ARGUMENTS, *more]
+@pytest.fixture(scope="module")
+def reports(model: Path) -> dict[str, dict[str, Any]]:
+    """What every case reports, each from a process of its own."""
+    arguments = [[*case, "--model", str(model), *ARGUMENTS] for case in CASES.values()]
+    command = [sys.executable, "-c", PROGRAM, json.dumps(arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1500, cwd=ROOT, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
-    report: dict[str, Any] = json.loads(done.stdout)
-    return report
+    return dict(zip(CASES, map(json.loads, done.stdout.splitlines()), strict=True))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_scores_equal_the_baselines_with_fewer_tokens(model: Path, dtype: str) -> None:
-    report = bench("score", model, "--dtype", dtype)
+@pytest.mark.parametrize("case", ["score", "score in bfloat16"])
+def test_scores_equal_the_baselines_with_fewer_tokens(reports: dict[str, dict[str, Any]], case: str) -> None:
+    report = reports[case]
     groups = make_groups(SIZES, random_tokens(VOCAB))
     padded = sum(
         SIZES.n * max(len(r.token_ids) for r in requests)
@@ -79,7 +85,7 @@ def test_scores_equal_the_baselines_with_fewer_tokens(model: Path, dtype: str) -
         len({r.token_ids[:t] for r in group.responses + group.spliced for t in range(1, r.stop)}) for group in groups
     )
     assert report["tokens_ours"] == distinct
-    if dtype == "float32":
+    if case == "score":
         assert report["max_abs_diff"] < 1e-4
         assert report["max_abs_diff_entropy"] < 1e-4
     else:
@@ -87,15 +93,17 @@ def test_scores_equal_the_baselines_with_fewer_tokens(model: Path, dtype: str) -
     assert min(report[key] for key in ("speedup", "floor_fraction", "seconds_ours", "seconds_baseline")) > 0
 
 
-def test_without_sharing_every_sequence_is_computed_alone_with_the_same_numbers(model: Path) -> None:
-    report = bench("score", model, "--dtype", "float32", "--no-sharing")
+def test_without_sharing_every_sequence_is_computed_alone_with_the_same_numbers(
+    reports: dict[str, dict[str, Any]],
+) -> None:
+    report = reports["score without sharing"]
     groups = make_groups(SIZES, random_tokens(VOCAB))
     assert report["tokens_ours"] == sum(r.stop - 1 for group in groups for r in group.responses + group.spliced)
     assert report["max_abs_diff"] < 1e-4
 
 
-def test_gradients_equal_the_baselines(model: Path) -> None:
-    report = bench("update", model, "--dtype", "float32")
+def test_gradients_equal_the_baselines(reports: dict[str, dict[str, Any]]) -> None:
+    report = reports["update"]
     assert report["gradient_relative_l2"] < 1e-4
     assert 0 < report["gradient_relative_l2_log_softmax"] < 1e-4
     assert 0 < report["gradient_error_ours"] < 1e-4
@@ -106,7 +114,7 @@ def test_gradients_equal_the_baselines(model: Path) -> None:
 
 def test_a_missing_model_is_named(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tools.bench", "score", "--model", str(tmp_path / "nowhere")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1500, cwd=ROOT)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "nowhere" in done.stderr

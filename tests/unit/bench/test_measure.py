@@ -39,17 +39,20 @@ def test_sides_take_turns_and_the_first_repetition_is_not_timed() -> None:
     def side(name: str, seconds: float) -> Callable[[int], str]:
         def run(repetition: int) -> str:
             calls.append((name, repetition))
-            time.sleep(seconds if repetition else 2 * seconds)
+            time.sleep(seconds if repetition else 10 * seconds)
             return f"{name}{repetition}"
 
         return run
 
-    found = compare(side("plain", 0.2), side("ours", 0.05), 2, torch.float32)
+    found = compare(side("plain", 0.02), side("ours", 0.01), 2, torch.float32)
     assert [c for c in calls if c[1] == 1] == [("plain", 1), ("ours", 1)]
     assert [c for c in calls if c[1] == 2] == [("ours", 2), ("plain", 2)]
     assert found.ours.results == ["ours0", "ours1", "ours2"]
     assert len(found.baseline.seconds) == len(found.ours.seconds) == len(found.rates) == 2
-    assert 1.5 < found.speedup < 4.5
+    assert min(found.baseline.seconds) >= 0.02
+    assert min(found.ours.seconds) >= 0.01
+    ratios = [plain / ours for plain, ours in zip(found.baseline.seconds, found.ours.seconds, strict=True)]
+    assert found.speedup == pytest.approx(sum(ratios) / 2)
 
 
 def test_the_floor_is_the_time_the_matrix_products_alone_would_take() -> None:
@@ -64,8 +67,8 @@ def test_a_matrix_product_rate_is_plausible() -> None:
 
 
 def test_the_head_needs_little_more_than_its_gradients() -> None:
-    report = head_case.run(rows=6000, vocab=8192, hidden=64, dtype=torch.bfloat16, chunk_rows=128)
-    assert report["full_logits_memory"] == 6000 * 8192 * 2
+    report = head_case.run(rows=4000, vocab=8192, hidden=8, dtype=torch.bfloat16, chunk_rows=128)
+    assert report["full_logits_memory"] == 4000 * 8192 * 2
     assert report["extra_memory"] < report["gradient_memory"] + 40 * MEGABYTE
     assert report["max_abs_diff"] < 0.05
 
