@@ -40,7 +40,7 @@ def run(program: str, *arguments: str | Path, ranks: int = 0) -> subprocess.Comp
     )
     command = [sys.executable, *start, f"checkpoint_conversion.{program}", *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment, cwd=ROOT)
+    return subprocess.run(command, capture_output=True, text=True, timeout=1200, env=environment, cwd=ROOT)
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +163,7 @@ with one_process(torch.bfloat16) as actor:
 """
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", program, str(copy)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment, cwd=ROOT)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200, env=environment, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-2000:]
     refused = {line.removeprefix("refused ") for line in done.stdout.splitlines() if line.startswith("refused ")}
     assert refused == {file.name for file in (copy / "megatron").iterdir()}

@@ -132,7 +132,7 @@ def observed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, An
             env=environment,
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=1200,
             check=False,
         )
         assert run.returncode == 0, f"{layout}: {run.stderr[-4000:]}"

@@ -63,7 +63,7 @@ def validate(folder: Path, judge: Judge | None, wrong: str = WRONG) -> tuple[Val
     printed = io.StringIO()
     one = ValidationSet("Math-500_Avg2", PromptSet(tuple(g.group.prompt for g in groups), 0), 2)
     no_scorer: Any = None
-    with closing(GraderPool(workers=1, timeout_s=2.0)) as graders:
+    with closing(GraderPool(workers=1, timeout_s=5.0)) as graders:
         console = Console(enabled=False, file=printed)
         tasks = GradeTasks(SpecialTokens(["<|im_end|>"]), "R1_nothink")
         evaluation = HeldOutEvaluation(config, ReplayRollouts(folder), no_scorer, graders, console, tasks, judge)

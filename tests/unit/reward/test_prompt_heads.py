@@ -12,7 +12,9 @@ from rollout_records import prompt
 from megatron_rlpr.reward.prompt_heads import PromptHeads
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(continuation=st.text(max_size=40))
 def test_head_and_tail_are_tokenised_like_the_whole(tokenizer: Any, continuation: str) -> None:
     question = prompt(tokenizer)

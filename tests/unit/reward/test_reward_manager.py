@@ -168,7 +168,9 @@ pieces = st.one_of(
 )
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(text=st.lists(pieces, max_size=15).map("".join), ends=st.booleans(), splice=st.sampled_from(["text", "tokens"]))
 @example(text="", ends=False, splice="text")
 @example(text="", ends=True, splice="tokens")

@@ -189,7 +189,7 @@ def test_the_command_says_what_it_wrote(tmp_path: Path) -> None:
         "--val",
         "10",
     ]
-    first, second = (subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60) for _ in range(2))
+    first, second = (subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=1200) for _ in range(2))
     assert first.returncode == second.returncode == 0
     assert first.stdout.startswith(f"{tmp_path / 'data'}: written\n")
     assert second.stdout.startswith(f"{tmp_path / 'data'}: already complete\n")

@@ -91,7 +91,7 @@ def test_everything_imported_is_pinned_directly() -> None:
 
 def test_an_installation_claims_two_names_and_needs_nothing_that_stays_in_the_repository(tmp_path: Path) -> None:
     command = [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", str(tmp_path)]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=100)
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=1200)
     (found,) = tmp_path.glob("*.egg-info")
     installed = set((found / "top_level.txt").read_text().split())
     assert installed == {"megatron_rlpr", "checkpoint_conversion"}

@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -39,7 +38,7 @@ def set_up(checkout: Path, *arguments: str, **environment: str) -> subprocess.Co
     offline = {"PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": os.devnull}
     command = [str(checkout / "setup_env.sh"), *arguments]
     return subprocess.run(
-        command, capture_output=True, text=True, timeout=120, env={**settings, **offline, **environment}
+        command, capture_output=True, text=True, timeout=1200, env={**settings, **offline, **environment}
     )
 
 
@@ -60,7 +59,7 @@ def interpreter(folder: Path, name: str, script: str) -> Path:
 def environment_without_pip(checkout: Path) -> Path:
     """A real .venv in which no installation can succeed."""
     venv = checkout / ".venv"
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True, timeout=60)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True, timeout=1200)
     return venv
 
 
@@ -77,11 +76,10 @@ def finished(checkout: Path, kind: str = "cpu") -> Path:
 
 def test_a_finished_environment_is_left_alone_at_no_cost(checkout: Path) -> None:
     venv = finished(checkout)
-    started = time.monotonic()
-    result = set_up(checkout, "cpu")
-    assert time.monotonic() - started < 2
+    result = set_up(checkout, "cpu", PYTHON="/bin/false")
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
     assert (venv / STAMP).exists()
+    assert not (checkout / ".setup_env.log").exists(), "nothing was looked up or installed"
 
 
 def test_changed_requirements_are_noticed(checkout: Path) -> None:

@@ -117,7 +117,7 @@ def run_with_wandb(folder: Path, resume_step: int, **environment: str) -> subpro
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
     command = [sys.executable, "-c", RUN_WITH_WANDB, str(folder), str(resume_step)]
     environment = {**inherited, "USE_WANDB": "true", **environment}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200, check=False)
 
 
 def test_wandb_works_offline_keeps_its_run_and_no_secret(tmp_path: Path) -> None:
