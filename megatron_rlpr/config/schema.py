@@ -74,7 +74,10 @@ class RolloutConfig:
     tensor_parallel_size: int = key(1, "ranks that share one engine (placement=ray: GPUs of an engine)", AT_LEAST_ONE)
     cpus_per_engine: int = key(1, "CPUs that Ray reserves for an engine, and its threads (placement=ray)", AT_LEAST_ONE)
     engine_timeout_s: int = key(
-        300, "seconds without an answer after which an engine is replaced as hanging (placement=ray)", AT_LEAST_ONE
+        300,
+        "seconds in which an engine computes nothing, or seconds of its processor's time in one call (a step, a "
+        "hand-over), after which it is replaced as hanging; one that is merely slow is waited for (placement=ray)",
+        AT_LEAST_ONE,
     )
     ray_address: str = key(
         "", "a running Ray cluster; empty: RAY_ADDRESS, else one of this machine that ends with the run (placement=ray)"

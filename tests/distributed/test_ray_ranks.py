@@ -39,7 +39,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=1500,
         check=False,
     )
     assert run.returncode == 0, run.stderr[-6000:]
@@ -49,14 +49,11 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 def test_both_ranks_see_the_same_and_export_as_often(seen: list[dict[str, Any]]) -> None:
     first, second = [{name: value for name, value in one.items() if name not in ("events", "replaced")} for one in seen]
     for name, value in first.items():
-        if name.endswith(("over", "new", "_0")) and isinstance(value, list):
-            assert value[:3] == second[name][:3], name
-        else:
-            assert value == second[name], name
+        assert value == second[name], name
 
 
 def test_a_hand_over_of_version_0_is_loaded_too(seen: list[dict[str, Any]]) -> None:
-    assert seen[0]["version_0"][:3] == [0, True, 1]
+    assert seen[0]["version_0"] == [0, True, 1]
     assert seen[0]["updated"] != seen[0]["folder"]
 
 
@@ -66,14 +63,13 @@ def test_engines_killed_at_work_get_the_weights_again_and_the_samples_are_the_sa
 
 
 def test_a_hand_over_goes_on_without_an_engine_that_is_killed_in_it(seen: list[dict[str, Any]]) -> None:
-    version, right, exports, seconds = seen[0]["one_killed_in_hand_over"]
-    assert (version, right, exports) == (1, True, 1)
-    assert seconds < 5, "it waited for a new engine"
+    assert seen[0]["one_killed_in_hand_over"] == [1, True, 1]
+    assert seen[0]["there_after_it"] == 1, "it waited for a new engine"
     assert tokens(seen[0]["after_it"]) == tokens(seen[0]["folder"])
 
 
 def test_a_hand_over_waits_for_new_engines_when_all_are_lost(seen: list[dict[str, Any]]) -> None:
-    version, right, exports, _ = seen[0]["both_lost_in_hand_over"]
+    version, right, exports = seen[0]["both_lost_in_hand_over"]
     assert (version, right) == (2, True)
     assert 2 <= exports <= 3
     assert tokens(seen[0]["after_both"]) == tokens(seen[0]["updated"])
@@ -87,7 +83,7 @@ def test_rollouts_that_were_begun_survive_the_end_of_all_engines(seen: list[dict
 def test_a_hand_over_between_begin_and_collect_reaches_the_engines_that_replace_the_dead(
     seen: list[dict[str, Any]],
 ) -> None:
-    version, right, *_ = seen[0]["hand_over_to_the_new"]
+    version, right, _ = seen[0]["hand_over_to_the_new"]
     assert (version, right) == (3, True)
     responses = [response for _, group in seen[0]["collected_after_it"] for response in group]
     assert len(responses) == 12
@@ -105,7 +101,7 @@ def test_every_loss_is_counted_and_told_with_its_reason(seen: list[dict[str, Any
     told = "\n".join(seen[0]["events"])
     assert seen[0]["replaced"] == 9
     assert seen[1]["replaced"] == 0
-    assert "took no weights for 6 s" in told or "gave no answer for 6 s" in told
+    assert "took no weights for 15 s" in told or "computed nothing for 15 s" in told
     assert "went away while it took its weights" in told or "ActorDiedError" in told
 
 

@@ -8,5 +8,6 @@ pool            answers requests and streams new weights to the engines (weights
 request_queue   requests that wait, and tickets that collect the answers
 scheduler       keeps the engines at work and replaces those that die or hang; balancing: who gets the next prompt
 engine          one engine as the trainer sees it
+heartbeat       whether one that has not answered yet is slow or hangs
 actor           the same engine in its own process
 """

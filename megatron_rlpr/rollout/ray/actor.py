@@ -1,8 +1,12 @@
-"""One vLLM engine in a Ray actor's process. It works only while it is called: a pause is a call that does not come."""
+"""One vLLM engine in a Ray actor's process. It works only while it is called: a pause is a call that does not come.
+
+All work is done in one thread; another answers how much processor time that one has used, whatever it is doing.
+"""
 
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +21,9 @@ from megatron_rlpr.types import Response
 from megatron_rlpr.weights.receiver import Announcement, Confirmation, WeightHandoverError
 from megatron_rlpr.weights.transports.interface import WeightSource
 from megatron_rlpr.weights.transports.shared_memory import this_host
+
+HEARTBEAT = "heartbeat"
+"""Ray's name for the thread (concurrency group) that answers beside the one that works."""
 
 
 @dataclass(frozen=True)
@@ -54,18 +61,25 @@ class Refusal:
 
 
 class EngineActor:
-    """The methods of the remote process. One call at a time, in the order they were made."""
+    """The methods of the remote process. One call at a time, in the order they were made, but for `computed_s`."""
 
     def __init__(self, settings: EngineSettings) -> None:
-        torch.set_num_threads(settings.threads)
-        self._engine = VllmEngine(settings)
+        self._settings = settings
+        self._clock: int | None = None
 
-    def where(self) -> Whereabouts:
-        """Answers when the engine has started."""
+    def start(self) -> Whereabouts:
+        """Start the engine, in the thread that will do all its work. Before all other calls."""
         import ray
 
+        self._clock = time.pthread_getcpuclockid(threading.get_ident())
+        torch.set_num_threads(self._settings.threads)
+        self._engine = VllmEngine(self._settings)
         workers = [child.pid for child in psutil.Process().children(recursive=True)]
         return Whereabouts(ray.get_runtime_context().get_node_id(), (os.getpid(), *workers), this_host())
+
+    def computed_s(self) -> float:
+        """The heartbeat: processor seconds of the thread that works; call it in HEARTBEAT, a thread of its own."""
+        return 0.0 if self._clock is None else time.clock_gettime(self._clock)
 
     def advance(self, new: Sequence[Request], seconds: float) -> Advance:
         """Take new requests in and decode for about `seconds` (one step at least), or until nothing is in flight."""

@@ -11,15 +11,20 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from megatron_rlpr.rollout.engine import EngineSettings
-from megatron_rlpr.rollout.ray.actor import Advance, EngineActor, Request, Whereabouts
+from megatron_rlpr.rollout.ray.actor import HEARTBEAT, Advance, EngineActor, Request, Whereabouts
 from megatron_rlpr.rollout.ray.balancing import Load, outstanding_tokens
 from megatron_rlpr.rollout.ray.cluster import actor_environment, engine_resources
+from megatron_rlpr.rollout.ray.heartbeat import Silence
 from megatron_rlpr.weights.receiver import Announcement, WeightHandoverError
 from megatron_rlpr.weights.transports.interface import WeightSource
 
 Call = Literal["start", "load", "advance"]
 START_TIMEOUT_S = 900.0
-"""An engine that is not there after so long (a large model loads in it) has failed to start."""
+"""Patience with an engine that starts: it may wait for room, and for the workers that load a large model."""
+_HEARTBEATS = 10
+"""Asked for within the time after which an engine hangs. A call that ends before the first needs none."""
+_LISTENED_S = 1.0
+"""Most time that counts between two looks: while nobody looks, nobody can hear."""
 
 
 @dataclass
@@ -51,7 +56,7 @@ class PooledEngine:
     """Not thread-safe; the pool's lock covers it."""
 
     def __init__(self, number: int, settings: EngineSettings, timeout_s: float) -> None:
-        """Starts the actor; `reference` is ready when it has started. timeout_s: longest silence once it has."""
+        """Starts the actor; `reference` is ready when it has started. timeout_s: longest `Silence` once it has."""
         self.number = number
         self.edition: int | None = None
         """The number of the edition it holds; None: it has not started."""
@@ -63,6 +68,8 @@ class PooledEngine:
         """What the outstanding call will answer; None: there is none."""
         self._settings = settings
         self._timeout_s = timeout_s
+        self._looked = self._ask_at = 0.0
+        """On the clock: when `hangs` last looked, and when it asks for the next heartbeat."""
         self._starts = 0
         self.start()
 
@@ -74,11 +81,13 @@ class PooledEngine:
         self.tokens_in_flight = 0
         """Tokens written so far for the unfinished requests."""
         self._starts += 1
+        self._heartbeat: Any | None = None
         cpus, gpus = engine_resources(self._settings).values()
         environment = {"env_vars": actor_environment(self._settings.threads, cuda=gpus > 0)}
-        actor = ray.remote(EngineActor).options(num_cpus=cpus, num_gpus=gpus, max_restarts=0, runtime_env=environment)
-        self._actor = actor.remote(self._settings)
-        self._called("start", self._actor.where.remote(), START_TIMEOUT_S)
+        actor = ray.remote(concurrency_groups={HEARTBEAT: 1})(EngineActor)
+        options = actor.options(num_cpus=cpus, num_gpus=gpus, max_restarts=0, runtime_env=environment)
+        self._actor = options.remote(self._settings)
+        self._called("start", self._actor.start.remote(), START_TIMEOUT_S)
 
     @property
     def name(self) -> str:
@@ -98,23 +107,36 @@ class PooledEngine:
 
         return bool(ray.wait([self.reference], timeout=0)[0])
 
-    @property
-    def overdue(self) -> bool:
-        """Whether the outstanding call should have ended by now."""
-        return self.reference is not None and time.monotonic() > self._deadline
+    def hangs(self) -> str:
+        """Listen for a heartbeat while a call is outstanding, and ask for the next; why it hangs, empty if not."""
+        import ray
+
+        if self.reference is None:
+            return ""
+        now = time.monotonic()
+        self._silence.goes_on(min(now - self._looked, _LISTENED_S))
+        self._looked = now
+        if self._heartbeat is not None and ray.wait([self._heartbeat], timeout=0)[0]:
+            with contextlib.suppress(ray.exceptions.RayError):  # it is gone, as the call itself will say
+                self._silence.heard(ray.get(self._heartbeat))
+            self._heartbeat = None
+        if self._heartbeat is None and now > self._ask_at:
+            self._heartbeat = self._actor.computed_s.options(concurrency_group=HEARTBEAT).remote()
+            self._ask_at = now + self._timeout_s / _HEARTBEATS
+        return self._silence.verdict
 
     def advance(self, new: Sequence[Request], seconds: float) -> None:
         """Send requests and let it decode; `reference` becomes an Advance."""
-        self._called("advance", self._actor.advance.remote(list(new), seconds), self._timeout_s + seconds)
+        self._called("advance", self._actor.advance.remote(list(new), seconds))
 
     def load(self, edition: Edition, source: WeightSource) -> None:
         """Have its workers read an edition from the source; `reference` becomes a Confirmation or a Refusal."""
         self.loading = edition
-        self._called("load", self._actor.load.remote(edition.announced, source), self._timeout_s)
+        self._called("load", self._actor.load.remote(edition.announced, source))
 
     def has_time_again(self) -> None:
         """Whoever it waits for has just been heard of: its time to answer begins anew."""
-        self._deadline = time.monotonic() + self._timeout_s
+        self._silence = Silence(self._timeout_s)
 
     def answered(self, answer: Any) -> None:
         """Take over the answer of the outstanding call."""
@@ -142,7 +164,9 @@ class PooledEngine:
         self.reference = None
         return left
 
-    def _called(self, call: Call, reference: Any, timeout_s: float) -> None:
+    def _called(self, call: Call, reference: Any, limit_s: float | None = None) -> None:
         self.call: Call = call
         self.reference = reference
-        self._deadline = time.monotonic() + timeout_s
+        self._silence = Silence(limit_s or self._timeout_s)
+        self._looked = time.monotonic()
+        self._ask_at = self._looked + self._timeout_s / _HEARTBEATS

@@ -30,7 +30,7 @@ class EnginePool:
     def __init__(
         self, engines: int, settings: EngineSettings, timeout_s: float, transports: Transports, on_event: EventCallback
     ) -> None:
-        """Start `engines` engines and wait for all. Ray is connected. timeout_s: silence after which an engine hangs.
+        """Start `engines` engines and wait for all. Ray is connected. timeout_s: `Silence` of an engine that hangs.
 
         UserError when the cluster is too small.
         """

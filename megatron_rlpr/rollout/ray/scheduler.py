@@ -1,9 +1,10 @@
 """Keeps the engines at work: a plain loop (`turn`) over their answers, which replaces those that die or hang.
 
 Every engine has at most one call outstanding, and works only inside a call: `advance` takes new requests in, decodes
-for a fraction of a second and returns what is finished. Three rules. An engine without an answer in time, or with an
-error, is killed and started again, and its unfinished requests go back to the front of the queue. An engine whose
-weights are not the current ones gets no work. All others get requests by outstanding tokens.
+for a fraction of a second and returns what is finished. Three rules. An engine that hangs (see `heartbeat`; a late
+answer alone is no fault) or answers with an error is killed and started again, and its unfinished requests go back to
+the front of the queue. An engine whose weights are not the current ones gets no work. All others get requests by
+outstanding tokens.
 """
 
 from __future__ import annotations
@@ -39,7 +40,6 @@ class EngineScheduler:
         self.replaced = 0
         """Engines replaced so far."""
         self._room = settings.max_num_seqs
-        self._timeout_s = timeout_s
         self._on_event = on_event
         self._failures = 0
         self.engines = [PooledEngine(number, settings, timeout_s) for number in range(engines)]
@@ -70,8 +70,8 @@ class EngineScheduler:
         else:
             time.sleep(min(wait_s, CALL_S))
         for engine in engines:
-            if engine.overdue:
-                self.replace(engine, f"gave no answer for {self._timeout_s:g} s ({engine.call})")
+            if reason := engine.hangs():
+                self.replace(engine, f"{reason} ({engine.call})")
 
     def _share_out(self) -> None:
         new: dict[int, list[Request]] = {}

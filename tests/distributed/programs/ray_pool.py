@@ -27,8 +27,10 @@ from transformers import AutoModelForCausalLM
 
 from megatron_rlpr.rollout.engine import EngineSettings
 from megatron_rlpr.rollout.ray import cluster as ray_cluster
+from megatron_rlpr.rollout.ray.actor import HEARTBEAT, Request
 from megatron_rlpr.rollout.ray.pool import EnginePool
 from megatron_rlpr.rollout.ray.rollouts import RayRollouts
+from megatron_rlpr.rollout.ray.scheduler import CALL_S
 from megatron_rlpr.rollout.requests import RolloutRequest, SamplingSettings, group_requests
 from megatron_rlpr.rollout.vllm.colocated import ColocatedRollouts
 from megatron_rlpr.rollout.vllm.engine import VllmEngine
@@ -49,7 +51,9 @@ PROMPTS = [
     )
     for i in range(8)
 ]
-TIMEOUT_S = 30.0
+STILL_S = 15.0
+"""Without any computation an engine hangs: what the stopped one costs."""
+NEVER_S = 600.0
 
 
 def plain(groups: list[RolloutGroup]) -> list[Any]:
@@ -77,22 +81,17 @@ def log_probs_of(model: Path, prompt: tuple[int, ...], written: tuple[int, ...])
 
 
 def observe(models: Path) -> dict[str, Any]:
-    seconds = {}
-    started = time.monotonic()
     ray_cluster.connect("", cpus=3)
-    seconds["ray"] = time.monotonic() - started
     events: list[str] = []
 
     def make_pool() -> EnginePool:
         settings = EngineSettings(str(models / "a"), "float32", **SETTINGS)
-        transports = Transports("auto", ray_cluster.node_address(), bucket_nbytes=2**17, timeout_s=TIMEOUT_S)
-        return EnginePool(2, settings, timeout_s=TIMEOUT_S, transports=transports, on_event=events.append)
+        transports = Transports("auto", ray_cluster.node_address(), bucket_nbytes=2**17, timeout_s=NEVER_S)
+        return EnginePool(2, settings, timeout_s=STILL_S, transports=transports, on_event=events.append)
 
-    started = time.monotonic()
     rollouts = RayRollouts(make_pool)
     pool = rollouts._pool
     assert pool is not None
-    seconds["engines"] = time.monotonic() - started
     alone = ColocatedRollouts(VllmEngine(EngineSettings(str(models / "a"), "float32", **SETTINGS)))
     tensors = {name: load_file(models / name / "model.safetensors") for name in "ab"}
     manifest = {name: tuple(tensor.shape) for name, tensor in tensors["a"].items()}
@@ -124,12 +123,14 @@ def observe(models: Path) -> dict[str, Any]:
 
     seen["disturbed"] = groups(rollouts, 2, disturb)
     while len(pool.processes) < 2:  # a replacement starts while the other one is at work
-        groups(rollouts, 3)
+        rollouts.generate(RolloutRequest(PROMPTS[:1], 1, 3, 7, SamplingSettings(max_tokens=1)))
+        time.sleep(CALL_S)  # which leaves the machine to the one that starts
     seen["survivors"] = [
         pid for pid in disturbed if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     ]
     seen["events"] = events
     seen["after_replacements"] = groups(rollouts, 2)
+    seen["heartbeats"] = heartbeats(pool)
 
     ticket = pool.begin(group_requests(RolloutRequest(PROMPTS, 3, 4, 7, SAMPLING)), SAMPLING)
     answers: list[Any] = []
@@ -153,7 +154,20 @@ def observe(models: Path) -> dict[str, Any]:
             **{name: log_probs_of(models / name, prompt, response.token_ids) for name in "ab"},
         }
     seen["tensor_parallel"] = tensor_parallel(models, manifest, tensors, groups)
-    return {**seen, "seconds": seconds}
+    return seen
+
+
+def heartbeats(pool: EnginePool) -> list[float]:
+    """Of an engine, as it was asked again and again in the middle of one call."""
+    import ray
+
+    actor = pool._scheduler.engines[0]._actor
+    asked = [one for group in group_requests(RolloutRequest(PROMPTS, 3, 9, 7, SAMPLING)) for one in group]
+    call = actor.advance.remote([Request(f"{n}th", one, SAMPLING) for n, one in enumerate(asked)], NEVER_S)
+    heard = []
+    while not ray.wait([call], timeout=0)[0]:
+        heard.append(ray.get(actor.computed_s.options(concurrency_group=HEARTBEAT).remote()))
+    return heard
 
 
 def tensor_parallel(models: Path, manifest: Any, tensors: Any, groups: Callable[..., list[Any]]) -> dict[str, Any]:
@@ -162,8 +176,8 @@ def tensor_parallel(models: Path, manifest: Any, tensors: Any, groups: Callable[
 
     def make_pool() -> EnginePool:
         settings = EngineSettings(str(models / "a"), "float32", **SETTINGS, tensor_parallel_size=2)
-        transports = Transports("collective", ray_cluster.node_address(), bucket_nbytes=2**17, timeout_s=TIMEOUT_S)
-        return EnginePool(1, settings, timeout_s=TIMEOUT_S, transports=transports, on_event=events.append)
+        transports = Transports("collective", ray_cluster.node_address(), bucket_nbytes=2**17, timeout_s=NEVER_S)
+        return EnginePool(1, settings, timeout_s=NEVER_S, transports=transports, on_event=events.append)
 
     rollouts = RayRollouts(make_pool)
     assert rollouts._pool is not None

@@ -26,6 +26,7 @@ from megatron_rlpr.rollout.engine import EngineSettings
 from megatron_rlpr.rollout.ray import cluster as ray_cluster
 from megatron_rlpr.rollout.ray.pool import EnginePool
 from megatron_rlpr.rollout.ray.rollouts import RayRollouts
+from megatron_rlpr.rollout.ray.scheduler import CALL_S
 from megatron_rlpr.rollout.requests import RolloutRequest, SamplingSettings
 from megatron_rlpr.types import Prompt
 from megatron_rlpr.weights.checksum import weights_checksum
@@ -43,7 +44,8 @@ PROMPTS = [
     )
     for i in range(6)
 ]
-TIMEOUT_S = 6.0
+STILL_S = 15.0
+"""Without any computation an engine hangs, or without taking weights: what the stopped one costs."""
 
 
 class Policy:
@@ -71,8 +73,8 @@ def observe(models: Path, rank: int) -> dict[str, Any]:
     def make_pool() -> EnginePool:
         ray_cluster.connect("", cpus=2)
         settings = EngineSettings(str(models / "a"), "float32", max_model_len=256, max_num_seqs=6, kv_cache_gb=0.1)
-        transports = Transports("auto", ray_cluster.node_address(), bucket_nbytes=2**16, timeout_s=TIMEOUT_S)
-        return EnginePool(2, settings, timeout_s=TIMEOUT_S, transports=transports, on_event=events.append)
+        transports = Transports("auto", ray_cluster.node_address(), bucket_nbytes=2**16, timeout_s=STILL_S)
+        return EnginePool(2, settings, timeout_s=STILL_S, transports=transports, on_event=events.append)
 
     rollouts = RayRollouts(make_pool)
     pool = rollouts._pool
@@ -87,10 +89,10 @@ def observe(models: Path, rank: int) -> dict[str, Any]:
         return [[g.prompt.index, [[r.seed, r.token_ids, r.weight_versions] for r in g.responses]] for g in of]
 
     def hand_over(policy: Policy, version: int) -> list[Any]:
-        before, started = policy.exports, time.monotonic()
+        before = policy.exports
         confirmation = rollouts.update_weights(Announcement(manifest, version), policy)
         right = confirmation.checksum == weights_checksum(policy.tensors.items())
-        return [confirmation.version, right, policy.exports - before, time.monotonic() - started]
+        return [confirmation.version, right, policy.exports - before]
 
     def send(*signals: signal.Signals) -> Callable[[], None]:
         """One signal to each engine, on the first rank."""
@@ -114,13 +116,20 @@ def observe(models: Path, rank: int) -> dict[str, Any]:
     def both_there() -> None:
         """Generate until every engine has started again and has the weights."""
         while True:
-            groups(9)
+            rollouts.generate(RolloutRequest(PROMPTS[:1], 1, 9, 7, SamplingSettings(max_tokens=1)))
+            time.sleep(CALL_S)  # which leaves the machine to those that start
             there = torch.tensor(int(pool is None or (len(pool.processes) == 2 and pool.delivered)))
             dist.all_reduce(there, op=dist.ReduceOp.MIN)
             if there:
                 return
 
     kill = send(signal.SIGKILL, signal.SIGKILL)
+
+    def kill_at_work() -> None:
+        while pool is not None and not any(engine.unfinished for engine in pool._scheduler.engines):
+            time.sleep(0.001)
+        kill()
+
     seen: dict[str, Any] = {"folder": groups(1), "version_0": hand_over(policies["b"], 0), "updated": groups(1)}
 
     exports = policies["b"].exports
@@ -130,6 +139,7 @@ def observe(models: Path, rank: int) -> dict[str, Any]:
 
     policies["a"].at = send(signal.SIGKILL)
     seen["one_killed_in_hand_over"] = hand_over(policies["a"], 1)
+    seen["there_after_it"] = len(pool.processes) if pool is not None else 1
     seen["after_it"] = groups(1)
     both_there()
 
@@ -139,14 +149,12 @@ def observe(models: Path, rank: int) -> dict[str, Any]:
     both_there()
 
     rollouts.begin(RolloutRequest(PROMPTS, 2, 1, 7, SAMPLING))
-    time.sleep(0.3)
-    kill()
+    kill_at_work()
     seen["collected"] = plain(rollouts.collect())
     both_there()
 
     rollouts.begin(RolloutRequest(PROMPTS, 2, 1, 7, SAMPLING))
-    time.sleep(0.3)
-    kill()
+    kill_at_work()
     seen["hand_over_to_the_new"] = hand_over(policies["a"], 3)
     seen["collected_after_it"] = plain(rollouts.collect())
     both_there()
