@@ -96,7 +96,7 @@ def report(models: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     with (work / "output").open("w") as output:
         command = [sys.executable, str(PROGRAMS / "actor_layouts.py"), str(models), str(work)]
         code = subprocess.run(
-            command, stdout=output, stderr=subprocess.STDOUT, timeout=480, env=environment, check=False
+            command, stdout=output, stderr=subprocess.STDOUT, timeout=2400, env=environment, check=False
         ).returncode
     text = (work / "output").read_text()
     assert code == 0, text[-4000:]

@@ -116,10 +116,14 @@ def one_rank(rank: int, name: str, case: Case, models: Path, work: Path) -> None
     dist.destroy_process_group()
 
 
-def report(models: Path, work: Path, cases: dict[str, Case]) -> dict[str, Any]:
-    """{layout: {model: what the first rank saw}} for all cases, one after the other."""
+def report(models: Path, work: Path, cases: dict[str, Case]) -> None:
+    """All cases, one after the other."""
     torch.set_num_threads(1)
     work.mkdir()
     for name, case in cases.items():
         mp.start_processes(one_rank, (name, case, models, work), nprocs=case.ranks, start_method="fork")
+
+
+def found(work: Path, cases: dict[str, Case]) -> dict[str, Any]:
+    """{layout: {model: what the first rank saw}}, as `report` left it."""
     return {name: json.loads((work / f"{name}.json").read_text()) for name in cases}
