@@ -55,6 +55,7 @@ def convert(hf: Path, out: Path, asked: str = "auto") -> bool:
     """
     shape = model_shape(HfFolder(hf).config())
     source = open_hf_weights(shape, hf)
+    source.check_companions()
     dtype = source.widest_dtype() if asked == "auto" else DTYPES[asked]
     files = SourceFiles(sorted({tensor.file for tensor in source.stored.values()}) + source.companions())
     made_from = {"dtype": dtype_name(dtype), "files": files.sums}

@@ -52,6 +52,7 @@ def convert(megatron: Path, out: Path, hf: Path | None = None, max_shard_gb: flo
         raise UserError(
             f"there is no folder {companions.path} with config.json and tokenizer: name the run's model with --hf"
         )
+    companions.check_companions()
     shape = model_shape(companions.config())
     check_megatron_checkpoint(shape, megatron)
     weights = sorted(path for path in (megatron / WEIGHTS).iterdir() if path.is_file())

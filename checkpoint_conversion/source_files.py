@@ -14,7 +14,10 @@ class SourceFiles:
 
     def __init__(self, files: Iterable[Path]) -> None:
         self._marks = {file: _marks(file) for file in files}
-        self.sums = {file.name: sha256(file) for file in self._marks}
+        # A file in a folder of the model's may have the name of one beside the weights.
+        names = [file.name for file in self._marks]
+        keys = [file.name if names.count(file.name) == 1 else f"{file.parent.name}/{file.name}" for file in self._marks]
+        self.sums = {key: sha256(file) for key, file in zip(keys, self._marks, strict=True)}
 
     def check_unchanged(self) -> None:
         """Raise UserError when a file was written or replaced since it was summed."""

@@ -14,6 +14,8 @@ from megatron.core.dist_checkpointing.dict_utils import dict_list_map_outplace
 from megatron.core.dist_checkpointing.mapping import ShardedTensorFactory
 
 from checkpoint_conversion.model_outline import ModelOutline, OutlinedParameter
+from megatron_rlpr.system.dtypes import all_finite
+from megatron_rlpr.types import UserError
 from megatron_rlpr.weights.buckets import in_buckets
 from megatron_rlpr.weights.load_megatron import damage_named
 
@@ -27,13 +29,16 @@ def load_streamed(
     """(Hugging Face name, full contiguous tensor) of all the model has, in its table's order, in the outline's dtype.
 
     weights: folder of a checkpoint that was written in any layout. on_loaded: called with the bytes of every parameter
-    that has been passed on. Raises UserError when the checkpoint is damaged.
+    that has been passed on. Raises UserError when the checkpoint is damaged, or holds values that are no numbers.
     """
     for bucket in in_buckets(outline.parameters, lambda parameter: parameter.nbytes, BUCKET_BYTES):
         loaded = _load(bucket, weights)
         for parameter in bucket:
             names = (tensor.name for tensor in parameter.mapping.hf)
-            yield from zip(names, parameter.mapping.join([loaded.pop(parameter.name)]), strict=True)
+            whole = loaded.pop(parameter.name)
+            if not all_finite(whole):
+                raise UserError(f"{weights}: {parameter.name} holds NaN or infinite values: take an earlier checkpoint")
+            yield from zip(names, parameter.mapping.join([whole]), strict=True)
             if on_loaded is not None:
                 on_loaded(parameter.nbytes)
 

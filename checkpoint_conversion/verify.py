@@ -110,7 +110,7 @@ def _transformers_model(hf: Path) -> torch.nn.Module:
     logging.disable_progress_bar()
     # Other kinds of attention leave out the soft caps that some models have.
     options = {"dtype": torch.float32, "local_files_only": True, "attn_implementation": "eager"}
-    model: torch.nn.Module = AutoModelForCausalLM.from_pretrained(hf, **options).eval()
+    model: torch.nn.Module = AutoModelForCausalLM.from_pretrained(hf, trust_remote_code=False, **options).eval()
     return model
 
 

@@ -17,11 +17,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from megatron_rlpr.system.dtypes import dtype_name
+from megatron_rlpr.system.dtypes import all_finite, dtype_name
 from megatron_rlpr.types import UserError
 
 INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
 
+EMBEDDING = "model.embed_tokens.weight"
 OUTPUT_HEAD = "lm_head.weight"
 """The output head's name, under which folders of models with tied embeddings may store the embedding again."""
 
@@ -31,7 +33,7 @@ STORED_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.floa
 _COMPANIONS = (
     *("config.json", "generation_config.json", "LICENSE*", "chat_template.jinja", "chat_template.json"),
     *("tokenizer*.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json"),
-    *("vocab.json", "vocab.txt", "merges.txt"),
+    *("vocab.json", "vocab.txt", "merges.txt", "additional_chat_templates/*.jinja"),
 )
 _FETCH = "fetch the model again"
 
@@ -59,13 +61,18 @@ class HfFolder:
         file = self.path / "config.json"
         if not file.is_file():
             raise UserError(f"{self.path} holds no config.json: it is no Hugging Face model folder")
-        try:
-            config = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"{file} is not valid JSON ({error}): {_FETCH}") from None
-        if not isinstance(config, dict):
-            raise UserError(f"{file} must hold a JSON object, found a {type(config).__name__}")
-        return config
+        return _json_object(file)
+
+    def generation_config(self) -> dict[str, Any] | None:
+        """generation_config.json; None when there is none."""
+        file = self.path / "generation_config.json"
+        return _json_object(file) if file.is_file() else None
+
+    def check_companions(self) -> None:
+        """Raise UserError for a file beside the weights that is cut: each *.json must hold a JSON object."""
+        for file in self.companions():
+            if file.suffix == ".json":
+                _json_object(file)
 
     def check_tokenizer(self) -> None:
         """Raise UserError unless there is a fast tokenizer."""
@@ -76,13 +83,16 @@ class HfFolder:
     def weight_files(self) -> list[Path]:
         """The safetensors that hold the weights: those of the index, else model.safetensors, else all there are."""
         if (self.path / INDEX).is_file():
+            if (self.path / SINGLE).is_file() and set(self._index().values()) != {SINGLE}:
+                fault = f"{self.path} holds {SINGLE} and {INDEX} of other files, and programs differ in which they read"
+                raise UserError(f"{fault}: remove those that do not belong to the model")
             names = sorted(set(self._index().values()))
             missing = [name for name in names if not (self.path / name).is_file()]
             if missing:
                 lacks = f"lacks {len(missing)} of {len(names)} weight files, e.g. {missing[0]}"
                 raise UserError(f"{self.path} {lacks}, which {INDEX} names: {_FETCH}")
             return [self.path / name for name in names]
-        single = self.path / "model.safetensors"
+        single = self.path / SINGLE
         files = [single] if single.is_file() else sorted(self.path.glob("*.safetensors"))
         if not files:
             pickled = sorted(path.name for ending in ("bin", "pt", "pth") for path in self.path.glob(f"*.{ending}"))
@@ -95,7 +105,10 @@ class HfFolder:
         """Every tensor by name, from the headers of all weight files, which must agree with the index."""
         found: dict[str, StoredTensor] = {}
         for file in self.weight_files():
-            found.update(_header(file))
+            for name, tensor in _header(file).items():
+                if name in found:
+                    raise UserError(f"{file} holds {name}, and so does {found[name].file.name}: {_FETCH}")
+                found[name] = tensor
         for name, place in self._index().items() if (self.path / INDEX).is_file() else ():
             if name not in found or found[name].file.name != place:
                 raise UserError(f"{self.path / INDEX} says that {name} is in {place}, but it is not: {_FETCH}")
@@ -123,7 +136,7 @@ class HfFolder:
                 raise UserError(f"{found.file}: {name} has shape {sizes}")
 
     def read(self, name: str, dim: int | None = None, start: int = 0, stop: int = 0) -> torch.Tensor:
-        """One tensor, or its part [start, stop) along dimension 0 or 1."""
+        """One tensor, or its part [start, stop) along dimension 0 or 1. UserError for values that are no numbers."""
         file = self.stored[name].file
         try:
             with safe_open(file, framework="pt") as tensors:
@@ -131,7 +144,10 @@ class HfFolder:
                 part = view[:] if dim is None else view[start:stop] if dim == 0 else view[:, start:stop]
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise UserError(f"{file}: cannot read {name} ({error}): {_FETCH}") from error
-        return torch.as_tensor(part)
+        values = torch.as_tensor(part)
+        if not all_finite(values):
+            raise UserError(f"{file}: {name} holds NaN, infinite values or some beyond bfloat16's range: {_FETCH}")
+        return values
 
     def widest_dtype(self) -> torch.dtype:
         """The narrowest of float32 and bfloat16 that holds every stored value exactly."""
@@ -149,7 +165,9 @@ class HfFolder:
         """
         target.mkdir(parents=True, exist_ok=True)
         for path in self.companions():
-            shutil.copyfile(path, target / path.name)
+            copy = target / path.relative_to(self.path)
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, copy)
         if dtype is not None:
             config = HfFolder(target).config()
             field = "torch_dtype" if "torch_dtype" in config else "dtype"
@@ -159,15 +177,24 @@ class HfFolder:
 
     def _index(self) -> dict[str, str]:
         file = self.path / INDEX
-        try:
-            names = dict(json.loads(file.read_text(encoding="utf-8"))["weight_map"])
-            outside = [name for name in names.values() if Path(name).name != name]
-        except (ValueError, KeyError, TypeError) as error:
-            expected = "expected a JSON object with a 'weight_map' of names"
-            raise UserError(f"{file} is no safetensors index: {expected}; {_FETCH}") from error
+        names = _json_object(file).get("weight_map")
+        if not isinstance(names, dict):
+            expected = "expected a 'weight_map' of tensor names and files"
+            raise UserError(f"{file} is no safetensors index: {expected}; {_FETCH}")
+        outside = [name for name in names.values() if not isinstance(name, str) or Path(name).name != name]
         if not names or outside:
-            raise UserError(f"{file}: weight_map must name files of this folder, found {outside or 'none'}")
+            raise UserError(f"{file}: weight_map must name files of this folder, found {outside[:3] or 'none'}")
         return names
+
+
+def _json_object(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{file} is not valid JSON ({error}): {_FETCH}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{file} must hold a JSON object, found a {type(content).__name__}")
+    return content
 
 
 def _header(file: Path) -> dict[str, StoredTensor]:

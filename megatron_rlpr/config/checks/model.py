@@ -11,6 +11,7 @@ from megatron_rlpr.config.schema import Config
 from megatron_rlpr.types import UserError
 from megatron_rlpr.weights.architectures import ModelShape, model_shape
 from megatron_rlpr.weights.hf_folder import HfFolder
+from megatron_rlpr.weights.load_hf import open_hf_weights
 
 
 def refusals(config: Config) -> Iterator[str]:
@@ -26,13 +27,17 @@ def refusals(config: Config) -> Iterator[str]:
     try:
         shape = model_shape(folder.config())
         folder.check_tokenizer()
-        folder.weight_files()
+        folder.check_companions()
     except UserError as error:
         raise UserError(f"model.path={path}: {error}") from error
     yield from _layout(config, shape)
     yield from _lengths(config, shape)
     yield from _fp8_sizes(config, shape)
     engine.check(config)
+    try:
+        open_hf_weights(shape, path)
+    except UserError as error:
+        raise UserError(f"model.path: {error}") from error
 
 
 def _layout(config: Config, shape: ModelShape) -> Iterator[str]:

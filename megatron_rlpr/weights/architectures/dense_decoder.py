@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from megatron_rlpr.weights.architectures import fields
-from megatron_rlpr.weights.hf_folder import OUTPUT_HEAD
+from megatron_rlpr.weights.hf_folder import EMBEDDING, OUTPUT_HEAD
 from megatron_rlpr.weights.mapping import GateUp, HfTensor, ParamMapping, Qkv, Replicated, Row, Vocab
 from megatron_rlpr.weights.shape import ModelShape
 
@@ -78,7 +78,7 @@ def gated_feed_forward(shape: ModelShape, megatron: str, hf: str) -> list[ParamM
 def decoder_parameters(shape: ModelShape, feed_forward: FeedForward = gated_feed_forward) -> tuple[ParamMapping, ...]:
     """Names, shapes and layouts in both worlds, first layer to last."""
     hidden, vocab = shape.hidden_size, shape.vocab_size
-    embedding = HfTensor("model.embed_tokens.weight", (vocab, hidden))
+    embedding = HfTensor(EMBEDDING, (vocab, hidden))
     table = [ParamMapping(("embedding.word_embeddings.weight",), (embedding,), Vocab())]
     for layer in range(shape.num_layers):
         megatron, hf = f"decoder.layers.{layer}", f"model.layers.{layer}"

@@ -12,6 +12,10 @@ HfConfig = Mapping[str, Any]
 Inert = Mapping[str, tuple[Any, ...] | None]
 """Fields that change a decoder's numbers, with the values under which they do not."""
 
+_MOST: Mapping[str, int] = {"num_hidden_layers": 10_000, "num_local_experts": 10_000, "num_experts": 10_000}
+_LARGEST_SIZE = 2**31 - 1
+"""Far beyond any model: a larger number is a damaged one, and a list of so many layers takes minutes and all memory."""
+
 _DEFAULT_ROPE_THETA = 10000.0  # transformers', for Llama and Qwen2 without rope_theta and rope_parameters
 
 _INERT: Inert = {
@@ -33,15 +37,17 @@ def architecture_name(config: HfConfig) -> str:
     """The one class name in `architectures`."""
     names = config.get("architectures")
     if not isinstance(names, list) or len(names) != 1 or not isinstance(names[0], str):
-        raise UserError(f"config.json: expected 'architectures' to be a list of one class name, found {names!r}")
+        raise UserError(f"config.json: expected 'architectures' to be a list of one class name, found {names!r:.200}")
     return names[0]
 
 
 def positive_integer(config: HfConfig, field: str) -> int:
-    """A required field that must be a positive integer."""
-    value = config.get(field)
+    """A required field that must be a positive integer, and a size that a model can have."""
+    value, most = config.get(field), _MOST.get(field, _LARGEST_SIZE)
     if type(value) is not int or value < 1:
-        raise UserError(f"config.json: expected '{field}' to be a positive integer, found {value!r}")
+        raise UserError(f"config.json: expected '{field}' to be a positive integer, found {value!r:.80}")
+    if value > most:
+        raise UserError(f"config.json: expected '{field}' to be at most {most}, found a larger one")
     return value
 
 
@@ -49,7 +55,7 @@ def positive_number(config: HfConfig, field: str) -> float:
     """A required field that must be a positive number."""
     value = config.get(field)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-        raise UserError(f"config.json: expected '{field}' to be a positive number, found {value!r}")
+        raise UserError(f"config.json: expected '{field}' to be a positive number, found {value!r:.80}")
     return float(value)
 
 
@@ -57,7 +63,7 @@ def flag(config: HfConfig, field: str, default: bool) -> bool:
     """A field that must be true or false; `default` is transformers' own where the field is not written."""
     value = default if config.get(field) is None else config[field]
     if not isinstance(value, bool):
-        raise UserError(f"config.json: expected '{field}' to be true or false, found {value!r}")
+        raise UserError(f"config.json: expected '{field}' to be true or false, found {value!r:.80}")
     return value
 
 
@@ -97,17 +103,19 @@ def rope(config: HfConfig) -> tuple[float, RopeScaling | None]:
     """
     given = config.get("rope_scaling") or config.get("rope_parameters") or {}
     if not isinstance(given, Mapping) or any(isinstance(v, Mapping) for v in given.values()):
-        raise UserError(f"config.json: one set of rotary parameters for all layers is supported, found {given!r}")
+        raise UserError(f"config.json: one set of rotary parameters for all layers is supported, found {given!r:.200}")
     if given.get("partial_rotary_factor") not in (None, 1):
         factor = given["partial_rotary_factor"]
-        raise UserError(f"config.json: partial_rotary_factor={factor!r} is not supported; supported is 1")
+        raise UserError(f"config.json: partial_rotary_factor={factor!r:.80} is not supported; supported is 1")
     kind = given.get("rope_type", given.get("type", "default"))
     where = given if given.get("rope_theta") is not None else config
     theta = positive_number(where, "rope_theta") if where.get("rope_theta") is not None else _DEFAULT_ROPE_THETA
     if kind == "default":
         return theta, None
     if kind != "llama3":
-        raise UserError(f"config.json: rotary scaling {kind!r} is not supported; supported are 'default' and 'llama3'")
+        raise UserError(
+            f"config.json: rotary scaling {kind!r:.80} is not supported; supported are 'default' and 'llama3'"
+        )
     return theta, RopeScaling(
         factor=positive_number(given, "factor"),
         low_freq_factor=positive_number(given, "low_freq_factor"),
@@ -124,7 +132,7 @@ def layer_windows(config: HfConfig, layer_types: Sequence[str]) -> tuple[int, ..
     layers, kinds = positive_integer(config, "num_hidden_layers"), {"full_attention", "sliding_attention"}
     if len(layer_types) != layers or not set(layer_types) <= kinds:
         expected = f"{layers} of {', '.join(sorted(kinds))}"
-        raise UserError(f"config.json: layer_types={list(layer_types)!r} is not supported; expected {expected}")
+        raise UserError(f"config.json: layer_types={list(layer_types)!r:.200} is not supported; expected {expected}")
     if "sliding_attention" not in layer_types:
         return ()
     window = positive_integer(config, "sliding_window")
@@ -146,4 +154,4 @@ def refuse_what_changes_numbers(config: HfConfig, inert: Inert) -> None:
             continue
         expected = " or ".join(map(repr, harmless)) or ("all 'full_attention'" if field == "layer_types" else "null")
         name = architecture_name(config)
-        raise UserError(f"config.json: {field}={value!r} is not supported for {name}; supported is {expected}")
+        raise UserError(f"config.json: {field}={value!r:.80} is not supported for {name}; supported is {expected}")

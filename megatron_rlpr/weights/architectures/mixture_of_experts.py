@@ -24,8 +24,11 @@ class ExpertNames:
 
 def expert_shape(config: Mapping[str, Any], ffn_field: str, normalised: bool) -> ExpertShape:
     """The experts of a config.json. Their number is num_local_experts; published files also say num_experts."""
-    count_field = "num_local_experts" if config.get("num_local_experts") is not None else "num_experts"
+    given = [field for field in ("num_local_experts", "num_experts") if config.get(field) is not None]
+    count_field = given[0] if given else "num_experts"
     count = fields.positive_integer(config, count_field)
+    if config[given[-1]] != count:  # transformers takes the one that is written last
+        raise UserError(f"config.json: num_local_experts={count}, but num_experts={config['num_experts']!r:.80}")
     top_k = fields.positive_integer(config, "num_experts_per_tok")
     if top_k > count:
         raise UserError(f"config.json: num_experts_per_tok={top_k} is more than {count_field}={count}")

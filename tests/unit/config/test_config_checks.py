@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
 from collections.abc import Callable
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ from megatron_rlpr.config.keys import all_keys
 from megatron_rlpr.config.loading import load_config
 from megatron_rlpr.config.schema import Config
 from megatron_rlpr.types import UserError
+from megatron_rlpr.weights.architectures import hf_manifest, model_shape
+from megatron_rlpr.weights.hf_folder import HfFolder
 
 HF_CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -50,16 +54,31 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     model.mkdir()
     (model / "config.json").write_text(json.dumps(HF_CONFIG))
     (tmp_path / "other").mkdir()
-    for name in ("tokenizer.json", "model.safetensors", "../train.parquet", "../val.parquet", "../other/val.parquet"):
+    (model / "tokenizer.json").write_text("{}")
+    for name in ("../train.parquet", "../val.parquet", "../other/val.parquet"):
         (model / name).write_bytes(b"")
 
     def build(*overrides: str, hf: dict[str, Any] | None = None) -> Config:
         if hf:
             (model / "config.json").write_text(json.dumps({**HF_CONFIG, **hf}))
+        write_zeros(model)
         valid = [f"model.path={model}", f"data.train_files={tmp_path}/train.parquet"]
         return load_config([*valid, *(override.replace("{here}", str(tmp_path)) for override in overrides)])
 
     return build
+
+
+def write_zeros(model: Path) -> None:
+    """All tensors of config.json in a file that takes no room on disk."""
+    with contextlib.suppress(UserError):
+        manifest, entries, size = hf_manifest(model_shape(HfFolder(model).config())), {}, 0
+        for name, shape in manifest.items():
+            start, size = size, size + 4 * prod(shape)
+            entries[name] = {"dtype": "F32", "shape": shape, "data_offsets": [start, size]}
+        header = json.dumps(entries).encode()
+        with (model / "model.safetensors").open("wb") as file:
+            file.write(len(header).to_bytes(8, "little") + header)
+            file.truncate(8 + len(header) + size)
 
 
 def refusal(config: Config, world_size: int = 1) -> str:
@@ -300,12 +319,14 @@ def test_experts_are_spread_over_data_parallel_ranks_of_sharded_layers(run: Run)
 def test_an_incomplete_model_folder_is_refused(run: Run, tmp_path: Path) -> None:
     config, model = run(), tmp_path / "model"
     index = model / "model.safetensors.index.json"
-    index.write_text(json.dumps({"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}))
+    index.write_text(json.dumps({"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}))
+    assert "holds model.safetensors and model.safetensors.index.json of other files" in refusal(config)
+    (model / "model.safetensors").rename(model / "model-1.safetensors")
     assert "lacks 1 of 2 weight files, e.g. model-2.safetensors" in refusal(config)
     index.write_text("[]")
-    assert "no safetensors index" in refusal(config)
+    assert "index.json must hold a JSON object" in refusal(config)
     index.unlink()
-    (model / "model.safetensors").rename(model / "pytorch_model.bin")
+    (model / "model-1.safetensors").rename(model / "pytorch_model.bin")
     assert "pickled weights" in refusal(config)
     (model / "tokenizer.json").unlink()
     assert "no tokenizer.json" in refusal(config)

@@ -115,8 +115,55 @@ def test_an_index_that_does_not_agree_with_its_files_is_refused(tmp_path: Path) 
     refuse({"d": "elsewhere.safetensors"}, r"lacks 1 of 4 weight files, e\.g\. elsewhere\.safetensors")
     refuse({"d": "../x.safetensors"}, "must name files of this folder")
     (tmp_path / INDEX).write_text("{}")
-    with pytest.raises(UserError, match="is no safetensors index"):
+    with pytest.raises(UserError, match=r"is no safetensors index: expected a 'weight_map'"):
         HfFolder(tmp_path).shapes()
+
+
+def test_what_programs_read_differently_is_refused(tmp_path: Path) -> None:
+    save_hf_weights(TENSORS.items(), SHAPES, torch.float32, tmp_path, 30)
+    save_file(TENSORS, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=r"holds model\.safetensors and model\.safetensors\.index\.json of other files"):
+        HfFolder(tmp_path).shapes()
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(TENSORS, "model.safetensors")}))
+    assert HfFolder(tmp_path).shapes() == SHAPES
+    (tmp_path / INDEX).unlink()
+    (tmp_path / "model.safetensors").rename(tmp_path / "model-00004-of-00003.safetensors")
+    with pytest.raises(UserError, match=r"00004-of-00003\.safetensors holds a, and so does model-00001-of-00003"):
+        HfFolder(tmp_path).shapes()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), 3.4e38])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_values_that_are_no_numbers_are_refused_where_they_are_read(
+    tmp_path: Path, value: float, dtype: torch.dtype
+) -> None:
+    tensor = torch.zeros(4, 3, dtype=dtype)
+    tensor[2, 1] = value
+    save_file({"a": tensor}, tmp_path / "model.safetensors")
+    found = HfFolder(tmp_path)
+    assert torch.equal(found.read("a", 0, 0, 2), torch.zeros(2, 3, dtype=dtype))
+    for piece in ((None, 0, 0), (0, 2, 4), (1, 1, 2)):
+        with pytest.raises(UserError, match=r"model\.safetensors: a holds NaN, infinite values"):
+            found.read("a", *piece)
+
+
+def test_what_lies_beside_the_weights_is_copied_with_its_folders_and_must_be_whole(folder: Path) -> None:
+    templates = folder / "additional_chat_templates"
+    templates.mkdir()
+    for name in ("chat_template.jinja", "additional_chat_templates/tools.jinja"):
+        (folder / name).write_text(name)
+    for name in ("config.json", "tokenizer.json", "generation_config.json"):
+        (folder / name).write_text('{"a": 1}')
+    HfFolder(folder).check_companions()
+    HfFolder(folder).copy_companions(folder / "copy", torch.float32)
+    copied = HfFolder(folder / "copy")
+    assert {path.relative_to(copied.path) for path in copied.companions()} == {
+        path.relative_to(folder) for path in HfFolder(folder).companions()
+    }
+    assert (copied.path / "additional_chat_templates" / "tools.jinja").read_text().endswith("tools.jinja")
+    (folder / "tokenizer.json").write_text('{"a": ')
+    with pytest.raises(UserError, match=r"tokenizer\.json is not valid JSON"):
+        HfFolder(folder).check_companions()
 
 
 def test_the_dtype_that_loses_nothing(tmp_path: Path) -> None:
