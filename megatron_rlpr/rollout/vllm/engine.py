@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from transformers import AutoTokenizer
 
+from megatron_rlpr.data.tokenizer import load_tokenizer
 from megatron_rlpr.rollout.engine import EngineSettings, ProgressCallback, RolloutError
 from megatron_rlpr.rollout.requests import GenerationRequest, SamplingSettings
 from megatron_rlpr.rollout.vllm import limits, process
@@ -37,7 +37,7 @@ class VllmEngine:
         limits.check_engine_fits(config, settings, on_cpu=on_cpu)
         self.settings = settings
         self._required, self._tied_head = required_weights(folder)
-        self._tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        self._tokenizer = load_tokenizer(folder)
         self._stop_ids = limits.end_of_sequence_ids(folder, config, self._tokenizer)
         self._vocab_size = config.vocab_size
         self.weight_version = 0
@@ -234,6 +234,7 @@ def _arguments(settings: EngineSettings, on_cpu: bool) -> dict[str, Any]:
     return {
         "model": settings.model_path,
         "skip_tokenizer_init": True,
+        "trust_remote_code": False,
         "dtype": settings.dtype,
         "max_model_len": settings.max_model_len,
         "max_num_seqs": settings.max_num_seqs,

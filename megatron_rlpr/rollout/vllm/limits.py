@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from transformers import AutoConfig, GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 from megatron_rlpr.rollout.engine import EngineSettings
 from megatron_rlpr.rollout.requests import GenerationRequest
 from megatron_rlpr.types import UserError
+from megatron_rlpr.weights.hf_folder import HfFolder
 
 CPU_HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """Head sizes of vLLM's CPU attention kernels (vllm 0.32.0, CPUAttentionBackend.get_supported_head_sizes)."""
@@ -35,8 +36,9 @@ def read_model_config(model_path: str | Path) -> PretrainedConfig:
         )
     try:
         return AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
-    except (ValueError, OSError) as error:
-        raise UserError(f"{folder / 'config.json'}: cannot be read as a model configuration: {error}") from error
+    except Exception as error:  # of a field of a wrong type the libraries raise anything
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{folder / 'config.json'}: cannot be read as a model configuration: {reason:.300}") from error
 
 
 def check_engine_fits(config: PretrainedConfig, settings: EngineSettings, *, on_cpu: bool) -> None:
@@ -71,15 +73,22 @@ def check_engine_fits(config: PretrainedConfig, settings: EngineSettings, *, on_
 def end_of_sequence_ids(
     model_path: str | Path, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[int, ...]:
-    """Every token id that ends a response: by generation_config.json (else config.json) and by the tokenizer."""
-    if (Path(model_path) / "generation_config.json").is_file():
-        configured = GenerationConfig.from_pretrained(str(model_path)).eos_token_id
-    else:
-        configured = config.eos_token_id
-    ids = {configured} if isinstance(configured, int) else set(configured or ())
+    """Every token id that ends a response: by generation_config.json (else config.json) and by the tokenizer.
+
+    Raises UserError for an id that is none of the model's.
+    """
+    generation = HfFolder(model_path).generation_config()
+    configured = config.eos_token_id if generation is None else generation.get("eos_token_id")
+    where = f"{model_path}/{'config.json' if generation is None else 'generation_config.json'}: eos_token_id"
+    ids = [] if configured is None else configured if isinstance(configured, list) else [configured]
+    by_place = [(where, token_id) for token_id in ids]
     if tokenizer.eos_token_id is not None:
-        ids.add(tokenizer.eos_token_id)
-    return tuple(sorted(ids))
+        by_place.append((f"{model_path}: the tokenizer's eos_token {tokenizer.eos_token!r}", tokenizer.eos_token_id))
+    for place, token_id in by_place:
+        if type(token_id) is not int or not 0 <= token_id < config.vocab_size:
+            known = f"the model's token ids are integers below its vocab_size={config.vocab_size}"
+            raise UserError(f"{place} is {token_id!r:.80}, but {known}: name one of them")
+    return tuple(sorted({token_id for _, token_id in by_place}))
 
 
 def check_requests(requests: Sequence[GenerationRequest], max_tokens: int, max_model_len: int, vocab_size: int) -> None:

@@ -54,6 +54,23 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
             load_tokenizer(str(path))
 
 
+@pytest.mark.parametrize("content", ["", "{", "{}", "[]", '{"model": 3}'])
+def test_a_damaged_tokenizer_is_refused_in_one_line(tmp_path: Path, content: str) -> None:
+    folder = copy(tmp_path, "damaged")
+    (folder / "tokenizer.json").write_text(content)
+    with pytest.raises(UserError, match=r"holds no readable tokenizer \(.+\); give a Hugging Face folder") as refused:
+        load_tokenizer(str(folder))
+    assert "\n" not in str(refused.value)
+
+
+def test_code_beside_a_tokenizer_is_not_run(tmp_path: Path) -> None:
+    folder = copy(tmp_path, "with_code", auto_map={"AutoTokenizer": ["code.Own", "code.Own"]}, tokenizer_class="Own")  # type: ignore[arg-type]
+    (folder / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nOwn = None\n")
+    with pytest.raises(UserError, match="holds no readable tokenizer"):
+        load_tokenizer(str(folder))
+    assert not (tmp_path / "ran").exists()
+
+
 def test_a_tokenizer_without_end_of_sequence_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="eos_token"):
         load_tokenizer(str(copy(tmp_path, "no_eos", eos_token=None)))
