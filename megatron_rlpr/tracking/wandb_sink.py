@@ -14,6 +14,10 @@ from megatron_rlpr.types import UserError
 
 RUN_ID_FILE = "wandb_run_id"
 
+_MODES = ("online", "offline", "shared", "disabled", "dryrun", "run")
+_NOT_IN_A_PROJECT = r"/\#?%:"
+_LONGEST_PROJECT = 128
+
 
 def wanted(by_config: bool) -> bool:
     """tracking.wandb, or USE_WANDB=true in the environment. Raises UserError for another value of USE_WANDB."""
@@ -21,6 +25,17 @@ def wanted(by_config: bool) -> bool:
     if value not in ("", "true", "1", "false", "0"):
         raise UserError(f"USE_WANDB={os.environ['USE_WANDB']}: expected true or false")
     return by_config or value in ("true", "1")
+
+
+def check(project: str) -> None:
+    """Raise UserError for a project or a WANDB_MODE that wandb would refuse when the run starts."""
+    bad = sorted({character for character in project if character in _NOT_IN_A_PROJECT})
+    if bad or not 1 <= len(project) <= _LONGEST_PROJECT:
+        allowed = f"expected 1 to {_LONGEST_PROJECT} characters, none of {' '.join(_NOT_IN_A_PROJECT)}"
+        raise UserError(f"tracking.wandb_project={project!r:.200}: {allowed}")
+    mode = os.environ.get("WANDB_MODE", "online")
+    if mode not in _MODES:
+        raise UserError(f"WANDB_MODE={mode}: expected one of {', '.join(_MODES)}")
 
 
 class WandbSink:
@@ -34,16 +49,22 @@ class WandbSink:
     def __init__(self, project: str, name: str, folder: Path, config: Mapping[str, Any], fresh: bool) -> None:
         try:
             import wandb
+            from pydantic import ValidationError
         except ImportError as error:
             raise UserError("tracking.wandb=true needs the package wandb: pip install wandb, or unset it") from error
         folder.mkdir(parents=True, exist_ok=True)
         on: dict[str, Any] = dict.fromkeys(
             ("disable_git", "disable_code", "x_disable_meta", "x_disable_stats", "silent"), True
         )
-        settings = wandb.Settings(console="off", save_code=False, **on)
         run: dict[str, Any] = {"project": project, "name": name, "dir": str(folder), "config": dict(config)}
         try:
+            settings = wandb.Settings(console="off", save_code=False, **on)
             self._run = wandb.init(**run, id=self._run_id(folder, fresh), resume="allow", settings=settings)
+        except ValidationError as error:  # a setting that wandb takes from the environment; its value may be secret
+            faults = (f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+            raise UserError(
+                f"Weights & Biases cannot start ({'; '.join(faults)}): correct the WANDB_* variable"
+            ) from None
         except (wandb.errors.Error, OSError) as error:
             reason = " ".join(str(error).split())
             raise UserError(

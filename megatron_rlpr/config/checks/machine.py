@@ -8,6 +8,7 @@ from pathlib import Path
 
 from megatron_rlpr.config.schema import Config
 from megatron_rlpr.evaluation.judge import judge_settings
+from megatron_rlpr.tracking import wandb_sink
 
 
 def refusals(config: Config) -> Iterator[str]:
@@ -17,6 +18,8 @@ def refusals(config: Config) -> Iterator[str]:
         yield f"trainer.runs_dir={runs} is a file, not a folder"
     if config.data.val_files:
         judge_settings()  # refuses an environment that names a judge it cannot ask
+    if wandb_sink.wanted(config.tracking.wandb):
+        wandb_sink.check(config.tracking.wandb_project)
     for key, files in (("data.train_files", config.data.train_files), ("data.val_files", config.data.val_files)):
         for file in files:
             if not Path(file).is_file():

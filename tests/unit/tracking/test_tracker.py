@@ -15,7 +15,7 @@ from megatron_rlpr.config.loading import resolved
 from megatron_rlpr.config.schema import Config
 from megatron_rlpr.run.folder import RunFolder
 from megatron_rlpr.tracking.tracker import Tracker
-from megatron_rlpr.tracking.wandb_sink import wanted
+from megatron_rlpr.tracking.wandb_sink import check, wanted
 from megatron_rlpr.types import UserError
 
 SECRETS = {
@@ -148,6 +148,34 @@ def test_wandb_without_a_login_is_a_user_error(tmp_path: Path) -> None:
     assert "UserError: Weights & Biases cannot start" in result.stderr
     assert "or set WANDB_MODE=offline" in result.stderr
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_setting_of_wandb_in_the_environment_that_is_wrong_is_a_user_error_without_its_value(tmp_path: Path) -> None:
+    result = run_with_wandb(tmp_path, 0, WANDB_MODE="offline", WANDB_INIT_TIMEOUT="sentinel0")
+    assert result.stderr.splitlines()[-1].startswith(
+        "megatron_rlpr.types.UserError: Weights & Biases cannot start (init_timeout: Input should be a valid number"
+    )
+    assert "sentinel0" not in result.stdout + result.stderr
+
+
+@pytest.mark.parametrize(
+    ("project", "mode", "named"),
+    [
+        ("team/project", "offline", "tracking.wandb_project='team/project': expected"),
+        ("a" * 129, "offline", "1 to 128 characters"),
+        ("", "online", "tracking.wandb_project=''"),
+        ("project", "off-line", "WANDB_MODE=off-line: expected one of online, offline"),
+    ],
+)
+def test_what_wandb_would_refuse_is_refused_first(
+    project: str, mode: str, named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    check("project")
+    monkeypatch.setenv("WANDB_MODE", mode)
+    with pytest.raises(UserError) as refused:
+        check(project)
+    assert named in str(refused.value)
 
 
 @pytest.mark.parametrize(
