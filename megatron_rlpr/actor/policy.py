@@ -22,8 +22,9 @@ from megatron_rlpr.actor.policy_gradient import STATISTICS, LossTerms, RowValues
 from megatron_rlpr.actor.schedule import MicroBatchRunner
 from megatron_rlpr.config.schema import ActorConfig
 from megatron_rlpr.packing import Plan, TreeMicroBatch, plan
-from megatron_rlpr.system.dtypes import DTYPES
-from megatron_rlpr.types import ScoreRequest, TokenScores, TokensDone, TrainSequence, UpdateResult
+from megatron_rlpr.system.decisions import gather_or_raise
+from megatron_rlpr.system.dtypes import DTYPES, all_finite
+from megatron_rlpr.types import ScoreRequest, TokenScores, TokensDone, TrainSequence, UpdateResult, UserError
 from megatron_rlpr.weights.shape import ModelShape
 
 
@@ -40,6 +41,7 @@ class MegatronPolicy:
         self.layout = layout
         self._config = actor
         self._costs = cost_model(shape)
+        self._vocab_size = shape.vocab_size
         self.chunks = [build_model(shape, actor)]
         """This rank's parts of the model, in the order data flows through them: one."""
         for chunk in self.chunks:
@@ -56,6 +58,17 @@ class MegatronPolicy:
         """Call after loading weights into `chunks`: the optimizer's fp32 copies follow."""
         if self.optimizer is not None:
             self.optimizer.reload_model_params()
+
+    def check_weights(self, fault: str) -> None:
+        """Raise UserError on every rank when a weight of any is NaN or infinite; it begins with fault. Collective."""
+
+        def check_mine() -> None:
+            for chunk in self.chunks:
+                for name, weight in chunk.named_parameters():
+                    if not all_finite(weight):
+                        raise UserError(f"{fault}: {name} holds NaN or infinite weights")
+
+        gather_or_raise(check_mine, dist.group.WORLD, "looking at the weights")
 
     def score(self, requests: Sequence[ScoreRequest], progress: TokensDone | None = None) -> list[TokenScores]:
         """Log-probs and entropies of the wanted tokens of every request, in request order, on every rank.
@@ -131,6 +144,11 @@ class MegatronPolicy:
         )
 
     def _pack(self, requests: Sequence[ScoreRequest]) -> Plan:
+        """Raises UserError for a token id that the model does not have, whose numbers would be made up."""
+        for request in requests:
+            if min(request.token_ids) < 0 or max(request.token_ids) >= self._vocab_size:
+                ids = f"holds token id {max(request.token_ids)}, but the model has {self._vocab_size} tokens"
+                raise UserError(f"a sequence {ids}: use the model's own tokenizer")
         return plan(
             requests,
             max_tokens=self._config.max_tokens_per_micro_batch,

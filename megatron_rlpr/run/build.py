@@ -7,10 +7,12 @@ engines started, and what they do stands in the trainer's loop.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from megatron_rlpr.actor import parallel
 from megatron_rlpr.actor.checkpoint import CheckpointStore
@@ -29,13 +31,21 @@ from megatron_rlpr.reward.base_probability import BaseProbabilityTable
 from megatron_rlpr.reward.manager import RewardManager
 from megatron_rlpr.reward.scoring import GroupScorer
 from megatron_rlpr.rollout.store import forget_after
+from megatron_rlpr.rollout.vllm.limits import end_of_sequence_ids, read_model_config
 from megatron_rlpr.run import engines
 from megatron_rlpr.run.folder import RunFolder
 from megatron_rlpr.run.parts import RunParts
-from megatron_rlpr.run.prompts import prompt_sets, prompt_source, total_steps, training_prompts, validation_sets
+from megatron_rlpr.run.prompts import (
+    check_token_ids,
+    prompt_sets,
+    prompt_source,
+    total_steps,
+    training_prompts,
+    validation_sets,
+)
 from megatron_rlpr.run.state import resume_step
 from megatron_rlpr.system.clock import Clock
-from megatron_rlpr.system.decisions import first_rank_decides
+from megatron_rlpr.system.decisions import first_rank_decides, gather_or_raise
 from megatron_rlpr.system.process_environment import default_threads
 from megatron_rlpr.tracking.console import Console
 from megatron_rlpr.tracking.step_metrics import peak_all_ranks_gb
@@ -71,6 +81,8 @@ def build_parts(config: Config) -> RunParts:
         console.message(f"{len(prompts)} training prompts, {longer}")
     source, steps = prompt_source(config, prompts), total_steps(config, prompts)
     held_out = validation_sets(config, tokenizer)
+    end_of_sequence_ids(config.model.path, read_model_config(config.model.path), tokenizer)  # refuses unknown ones
+    check_token_ids(config, tokenizer, shape.vocab_size, prompts, held_out)
     base_sets = prompt_sets(config, prompts, held_out)
     tables = base_tables(config, folder, base_sets)
 
@@ -136,8 +148,10 @@ def policy(shape: ModelShape, config: Config, layout: parallel.Layout, trainable
     if config.model.megatron_checkpoint:
         load_megatron_checkpoint(made.chunks, shape, config.model.megatron_checkpoint)
     else:
-        load_hf_weights(made.chunks, shape, config.model.path)
+        load_here = partial(load_hf_weights, made.chunks, shape, config.model.path)
+        gather_or_raise(load_here, dist.group.WORLD, "loading the weights")
     made.weights_changed()
+    made.check_weights(f"{config.model.megatron_checkpoint or config.model.path} cannot be trained")
     return made
 
 

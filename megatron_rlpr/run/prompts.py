@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from megatron_rlpr.data.dataset import PromptSet, load_prompts, samples_per_prom
 from megatron_rlpr.data.prompt_rewrite import prompt_rewrite
 from megatron_rlpr.data.prompt_source import PromptSource
 from megatron_rlpr.data.sampler import PromptSampler
+from megatron_rlpr.data.tokenizer import encode, tokens_beyond
 from megatron_rlpr.evaluation.held_out import ValidationSet
 from megatron_rlpr.rollout.store import read_rollouts, stored_steps
 from megatron_rlpr.system.decisions import first_rank_decides
@@ -40,6 +43,43 @@ def validation_sets(config: Config, tokenizer: Any) -> list[ValidationSet]:
         )
         for file in config.data.val_files
     ]
+
+
+def check_token_ids(
+    config: Config, tokenizer: Any, vocab_size: int, prompts: PromptSet, sets: Sequence[ValidationSet]
+) -> None:
+    """Raise UserError for the first token of the data that the model does not have; it names the row.
+
+    Reference answers are tokenised alone and between tags, as rewards do. What the tokenizer has beyond the model and
+    nothing uses is left alone. Collective with stored rollouts, of which the first rank looks at every id.
+    """
+    known = f"the model has {vocab_size} tokens (vocab_size)"
+    if config.rollout.replay:
+        first_rank_decides(lambda: _check_stored_ids(config.rollout.replay, vocab_size, known))
+    beyond = tokens_beyond(tokenizer, vocab_size)
+    if not beyond:
+        return
+    eos, fix = tokenizer.eos_token, "use the model's own tokenizer, or a model that was resized to this one"
+    for name, of_set in (("the training data", prompts), *((one.name, one.prompts) for one in sets)):
+        answers = [prompt.reference_answer for prompt in of_set.prompts]
+        alone = encode(tokenizer, [f" {answer} {eos}" for answer in answers])
+        tagged = encode(tokenizer, [f"<think></think><answer> {answer} </answer>{eos}" for answer in answers])
+        for prompt, *answer in zip(of_set.prompts, alone, tagged, strict=True):
+            ids = (*prompt.token_ids, *(token_id for encoding in answer for token_id in encoding.ids))
+            found = next((token_id for token_id in ids if token_id in beyond), None)
+            if found is not None:
+                token = f"the token {beyond[found]!r:.80} (id {found})"
+                raise UserError(f"row {prompt.index} of {name} holds {token}, but {known}: {fix}")
+
+
+def _check_stored_ids(folder: str, vocab_size: int, known: str) -> None:
+    for step in stored_steps(folder):
+        for group in read_rollouts(folder, step):
+            ids = chain(group.prompt.token_ids, *(response.token_ids for response in group.responses))
+            found = next((token_id for token_id in ids if not 0 <= token_id < vocab_size), None)
+            if found is not None:
+                row = f"rollout.replay={folder}: prompt {group.prompt.index} of step {step}"
+                raise UserError(f"{row} or a response to it holds token id {found}, but {known}: replay its own")
 
 
 def prompt_sets(config: Config, prompts: PromptSet, sets: list[ValidationSet]) -> dict[str, PromptSet]:
