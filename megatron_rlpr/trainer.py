@@ -7,6 +7,7 @@ base probabilities -> resume -> hand-over -> validate
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch.distributed as dist
@@ -29,7 +30,10 @@ from megatron_rlpr.run.engines import training_request
 from megatron_rlpr.run.parts import RunParts
 from megatron_rlpr.system.process_environment import release_free_memory
 from megatron_rlpr.tracking.step_metrics import step_metrics
-from megatron_rlpr.types import FloatArray, RolloutGroup, ScoredGroup, ScoreRequest, UpdateResult
+from megatron_rlpr.types import FloatArray, RolloutGroup, ScoredGroup, ScoreRequest, UpdateResult, UserError
+
+MOST_SKIPPED_STEPS = 3
+"""Steps in a row without a usable gradient after which a run stops; one may be a bad batch."""
 
 
 class Trainer:
@@ -38,13 +42,14 @@ class Trainer:
     def __init__(self, parts: RunParts) -> None:
         self.parts = parts
         self.writes = dist.get_rank() == 0
+        self.skipped_steps = 0
 
     def run(self) -> None:
         """Go on from the newest checkpoint (or from nothing), train to the last step, validate, write the summary."""
         parts = self.parts
         self.base_probabilities()
         done = state.resume(parts)
-        parts.hand_over.send(done)
+        self.hand_over(done)
         parts.validation.before_training(done)
         if parts.config.trainer.val_only:
             return
@@ -75,8 +80,9 @@ class Trainer:
                 parts.pipeline.begin(step + 1)
             lr = learning_rate(parts.config.actor, step, parts.total_steps)
             updates = self.update(batch, lr)
+            self.stop_if_nothing_is_learnt(step, updates)
             with clock.phase("hand_over"):
-                parts.hand_over.send(step)
+                self.hand_over(step)
         mode = parts.config.reward.format_mode
         metrics = {
             "epoch": parts.prompts.epoch,
@@ -143,6 +149,20 @@ class Trainer:
                 parts.policy.update(sequences, loss_weights(sequences, config), terms, lr, progress.advance)
                 for sequences in mini_batches(batch, config.actor.ppo_mini_batch_size)
             ]
+
+    def stop_if_nothing_is_learnt(self, step: int, updates: Sequence[UpdateResult]) -> None:
+        """Raise UserError when no optimizer step of the last MOST_SKIPPED_STEPS steps had a gradient to follow."""
+        skipped = bool(updates) and not any(math.isfinite(update.grad_norm) for update in updates)
+        self.skipped_steps = self.skipped_steps + 1 if skipped else 0
+        if self.skipped_steps >= min(MOST_SKIPPED_STEPS, self.parts.total_steps):
+            fault = f"step {step}: the gradients of the last {self.skipped_steps} steps were NaN or infinite"
+            raise UserError(f"{fault}, so none changed the weights: lower actor.lr, or set actor.dtype=float32")
+
+    def hand_over(self, step: int) -> None:
+        """Give the weights to the engines; UserError when an update has ruined them: no checkpoint is made of those."""
+        fix = "the newest checkpoint is as it was; start again from it with a lower actor.lr or actor.clip_grad"
+        self.parts.policy.check_weights(f"the weights after step {step} are lost ({fix})")
+        self.parts.hand_over.send(step)
 
     def store_rollouts(self, step: int, fill: BatchFill, batch: TrainingBatch) -> None:
         """Write everything the step generated, in the order it came (first rank)."""

@@ -29,7 +29,13 @@ def base_requests(tokenizer: Any, prompts: Sequence[Prompt], max_response_length
         answer_start = len(text) + 1
         start, stop = overlapping_tokens(encoding, answer_start, answer_start + len(prompt.reference_answer))
         _, prompt_stop = overlapping_tokens(encoding, len(text) - 1, len(text))
-        stop = min(stop, prompt_stop + max_response_length)
+        last = prompt_stop + max_response_length
+        if 0 < start < stop and last <= start:
+            raise UserError(
+                f"data.max_response_length={max_response_length} leaves no room for a reference answer behind its "
+                f"prompt (prompt {prompt.index}): raise it"
+            )
+        stop = min(stop, last)
         if not 0 < start < stop:
             raise UserError(
                 f"prompt {prompt.index}: the reference answer {prompt.reference_answer!r:.80} has no tokens of its "

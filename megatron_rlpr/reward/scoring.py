@@ -7,15 +7,23 @@ policy) the base probabilities go into a single `score`, so that they share thei
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Literal, Protocol
+
+import numpy as np
 
 from megatron_rlpr.reward.base_probability import BaseProbabilityTable
 from megatron_rlpr.reward.manager import RewardManager
 from megatron_rlpr.system.clock import Clock
 from megatron_rlpr.system.decisions import first_rank_decides
-from megatron_rlpr.types import Prompt, RolloutGroup, ScoredGroup, ScoreRequest, TokenScores, TokensDone
+from megatron_rlpr.types import Prompt, RolloutGroup, ScoredGroup, ScoreRequest, TokenScores, TokensDone, UserError
 
 BaseMode = Literal["initial", "current", "none"]
+
+_NO_NUMBERS = (
+    "log-probs or reward are NaN or infinite: the model is broken, or its numbers overflow. The run stops before it "
+    "trains on them; its checkpoints are as they were. Set actor.dtype=float32, or start again with a lower actor.lr"
+)
 
 
 class Policy(Protocol):
@@ -56,6 +64,8 @@ class GroupScorer:
         missing = table.missing(prompts)
         scores = self._policy.score(self._rewards.base_requests(missing), progress)
         for prompt, answer in zip(missing, scores, strict=True):
+            if not np.isfinite(answer.log_probs).all():
+                raise UserError(f"prompt {prompt.index} of {prompt_set}: the reference answer's {_NO_NUMBERS}")
             table.record(prompt, self._rewards.base_probability(answer))
         if missing:
             first_rank_decides(table.save)
@@ -65,6 +75,8 @@ class GroupScorer:
         self, groups: Sequence[RolloutGroup], prompt_set: str, progress: TokensDone | None = None
     ) -> list[ScoredGroup]:
         """Scored groups in the given order. Responses whose splice is invalid cost no reference forward.
+
+        Raises UserError when a log-prob, an entropy or a reward is no number.
 
         prompt_set: name of the set the groups' prompts are from.
         """
@@ -84,7 +96,12 @@ class GroupScorer:
             else:
                 base = [self._stored_base(prompt, prompt_set) for prompt in prompts]
             rewards = self._rewards.rewards(groups, references, base)
-        return [ScoredGroup(*parts) for parts in zip(groups, own_scores, rewards, strict=True)]
+        scored = [ScoredGroup(*parts) for parts in zip(groups, own_scores, rewards, strict=True)]
+        for group in scored:
+            numbers = chain.from_iterable((scores.log_probs, scores.entropies) for scores in group.scores)
+            if not (np.isfinite(group.final_rewards).all() and all(np.isfinite(values).all() for values in numbers)):
+                raise UserError(f"prompt {group.group.prompt.index} of {prompt_set}: a response's {_NO_NUMBERS}")
+        return scored
 
     def _stored_base(self, prompt: Prompt, prompt_set: str) -> float:
         return self._tables[prompt_set].probability(prompt) if self._base == "initial" else 0.0
