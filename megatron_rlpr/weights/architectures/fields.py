@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Mapping
 from typing import Any
 
 from megatron_rlpr.types import UserError
@@ -54,7 +55,7 @@ def positive_integer(config: HfConfig, field: str) -> int:
 def positive_number(config: HfConfig, field: str) -> float:
     """A required field that must be a positive number."""
     value = config.get(field)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= sys.float_info.max:
         raise UserError(f"config.json: expected '{field}' to be a positive number, found {value!r:.80}")
     return float(value)
 
@@ -124,15 +125,16 @@ def rope(config: HfConfig) -> tuple[float, RopeScaling | None]:
     )
 
 
-def layer_windows(config: HfConfig, layer_types: Sequence[str]) -> tuple[int, ...]:
-    """The sliding window of every layer, 0 for full attention; empty when none can act. layer_types: of every layer.
+def layer_windows(config: HfConfig, layer_types: Any) -> tuple[int, ...]:
+    """The sliding window of every layer, 0 for full attention; empty when none can act. layer_types: one name a layer.
 
     A window that holds all positions of the model hides nothing.
     """
-    layers, kinds = positive_integer(config, "num_hidden_layers"), {"full_attention", "sliding_attention"}
-    if len(layer_types) != layers or not set(layer_types) <= kinds:
-        expected = f"{layers} of {', '.join(sorted(kinds))}"
-        raise UserError(f"config.json: layer_types={list(layer_types)!r:.200} is not supported; expected {expected}")
+    layers, kinds = positive_integer(config, "num_hidden_layers"), ("full_attention", "sliding_attention")
+    named = isinstance(layer_types, list) and all(kind in kinds for kind in layer_types)
+    if not named or len(layer_types) != layers:
+        expected = f"{layers} of {', '.join(kinds)}"
+        raise UserError(f"config.json: layer_types={layer_types!r:.200} is not supported; expected {expected}")
     if "sliding_attention" not in layer_types:
         return ()
     window = positive_integer(config, "sliding_window")
@@ -150,7 +152,7 @@ def refuse_what_changes_numbers(config: HfConfig, inert: Inert) -> None:
         value = config.get(field)
         if harmless is None or value is None or any(value == x and type(value) is type(x) for x in harmless):
             continue
-        if field == "layer_types" and isinstance(value, list) and set(value) == {"full_attention"}:
+        if field == "layer_types" and isinstance(value, list) and value and all(kind == "full_attention" for kind in value):
             continue
         expected = " or ".join(map(repr, harmless)) or ("all 'full_attention'" if field == "layer_types" else "null")
         name = architecture_name(config)

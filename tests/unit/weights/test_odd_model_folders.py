@@ -43,7 +43,7 @@ from megatron_rlpr.config.loading import load_config
 from megatron_rlpr.config.schema import ActorConfig
 from megatron_rlpr.data.tokenizer import load_tokenizer
 from megatron_rlpr.rollout.vllm.limits import end_of_sequence_ids, read_model_config
-from megatron_rlpr.types import UserError
+from megatron_rlpr.types import ScoreRequest, UserError
 from megatron_rlpr.weights.architectures import model_shape
 from megatron_rlpr.weights.hf_folder import INDEX, SINGLE, HfFolder
 from megatron_rlpr.weights.load_hf import load_hf_weights
@@ -131,6 +131,13 @@ def time_limit(seconds: int) -> Iterator[None]:
 
 def ours(folder: Path) -> torch.Tensor:
     """The logits after every token of PROMPT but the last, by the steps a run takes. Raises UserError."""
+    logits = megatron_logits(loaded(folder), PROMPT)
+    assert logits is not None
+    return logits
+
+
+def loaded(folder: Path) -> MegatronPolicy:
+    """The policy as a run loads it. Raises UserError."""
     for refusal in refusals(load_config([f"model.path={folder}", *RUN])):
         raise UserError(refusal)
     shape = model_shape(HfFolder(folder).config())
@@ -139,9 +146,7 @@ def ours(folder: Path) -> torch.Tensor:
     actor, layout = ActorConfig(dtype="float32"), Layout(0, 1, 0, 1, 0, 1, 0, 1)
     policy = MegatronPolicy(shape, actor, layout, temperature=1.0, trainable=False)
     load_hf_weights(policy.chunks, shape, folder)
-    logits = megatron_logits(policy, PROMPT)
-    assert logits is not None
-    return logits
+    return policy
 
 
 def theirs(folder: Path) -> torch.Tensor:
@@ -474,3 +479,20 @@ def test_what_harms_nothing_is_accepted(whole: Path, alone: None, tmp_path: Path
     folder = Path(shutil.copytree(whole / family, tmp_path / family))
     assert len(damaged(folder, [*HARMLESS, strangers, strangers], random.Random(f"{SEED} {family}"))) == 5
     assert outcome(folder) == "right"
+
+
+def test_a_policy_scores_no_token_that_it_does_not_have(whole: Path, alone: None) -> None:
+    policy = loaded(whole / "llama")
+    assert len(policy.score([ScoreRequest((1, 2, 271), 1, 3)])[0].log_probs) == 2
+    for ids in ((1, 2, 272), (272, 1, 2), (1, -1, 2)):
+        with pytest.raises(UserError, match="but the model has 272 tokens"):
+            policy.score([ScoreRequest((1, 2, 3), 1, 3), ScoreRequest(ids, 1, 3)])
+
+
+def test_ruined_weights_are_named(whole: Path, alone: None) -> None:
+    policy = loaded(whole / "llama")
+    policy.check_weights("fault")
+    name, weight = list(policy.chunks[0].named_parameters())[3]
+    weight.data.view(-1)[5] = float("nan")
+    with pytest.raises(UserError, match=f"^fault: {name} holds NaN or infinite weights$"):
+        policy.check_weights("fault")
