@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from megatron_rlpr.reward.base_probability import BaseProbabilityTable
+from megatron_rlpr.reward.base_probability import BaseProbabilityTable, base_requests
 from megatron_rlpr.types import Prompt, UserError
 
 SETTINGS = {"compute_score_name": "mean_exp_log_softmax", "temperature": 1.0}
@@ -32,6 +33,14 @@ def test_a_table_is_read_back_exactly(tmp_path: Path) -> None:
 
 def test_where_nothing_is_stored_everything_is_missing(tmp_path: Path) -> None:
     assert BaseProbabilityTable.load(SETTINGS, tmp_path / "base.json").missing(PROMPTS) == PROMPTS
+
+
+def test_a_window_without_room_for_the_answer_is_named_and_not_the_answer(tokenizer: Any) -> None:
+    prompt = Prompt(4, tuple(tokenizer("2+2=", add_special_tokens=False)["input_ids"]), (), "\n4", "unit")
+    (request,) = base_requests(tokenizer, [prompt], 10)
+    assert request.start < request.stop
+    with pytest.raises(UserError, match=r"data\.max_response_length=1 leaves no room .*\(prompt 4\): raise it"):
+        base_requests(tokenizer, [prompt], 1)
 
 
 def test_a_prompt_that_was_never_scored_has_no_probability(tmp_path: Path) -> None:

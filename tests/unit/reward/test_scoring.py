@@ -16,7 +16,7 @@ from megatron_rlpr.reward.base_probability import BaseProbabilityTable
 from megatron_rlpr.reward.manager import RewardManager
 from megatron_rlpr.reward.scoring import GroupScorer
 from megatron_rlpr.system.clock import Clock
-from megatron_rlpr.types import Prompt, Response, RolloutGroup, ScoreRequest, TokenScores
+from megatron_rlpr.types import Prompt, Response, RolloutGroup, ScoreRequest, TokenScores, UserError
 
 TOKENIZER = Path(__file__).parents[2] / "goldens" / "tokenizers" / "bpe_chat"
 GOOD, BAD = "<think> so </think> <answer> 8 </answer>", "no tags at all"
@@ -90,6 +90,35 @@ def test_a_batch_is_scored_in_one_call_and_each_group_as_if_it_were_alone(
         assert one.rewards == alone.rewards
         for a, b in zip(one.scores, alone.scores, strict=True):
             np.testing.assert_array_equal(a.log_probs, b.log_probs)
+
+
+class OverflowingPolicy(KnownPolicy):
+    """One log-prob of every request for the prompt `of` is no number."""
+
+    def __init__(self, of: Prompt, value: float) -> None:
+        super().__init__()
+        self._of, self._value = of, value
+
+    def of(self, request: ScoreRequest) -> TokenScores:
+        scores = super().of(request)
+        if request.token_ids[: len(self._of.token_ids)] == self._of.token_ids:
+            scores.log_probs[-1] = self._value
+        return scores
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_numbers_that_are_none_stop_the_run_and_name_the_prompt(
+    tokenizer: Any, prompts: tuple[Prompt, ...], value: float, tmp_path: Path
+) -> None:
+    made = scorer(tokenizer, OverflowingPolicy(prompts[2], value), "initial", tmp_path)
+    with pytest.raises(UserError, match="prompt 2 of train: the reference answer's log-probs or reward are NaN"):
+        made.complete("train", prompts)
+    assert not (tmp_path / "base.json").exists()
+    made = scorer(tokenizer, OverflowingPolicy(prompts[2], value), "none", tmp_path)
+    groups = [group(tokenizer, prompt, BAD) for prompt in prompts]
+    assert len(made.score(groups[:2], "train")) == 2
+    with pytest.raises(UserError, match="prompt 2 of train: a response's log-probs or reward are NaN or infinite"):
+        made.score(groups, "train")
 
 
 def test_own_scores_are_those_of_the_response_after_the_prompt(
