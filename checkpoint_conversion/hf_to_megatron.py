@@ -62,7 +62,11 @@ def convert(hf: Path, out: Path, asked: str = "auto") -> bool:
 
     def build(staging: Path) -> None:
         empty(staging)
-        checksum = _write_weights(shape, source, dtype, staging / WEIGHTS)
+        try:
+            checksum = _write_weights(shape, source, dtype, staging / WEIGHTS)
+        except UserError:  # these files will never become a checkpoint
+            empty(staging)
+            raise
         about = {"source": hf.resolve().name, "dtype": dtype_name(dtype), "weights_checksum": checksum}
         for name, content in ((SHAPE, asdict(shape)), (CONVERSION, about)):
             (staging / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

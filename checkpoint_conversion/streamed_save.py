@@ -23,12 +23,13 @@ from megatron.core.dist_checkpointing.strategies.torch import (
     mcore_to_pyt_state_dict,
 )
 from torch.distributed import checkpoint
-from torch.distributed.checkpoint import FileSystemWriter, SavePlan, SavePlanner
+from torch.distributed.checkpoint import CheckpointException, FileSystemWriter, SavePlan, SavePlanner
 from torch.distributed.checkpoint.planner import WriteItem, WriteItemType
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from checkpoint_conversion.model_outline import ModelOutline, OutlinedParameter
+from megatron_rlpr.types import UserError
 from megatron_rlpr.weights.buckets import in_buckets
 
 Values = Callable[[OutlinedParameter], torch.Tensor]
@@ -38,8 +39,15 @@ _FILE_BYTES = 64 * 2**20
 
 
 def save_streamed(outline: ModelOutline, values: Values, folder: Path) -> None:
-    """Write the checkpoint that Megatron would write of the model with these values, into an existing empty folder."""
-    dist_checkpointing.save({"model": outline.state}, str(folder), sharded_strategy=_StreamedSave(outline, values))
+    """Write the checkpoint that Megatron would write of the model with these values, into an existing empty folder.
+
+    A UserError of values is raised as it is; torch wraps it.
+    """
+    try:
+        dist_checkpointing.save({"model": outline.state}, str(folder), sharded_strategy=_StreamedSave(outline, values))
+    except CheckpointException as error:
+        cause = next(iter(error.failures.values()))[0]
+        raise (cause if isinstance(cause, UserError) else error) from None
 
 
 class _StreamedSave(TorchDistSaveShardedStrategy):

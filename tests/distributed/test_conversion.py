@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from checkpoint_conversion import hf_to_megatron, megatron_to_hf, verify
@@ -120,6 +121,31 @@ def test_a_layout_that_cannot_be_is_refused(tp: int, pp: int, world: int, named:
     with pytest.raises(UserError) as refused:
         verify.check_layout(shape, tp, pp, world)
     assert named in str(refused.value)
+
+
+def test_weights_that_are_no_numbers_are_not_converted(hf: Path, tmp_path: Path) -> None:
+    broken = Path(shutil.copytree(hf, tmp_path / "broken"))
+    tensors = load_file(broken / "model.safetensors")
+    tensors["model.layers.1.mlp.down_proj.weight"][3, 2] = float("nan")
+    save_file(tensors, broken / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"model\.layers\.1\.mlp\.down_proj\.weight holds NaN"):
+        hf_to_megatron.convert(broken, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir() if path.name != "broken" and path.is_dir()] == []
+
+
+def test_what_lies_beside_the_weights_goes_there_and_back(hf: Path, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(hf, tmp_path / "source"))
+    (source / "additional_chat_templates").mkdir()
+    names = ("chat_template.jinja", "additional_chat_templates/tools.jinja", "additional_chat_templates/rag.jinja")
+    for name in (*names, "additional_chat_templates/chat_template.jinja"):
+        (source / name).write_text(name)
+    assert hf_to_megatron.convert(source, tmp_path / "there")
+    assert megatron_to_hf.convert(tmp_path / "there", tmp_path / "back")
+    for name in names:
+        assert (tmp_path / "back" / name).read_text() == name
+    (source / "additional_chat_templates" / "chat_template.jinja").write_text("changed")
+    with pytest.raises(UserError, match="was made with files="):
+        hf_to_megatron.convert(source, tmp_path / "there")
 
 
 @pytest.fixture

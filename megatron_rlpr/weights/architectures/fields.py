@@ -152,7 +152,8 @@ def refuse_what_changes_numbers(config: HfConfig, inert: Inert) -> None:
         value = config.get(field)
         if harmless is None or value is None or any(value == x and type(value) is type(x) for x in harmless):
             continue
-        if field == "layer_types" and isinstance(value, list) and value and all(kind == "full_attention" for kind in value):
+        full = field == "layer_types" and isinstance(value, list) and [kind == "full_attention" for kind in value]
+        if full and all(full):
             continue
         expected = " or ".join(map(repr, harmless)) or ("all 'full_attention'" if field == "layer_types" else "null")
         name = architecture_name(config)
