@@ -125,8 +125,9 @@ class Trainer:
         if self.parts.reference is None:
             return None
         responses = [(g.group.prompt, r) for g in groups for r in g.group.responses]
-        with self.parts.clock.phase("score"):
-            each = iter(self.parts.reference.score([ScoreRequest.of_response(p, r.token_ids) for p, r in responses]))
+        requests = [ScoreRequest.of_response(prompt, response.token_ids) for prompt, response in responses]
+        with self.parts.clock.phase("score"), self.parts.console.phase("reference log-probs") as progress:
+            each = iter(self.parts.reference.score(requests, progress.advance))
         return [[next(each).log_probs for _ in g.group.responses] for g in groups]
 
     def greedy_baselines(self, groups: Sequence[ScoredGroup], step: int) -> list[float] | None:
@@ -136,18 +137,23 @@ class Trainer:
             return None
         greedy = SamplingSettings(temperature=0.0, max_tokens=config.data.max_response_length)
         prompts = [group.group.prompt for group in groups]
-        with parts.clock.phase("rollout"):
-            answers = parts.rollouts.generate(RolloutRequest(prompts, 1, step, config.trainer.seed, greedy))
-        return [float(group.rewards[0].reward) for group in parts.scorer.score(answers, "train")]
+        with parts.clock.phase("rollout"), parts.console.phase("greedy baselines") as progress:
+            asked = RolloutRequest(prompts, 1, step, config.trainer.seed, greedy)
+            answers = parts.rollouts.generate(asked, progress.generated)
+        with parts.console.phase("score baselines") as progress:
+            return [float(g.rewards[0].reward) for g in parts.scorer.score(answers, "train", progress.advance)]
 
     def update(self, batch: TrainingBatch, lr: float) -> list[UpdateResult]:
         """One optimizer step for every mini-batch, in order."""
         parts, config = self.parts, self.parts.config
         terms = LossTerms.of(config.algorithm)
+        steps = mini_batches(batch, config.actor.ppo_mini_batch_size)
         with parts.clock.phase("update"), parts.console.phase("update") as progress:
             return [
-                parts.policy.update(sequences, loss_weights(sequences, config), terms, lr, progress.advance)
-                for sequences in mini_batches(batch, config.actor.ppo_mini_batch_size)
+                parts.policy.update(
+                    sequences, loss_weights(sequences, config), terms, lr, progress.part(len(steps) - number)
+                )
+                for number, sequences in enumerate(steps)
             ]
 
     def stop_if_nothing_is_learnt(self, step: int, updates: Sequence[UpdateResult]) -> None:

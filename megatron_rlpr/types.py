@@ -19,8 +19,8 @@ FloatArray = npt.NDArray[np.float32]
 DoubleArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
-TokensDone = Callable[[int], None]
-"""Called with the number of tokens of each piece of work that is finished."""
+TokensDone = Callable[[int, int], None]
+"""Called as (tokens of a piece of work that is finished, pieces in all)."""
 
 
 class UserError(Exception):

@@ -73,7 +73,7 @@ class MegatronPolicy:
     def score(self, requests: Sequence[ScoreRequest], progress: TokensDone | None = None) -> list[TokenScores]:
         """Log-probs and entropies of the wanted tokens of every request, in request order, on every rank.
 
-        progress is called with the number of tokens of each micro-batch this rank has computed.
+        progress is called for each micro-batch this rank has computed.
         """
         if not requests:
             return []

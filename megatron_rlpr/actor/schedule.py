@@ -71,7 +71,7 @@ class MicroBatchRunner:
             micro_batch = next(iter(iterator))
             output = stage(**self._model_inputs(micro_batch, windows))
             if progress is not None:
-                progress(len(micro_batch.token_ids))
+                progress(len(micro_batch.token_ids), len(micro_batches))
             return output, partial(of_output, micro_batch)
 
         return get_forward_backward_func()(

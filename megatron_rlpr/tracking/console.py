@@ -18,6 +18,8 @@ from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Ta
 from rich.table import Table
 from rich.text import Text
 
+from megatron_rlpr.types import TokensDone
+
 PLAIN_INTERVAL_S = 10.0
 PLAIN_WIDTH = 120
 
@@ -38,7 +40,10 @@ STEP_LINE: dict[str, tuple[str, str]] = {
 
 
 class PhaseProgress:
-    """How far a phase is. done and tokens only grow; both count since the phase began."""
+    """How far a phase is. done and tokens only grow; both count since the phase began.
+
+    total: what will be done in the end, as far as it is known; those who report may know better than who began.
+    """
 
     def __init__(
         self, name: str, total: float | None, changed: Callable[[PhaseProgress], None], clock: Callable[[], float]
@@ -57,12 +62,19 @@ class PhaseProgress:
         self.tokens = self.tokens if tokens is None else tokens
         self._changed(self)
 
-    def advance(self, tokens: int, done: float = 1.0) -> None:
-        """Add one finished piece of so many tokens: the callback for things that report pieces, not sums."""
-        self.update(self.done + done, self.tokens + tokens)
+    def advance(self, tokens: int, pieces: int) -> None:
+        """One of so many pieces is finished (types.TokensDone)."""
+        self.total = pieces
+        self.update(self.done + 1, self.tokens + tokens)
 
-    def generated(self, tokens: int, done: int, _total: int) -> None:
-        """`update` in the order in which engines report (rollout.engine.ProgressCallback)."""
+    def part(self, parts_left: int) -> TokensDone:
+        """`advance` for one of several calls in a row; this one and those after it are taken to have equal pieces."""
+        before = self.done
+        return lambda tokens, pieces: self.advance(tokens, round(before) + pieces * parts_left)
+
+    def generated(self, tokens: int, done: int, total: int) -> None:
+        """All of it so far, as engines report it (rollout.engine.ProgressCallback)."""
+        self.total = total
         self.update(done, tokens)
 
     @property
@@ -165,7 +177,7 @@ class Console:
             task = bar.add_task(name, total=total)
 
             def draw(phase: PhaseProgress) -> None:
-                bar.update(task, completed=phase.done, phase=phase)
+                bar.update(task, completed=phase.done, total=phase.total, phase=phase)
 
             yield PhaseProgress(name, total, draw, self._clock)
 

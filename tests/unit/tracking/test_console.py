@@ -115,16 +115,32 @@ def test_phases_can_be_switched_off_without_losing_step_lines() -> None:
 
 def test_pieces_add_up() -> None:
     clock = Clock()
-    with Console(enabled=False, clock=clock).phase("score", 4) as phase:
-        clock.now += 2.0
-        phase.advance(300)
-        phase.advance(100, done=2)
-        assert (phase.done, phase.tokens, phase.tokens_per_s, phase.remaining_s) == (
-            3,
-            400,
-            200.0,
-            pytest.approx(2 / 3),
-        )
+    with Console(enabled=False, clock=clock).phase("score") as phase:
+        for tokens in (300, 80, 20):
+            clock.now += 1.0
+            phase.advance(tokens, 4)
+        assert (phase.done, phase.tokens, phase.tokens_per_s) == (3, 400, pytest.approx(400 / 3))
+        assert phase.describe() == "3/4  133 tok/s  ETA 0:00:01"
+
+
+def test_calls_in_a_row_count_on_and_expect_those_to_come_to_be_alike() -> None:
+    file, clock = io.StringIO(), Clock()
+    with Console(file=file, clock=clock).phase("update") as phase:
+        for call, pieces in enumerate((4, 5)):
+            report = phase.part(2 - call)
+            for _ in range(pieces):
+                clock.now += 5.0
+                report(100, pieces)
+    shown = [line.split()[1] for line in lines(file)]
+    assert shown == ["2/8", "4/8", "6/9", "8/9"]
+
+
+def test_engines_tell_their_own_share_of_what_was_asked() -> None:
+    file, clock = io.StringIO(), Clock()
+    with Console(file=file, clock=clock).phase("rollout", 64) as phase:
+        clock.now += 10.0
+        phase.generated(1000, 8, 32)
+    assert lines(file) == ["  rollout  8/32  100 tok/s  ETA 0:00:30"]
 
 
 def test_a_phase_of_unknown_length_shows_no_time_left() -> None:
