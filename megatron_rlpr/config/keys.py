@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from contextlib import suppress
 from difflib import SequenceMatcher
 from functools import cache
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from megatron_rlpr.config.bounds import Bounds
+from megatron_rlpr.config.bounds import LONGEST_SHOWN, Bounds, TextBounds, shown
 from megatron_rlpr.config.schema import Config
-from megatron_rlpr.config.yaml import parse_yaml, parse_yaml_strings
+from megatron_rlpr.config.yaml import is_number, parse_yaml, plain_scalar
 from megatron_rlpr.types import UserError
 
 COMMAND_LINE = "command line"
@@ -21,7 +20,7 @@ COMMAND_LINE = "command line"
 class Key:
     """One configuration key; annotation is str, int, float, bool, list[str] or a Literal of strings.
 
-    bounds: the range of a number, None for everything else.
+    bounds: the range of a number or text, None for everything else.
     """
 
     section: str
@@ -29,7 +28,7 @@ class Key:
     annotation: Any
     default: Any
     meaning: str
-    bounds: Bounds | None
+    bounds: Bounds | TextBounds | None
 
     def value(self, config: Config) -> Any:
         return getattr(getattr(config, self.section), self.name)
@@ -85,7 +84,7 @@ def find_key(name: str, source: str) -> Key:
     else:
         hint = "the sections are " + ", ".join(sections())
     where = f"on the {COMMAND_LINE}" if source == COMMAND_LINE else f"in {source}"
-    raise UserError(f"unknown key '{name}' {where}: {hint}")
+    raise UserError(f"unknown key {shown(name)} {where}: {hint}")
 
 
 def _nearest(name: str) -> list[str]:
@@ -94,6 +93,7 @@ def _nearest(name: str) -> list[str]:
     All sections are searched. The same last part in another section counts as 0.85 alike, so that a right key in a
     wrong section is found, yet a near miss within the right section still wins.
     """
+    name = name[:LONGEST_SHOWN]  # comparing takes time that grows with the square of the length
     last = name.rsplit(".", 1)[-1]
 
     def alike(key: Key) -> tuple[float, float]:
@@ -107,10 +107,11 @@ def _nearest(name: str) -> list[str]:
 
 
 def _refused(key: Key, value: Any, source: str) -> UserError:
-    got = "nothing (null)" if value is None else repr(value)
+    got = "nothing (null)" if value is None else shown(value)
     hint = ""
     if key.choices and isinstance(value, str):
-        alike = {choice: SequenceMatcher(None, value.lower(), choice.lower()).ratio() for choice in key.choices}
+        text = value[:LONGEST_SHOWN].lower()
+        alike = {choice: SequenceMatcher(None, text, choice.lower()).ratio() for choice in key.choices}
         best = max(alike, key=lambda choice: alike[choice])
         hint = f": did you mean {best!r}?" if alike[best] >= 0.6 else ""
     elif key.annotation is str and value is not None:
@@ -132,12 +133,10 @@ def convert(key: Key, value: Any, source: str) -> Any:
         items = [value] if isinstance(value, str) else value
         if isinstance(items, list) and all(isinstance(item, str) for item in items):
             return list(items)
-    elif key.annotation is float and isinstance(value, int | float | str) and not isinstance(value, bool):
-        with suppress(ValueError, OverflowError):
-            number = float(value)
-            if not math.isfinite(number):
-                raise UserError(f"{key.full_name}: expected a finite number, got {value} (from {source})")
-            return number
+    elif key.annotation is float and (type(value) in (int, float) or (isinstance(value, str) and is_number(value))):
+        if not math.isfinite(number := float(value)):
+            raise UserError(f"{key.full_name}: expected a finite number, got {shown(value)} (from {source})")
+        return number
     elif type(value) is key.annotation:
         return value
     raise _refused(key, value, source)
@@ -152,12 +151,11 @@ def convert_text(key: Key, text: str) -> Any:
     if key.annotation == list[str]:
         if not plain.startswith("["):
             return [plain] if plain else []
-        value = parse_yaml_strings(plain, f"{key.full_name} on the {COMMAND_LINE}")
-    elif key.annotation is not str and not key.choices:
         try:
-            value = parse_yaml(plain, COMMAND_LINE)
-        except UserError:
-            value = None
-        if value is None or isinstance(value, float):
-            value = plain  # a float is read from its text, so that errors show what was typed
+            value = parse_yaml(plain, COMMAND_LINE, scalar=str)
+        except UserError as error:
+            expected = f"expected a list like [a, b], got {shown(plain)}"
+            raise UserError(f"{key.full_name} on the {COMMAND_LINE}: {expected}") from error
+    elif isinstance(meant := plain_scalar(plain), int) and key.annotation in (int, bool, float):
+        value = meant  # a float is read from its text, so that errors show what was typed
     return convert(key, value, COMMAND_LINE)

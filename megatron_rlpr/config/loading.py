@@ -9,11 +9,13 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import stat
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from megatron_rlpr.config.bounds import shown
 from megatron_rlpr.config.help import help_text
 from megatron_rlpr.config.keys import COMMAND_LINE, all_keys, convert, convert_text, find_key, sections
 from megatron_rlpr.config.schema import Config
@@ -26,6 +28,9 @@ _SECRET = re.compile(
     r"(^|_)(token|secret|password|passwd|credentials?|auth|(api|access|private)_?key)($|_)", re.IGNORECASE
 )
 
+LARGEST_RECIPE = 2**20  # bytes
+LONGEST_PATH_SHOWN = 300
+
 
 def load_config(argv: Sequence[str]) -> Config:
     """The configuration of a command line (without the program's name).
@@ -36,14 +41,15 @@ def load_config(argv: Sequence[str]) -> Config:
     """
     recipe, overrides = _split_arguments(argv)
     config = Config()
-    for name, value in _read_recipe(recipe) if recipe else ():
-        key = find_key(name, recipe)
-        key.set(config, convert(key, value, recipe))
+    source = recipe if recipe.isprintable() and len(recipe) <= LONGEST_PATH_SHOWN else shown(recipe)
+    for name, value in _entries(_read_recipe(recipe, source), source) if recipe else ():
+        key = find_key(name, source)
+        key.set(config, convert(key, value, source))
     for override in overrides:
         name, equals, text = override.lstrip("+").partition("=")
         if not equals:
             known = "--config FILE.yaml or section.key=value"
-            raise UserError(f"cannot understand '{override}' on the {COMMAND_LINE}: expected {known}")
+            raise UserError(f"cannot understand {shown(override)} on the {COMMAND_LINE}: expected {known}")
         key = find_key(name.strip(), COMMAND_LINE)
         key.set(config, convert_text(key, text))
     return config
@@ -79,21 +85,35 @@ def _split_arguments(argv: Sequence[str]) -> tuple[str, list[str]]:
             if not recipe or recipe.startswith("-"):
                 raise UserError("--config needs a file: --config examples/quickstart/config.yaml")
         elif argument.startswith("-"):
-            raise UserError(f"unknown option '{argument}': expected --config FILE.yaml, --help or section.key=value")
+            raise UserError(
+                f"unknown option {shown(argument)}: expected --config FILE.yaml, --help or section.key=value"
+            )
         else:
             overrides.append(argument)
     return recipe, overrides
 
 
-def _read_recipe(path: str) -> Iterator[tuple[str, Any]]:
-    """(full key, value) of every entry; what lies deeper than section.key gets its whole dotted name."""
+def _read_recipe(path: str, source: str) -> Any:
+    """The data of a recipe. A pipe or a device, which might never end, is no recipe."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise UserError(f"--config {source}: cannot be read as text: it is not a file")
+        with open(path, "rb") as file:
+            content = file.read(LARGEST_RECIPE + 1)
+        if len(content) > LARGEST_RECIPE:
+            raise UserError(f"--config {source}: is larger than {LARGEST_RECIPE} bytes, which no recipe is")
+        return parse_yaml(content.decode("utf-8-sig"), source)
     except FileNotFoundError as error:
-        raise UserError(f"--config {path}: there is no such file") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--config {path}: cannot be read as text: {error}") from error
-    recipe = parse_yaml(text, path)
+        raise UserError(f"--config {source}: there is no such file") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"--config {source}: cannot be read as text: {error}: save it as UTF-8") from error
+    except (OSError, ValueError) as error:  # the second: a path with a NUL
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"--config {source}: cannot be read: {reason}") from error
+
+
+def _entries(recipe: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """(full key, value) of every entry; what lies deeper than section.key gets its whole dotted name."""
     if not isinstance(recipe, Mapping):
         raise UserError(f"{path}: expected a mapping of sections ({', '.join(sections())}), got {_describe(recipe)}")
     for section, entries in recipe.items():
@@ -104,9 +124,9 @@ def _read_recipe(path: str) -> Iterator[tuple[str, Any]]:
                 f"{path}: section '{section}' must hold keys, got {_describe(entries)}: write them indented below it"
             )
         if section in all_keys():
-            outer, inner = str(section).split(".")
+            outer, inner = section.split(".")
             raise UserError(f"{path}: '{section}' cannot stand at the top: write {inner} indented below '{outer}:'")
-        yield from _flat(str(section), entries)
+        yield from _flat(section, entries)
 
 
 def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
@@ -118,4 +138,4 @@ def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _describe(value: Any) -> str:
-    return "an empty file" if value is None else f"{type(value).__name__} {str(value)[:60]!r}"
+    return "an empty file" if value is None else f"{type(value).__name__} {shown(str(value))}"

@@ -10,11 +10,30 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from megatron_rlpr.config.bounds import ANY, AT_LEAST_ONE, AT_LEAST_ZERO, BELOW_ONE, POSITIVE, POSITIVE_SHARE, Bounds
+from megatron_rlpr.config.bounds import (
+    ANY,
+    AT_LEAST_ONE,
+    AT_LEAST_ZERO,
+    BELOW_ONE,
+    CPUS,
+    NAME,
+    PATH,
+    POSITIVE,
+    POSITIVE_SHARE,
+    SECONDS,
+    SEED,
+    SHARE,
+    STEP,
+    STEPS,
+    TEXT,
+    TOKENS,
+    Bounds,
+    TextBounds,
+)
 
 
-def key(default: Any, meaning: str, bounds: Bounds | None = None) -> Any:
-    """A configuration field with its meaning and, for every number, its range (ANY where there is none).
+def key(default: Any, meaning: str, bounds: Bounds | TextBounds | None = None) -> Any:
+    """A configuration field with its meaning and, for every number and text, its range.
 
     Mutable defaults are copied for every instance.
     """
@@ -28,26 +47,28 @@ def key(default: Any, meaning: str, bounds: Bounds | None = None) -> Any:
 class ModelConfig:
     """Which model is trained."""
 
-    path: str = key("", "Hugging Face folder of the policy: config.json, tokenizer, safetensors")
-    megatron_checkpoint: str = key("", "converted checkpoint with the initial weights; empty: those of model.path")
+    path: str = key("", "Hugging Face folder of the policy: config.json, tokenizer, safetensors", PATH)
+    megatron_checkpoint: str = key(
+        "", "converted checkpoint with the initial weights; empty: those of model.path", PATH
+    )
 
 
 @dataclass
 class DataConfig:
     """Where prompts come from and which are used."""
 
-    train_files: list[str] = key([], "parquet files with training prompts, concatenated in order")
-    val_files: list[str] = key([], "parquet files with held-out prompts; each is one validation set")
-    train_batch_size: int = key(8, "prompts whose groups make one training step", AT_LEAST_ONE)
+    train_files: list[str] = key([], "parquet files with training prompts, concatenated in order", PATH)
+    val_files: list[str] = key([], "parquet files with held-out prompts; each is one validation set", PATH)
+    train_batch_size: int = key(8, "prompts whose groups make one training step", Bounds(1, 65536))
     max_prompt_length: int = key(
-        512, "longest templated training prompt in tokens; longer rows are dropped and counted", AT_LEAST_ONE
+        512, "longest templated training prompt in tokens; longer rows are dropped and counted", TOKENS
     )
     val_max_prompt_length: int = key(
-        3072, "longest templated validation prompt in tokens; a longer row is an error", AT_LEAST_ONE
+        3072, "longest templated validation prompt in tokens; a longer row is an error", TOKENS
     )
-    max_response_length: int = key(512, "most tokens a response may have", AT_LEAST_ONE)
+    max_response_length: int = key(512, "most tokens a response may have", TOKENS)
     shuffle: bool = key(True, "visit the prompts of an epoch in a random order made from data.seed")
-    seed: int = key(1, "seed of the prompt order", AT_LEAST_ZERO)
+    seed: int = key(1, "seed of the prompt order", SEED)
     prompt_rewrite: Literal["none", "llama_gemma"] = key(
         "none", "llama_gemma: drop the system message and append the reference's answer-tag instruction to the user's"
     )
@@ -62,34 +83,40 @@ class DataConfig:
 class RolloutConfig:
     """How responses are sampled."""
 
-    n: int = key(8, "responses per prompt", AT_LEAST_ONE)
-    temperature: float = key(1.0, "sampling temperature; the actor divides its logits by the same number", POSITIVE)
+    n: int = key(8, "responses per prompt", Bounds(1, 4096))
+    temperature: float = key(
+        1.0, "sampling temperature; the actor divides its logits by the same number", Bounds(0.01, 100)
+    )
     top_p: float = key(1.0, "nucleus sampling threshold in training", POSITIVE_SHARE)
-    top_k: int = key(-1, "top-k sampling in training; -1: all tokens", Bounds(1, also=(-1,)))
+    top_k: int = key(-1, "top-k sampling in training; -1: all tokens", Bounds(1, 1_000_000, also=(-1,)))
     dtype: Literal["auto", "float32", "bfloat16"] = key("auto", "precision of the engine; auto: actor.dtype")
     placement: Literal["colocated", "ray"] = key(
         "colocated", "where engines run: in the training processes, or in actors on any nodes of a Ray cluster"
     )
-    engines: int = key(1, "engines of the pool (placement=ray)", AT_LEAST_ONE)
+    engines: int = key(1, "engines of the pool (placement=ray)", Bounds(1, 1024))
     tensor_parallel_size: int = key(1, "ranks that share one engine (placement=ray: GPUs of an engine)", AT_LEAST_ONE)
-    cpus_per_engine: int = key(1, "CPUs that Ray reserves for an engine, and its threads (placement=ray)", AT_LEAST_ONE)
+    cpus_per_engine: int = key(1, "CPUs that Ray reserves for an engine, and its threads (placement=ray)", CPUS)
     engine_timeout_s: int = key(
         300,
         "seconds in which an engine computes nothing, or seconds of its processor's time in one call (a step, a "
         "hand-over), after which it is replaced as hanging; one that is merely slow is waited for (placement=ray)",
-        AT_LEAST_ONE,
+        SECONDS,
     )
     ray_address: str = key(
-        "", "a running Ray cluster; empty: RAY_ADDRESS, else one of this machine that ends with the run (placement=ray)"
+        "",
+        "a running Ray cluster; empty: RAY_ADDRESS, else one of this machine that ends with the run (placement=ray)",
+        TEXT,
     )
     pipeline: int = key(
         0, "0: on-policy; 1: generate the next step's first round while the policy trains (placement=ray)", Bounds(0, 1)
     )
-    max_num_seqs: int = key(64, "sequences an engine decodes at once", AT_LEAST_ONE)
-    kv_cache_gb: float = key(1.0, "memory for one engine's key/value cache on CPU, in GiB", POSITIVE)
+    max_num_seqs: int = key(64, "sequences an engine decodes at once", Bounds(1, 4096))
+    kv_cache_gb: float = key(
+        1.0, "memory for one engine's key/value cache on CPU, in GiB", Bounds(0, 10_000, low_open=True)
+    )
     gpu_memory_utilization: float = key(0.4, "share of the GPU's memory an engine may take", POSITIVE_SHARE)
     enforce_eager: bool = key(True, "run the engine without graph capture or compilation")
-    replay: str = key("", "folder of stored rollouts (runs/<name>/rollouts) to train on instead of generating")
+    replay: str = key("", "folder of stored rollouts (runs/<name>/rollouts) to train on instead of generating", PATH)
 
 
 @dataclass
@@ -108,9 +135,13 @@ class RewardConfig:
         "mean_exp_log_softmax", "mean_log_softmax", "exp_sum_log_softmax", "exp_mean_log_softmax"
     ] = key("mean_exp_log_softmax", "how the reference answer's token log-probs become one number")
     shaping_function_name: str = key(
-        "threshold_0", "function applied to reference minus base probability, e.g. threshold_0, identity, one_minus"
+        "threshold_0",
+        "function applied to reference minus base probability, e.g. threshold_0, identity, one_minus",
+        NAME,
     )
-    discrete_function_name: str = key("identity", "identity, or bin_K: round the shaped difference to multiples of 1/K")
+    discrete_function_name: str = key(
+        "identity", "identity, or bin_K: round the shaped difference to multiples of 1/K", NAME
+    )
     format_coefficient: float = key(
         0.1, "c in (1-c) * shaped + c * format; -1: shaped if the format is right, else -1", Bounds(0, 1, also=(-1,))
     )
@@ -144,11 +175,13 @@ class FilterConfig:
         "final_reward_std", "what judges a group"
     )
     truncated: bool = key(False, "also drop groups with a response that was cut at data.max_response_length")
-    ema_ratio: float = key(0.99, "weight of the old average", Bounds(0, 1))
-    ema_start_step: int = key(6, "first step whose stds are collected", AT_LEAST_ONE)
-    start_step: int = key(11, "first step that filters", AT_LEAST_ONE)
+    ema_ratio: float = key(0.99, "weight of the old average", SHARE)
+    ema_start_step: int = key(6, "first step whose stds are collected", STEP)
+    start_step: int = key(11, "first step that filters", STEP)
     std_filter_beta: float = key(0.5, "threshold = beta * average std", AT_LEAST_ZERO)
-    std_filter_beta_per_data_source: str = key("", "multipliers of the target: 'source_is_value+source2_is_value2'")
+    std_filter_beta_per_data_source: str = key(
+        "", "multipliers of the target: 'source_is_value+source2_is_value2'", TEXT
+    )
     accuracy_lower_bound: float = key(0.0, "fixed lower bound of the target", ANY)
     accuracy_upper_bound: float = key(1e6, "fixed upper bound of the target", ANY)
     cache_regenerate: bool = key(True, "keep surplus prompts for later steps, with new responses")
@@ -164,7 +197,9 @@ class AlgorithmConfig:
     ] = key("grpo", "advantage estimator")
     clip_ratio_low: float = key(0.2, "lower clip of the probability ratio", BELOW_ONE)
     clip_ratio_high: float = key(0.27, "upper clip of the probability ratio", AT_LEAST_ZERO)
-    clip_ratio_dual: float = key(0.0, "dual clip of negative advantages; 0: off", Bounds(1, low_open=True, also=(0,)))
+    clip_ratio_dual: float = key(
+        0.0, "dual clip of negative advantages; 0: off", Bounds(1, 1_000_000, low_open=True, also=(0,))
+    )
     importance_cap: float = key(0.0, "truncated importance sampling: largest exp(old - engine); 0: off", AT_LEAST_ZERO)
     loss_agg_mode: Literal["token-mean", "seq-mean-token-sum", "seq-mean-token-mean"] = key(
         "token-mean", "how token losses become one number"
@@ -175,8 +210,8 @@ class AlgorithmConfig:
     kl_loss_type: Literal["kl", "abs", "mse", "low_var_kl"] = key("low_var_kl", "KL estimator")
     kl_ctrl_type: Literal["fixed", "adaptive"] = key("fixed", "controller of the coefficient of a KL in the reward")
     kl_target: float = key(0.1, "target of the adaptive controller", POSITIVE)
-    kl_horizon: float = key(10000.0, "horizon of the adaptive controller", POSITIVE)
-    gamma: float = key(1.0, "discount of reinforce_plus_plus and remax", Bounds(0, 1))
+    kl_horizon: float = key(10000.0, "horizon of the adaptive controller", STEP)
+    gamma: float = key(1.0, "discount of reinforce_plus_plus and remax", SHARE)
 
 
 @dataclass
@@ -195,18 +230,18 @@ class ActorConfig:
     fp8_recipe: Literal["delayed", "tensorwise", "blockwise", "mxfp8"] = key("delayed", "FP8 scaling recipe")
     ppo_mini_batch_size: int = key(0, "prompts per optimizer step; 0: the whole batch", AT_LEAST_ZERO)
     max_tokens_per_micro_batch: int = key(
-        8192, "token budget of one micro-batch (distinct tokens, after prefix sharing)", AT_LEAST_ONE
+        8192, "token budget of one micro-batch (distinct tokens, after prefix sharing)", TOKENS
     )
     share_prefixes: bool = key(True, "compute a prefix that several sequences share only once")
     head_chunk_rows: int = key(256, "rows whose logits exist at the same time", AT_LEAST_ONE)
-    lr: float = key(1e-6, "peak learning rate", AT_LEAST_ZERO)
-    lr_warmup_steps: int = key(0, "linear warm-up, in training steps", AT_LEAST_ZERO)
+    lr: float = key(1e-6, "peak learning rate", Bounds(0, 10))
+    lr_warmup_steps: int = key(0, "linear warm-up, in training steps", STEPS)
     lr_decay_style: Literal["constant", "linear", "cosine"] = key("constant", "learning rate after the warm-up")
-    min_lr: float = key(0.0, "learning rate at the end of the decay", AT_LEAST_ZERO)
-    weight_decay: float = key(0.01, "AdamW weight decay", AT_LEAST_ZERO)
+    min_lr: float = key(0.0, "learning rate at the end of the decay", Bounds(0, 10))
+    weight_decay: float = key(0.01, "AdamW weight decay", Bounds(0, 10))
     adam_beta1: float = key(0.9, "AdamW beta1", BELOW_ONE)
     adam_beta2: float = key(0.999, "AdamW beta2", BELOW_ONE)
-    adam_eps: float = key(1e-8, "AdamW epsilon", POSITIVE)
+    adam_eps: float = key(1e-8, "AdamW epsilon", Bounds(1e-30, 1))
     clip_grad: float = key(1.0, "global L2 norm to which gradients are clipped; 0: no clipping", AT_LEAST_ZERO)
     use_distributed_optimizer: bool = key(False, "shard the optimizer state over data-parallel ranks (GPU)")
     recompute_granularity: Literal["none", "selective", "full"] = key("none", "activation recompute")
@@ -218,7 +253,7 @@ class ActorConfig:
 class WeightsConfig:
     """How updated weights reach the engines."""
 
-    bucket_mb: int = key(256, "size of one bucket of the export stream, in MiB", AT_LEAST_ONE)
+    bucket_mb: int = key(256, "size of one bucket of the export stream, in MiB", Bounds(1, 16384))
     transport: Literal["auto", "shared_memory", "collective"] = key(
         "auto",
         "how weights reach engines in other processes (rollout.placement=ray): memory that this host's processes "
@@ -231,11 +266,13 @@ class WeightsConfig:
 class EvaluationConfig:
     """How held-out prompts are judged."""
 
-    strategies: list[str] = key(["greedy"], "decoding strategies: greedy, sampling")
-    n: int = key(0, "samples per prompt with sampling; 0: the number in the file name (*_AvgN), else 1", AT_LEAST_ZERO)
-    temperature: float = key(0.0, "sampling temperature; 0: rollout.temperature", AT_LEAST_ZERO)
+    strategies: list[str] = key(["greedy"], "decoding strategies: greedy, sampling", NAME)
+    n: int = key(
+        0, "samples per prompt with sampling; 0: the number in the file name (*_AvgN), else 1", Bounds(0, 4096)
+    )
+    temperature: float = key(0.0, "sampling temperature; 0: rollout.temperature", Bounds(0.01, 100, also=(0,)))
     top_p: float = key(1.0, "nucleus sampling threshold", POSITIVE_SHARE)
-    seed: int = key(42, "seed of the sampling", AT_LEAST_ZERO)
+    seed: int = key(42, "seed of the sampling", SEED)
     max_prompts: int = key(0, "use only the first prompts of each file; 0: all", AT_LEAST_ZERO)
     score_reward: bool = key(True, "also compute the reference-probability reward of the validation responses")
 
@@ -245,7 +282,7 @@ class TrackingConfig:
     """Where numbers go."""
 
     wandb: bool = key(False, "log to Weights & Biases (also USE_WANDB=true); WANDB_MODE=offline works")
-    wandb_project: str = key("megatron-rlpr", "Weights & Biases project")
+    wandb_project: str = key("megatron-rlpr", "Weights & Biases project", NAME)
     tensorboard: bool = key(True, "write TensorBoard event files to the run folder")
     save_rollouts: bool = key(True, "write every step's rollouts as parquet to the run folder")
     progress: bool = key(True, "show progress of each phase on the console")
@@ -255,20 +292,22 @@ class TrackingConfig:
 class TrainerConfig:
     """The run itself."""
 
-    name: str = key("run", "name of the run; its folder is <runs_dir>/<name>")
-    runs_dir: str = key("runs", "folder of all runs")
-    total_training_steps: int = key(0, "steps to train; 0: total_epochs over the data", AT_LEAST_ZERO)
+    name: str = key("run", "name of the run; its folder is <runs_dir>/<name>", NAME)
+    runs_dir: str = key("runs", "folder of all runs", PATH)
+    total_training_steps: int = key(0, "steps to train; 0: total_epochs over the data", STEPS)
     total_epochs: int = key(1, "epochs to train when total_training_steps is 0", AT_LEAST_ONE)
-    seed: int = key(1, "seed of the run: sampling seeds and initial random state", AT_LEAST_ZERO)
+    seed: int = key(1, "seed of the run: sampling seeds and initial random state", SEED)
     resume: Literal["auto", "never"] = key("auto", "auto: go on from the newest good checkpoint of the run folder")
-    save_freq: int = key(0, "steps between checkpoints; 0: only at the end; -1: none at all", Bounds(-1))
-    keep_last: int = key(2, "checkpoints kept; older ones are removed", AT_LEAST_ONE)
+    save_freq: int = key(0, "steps between checkpoints; 0: only at the end; -1: none at all", Bounds(-1, 1_000_000_000))
+    keep_last: int = key(2, "checkpoints kept; older ones are removed", STEP)
     export_hf: bool = key(False, "with each checkpoint, write a Hugging Face folder <runs_dir>/<name>/hf/step_*")
-    test_freq: int = key(0, "steps between validations; 0: only before and after", AT_LEAST_ZERO)
+    test_freq: int = key(0, "steps between validations; 0: only before and after", STEPS)
     val_before_train: bool = key(True, "validate before the first step")
     val_only: bool = key(False, "validate and stop")
-    threads_per_rank: int = key(0, "CPU threads of one rank; 0: cores divided by ranks on this machine", AT_LEAST_ZERO)
-    collective_timeout_s: int = key(1800, "seconds until a collective that a rank misses is an error", AT_LEAST_ONE)
+    threads_per_rank: int = key(
+        0, "CPU threads of one rank; 0: cores divided by ranks on this machine", Bounds(0, 1024)
+    )
+    collective_timeout_s: int = key(1800, "seconds until a collective that a rank misses is an error", SECONDS)
 
 
 @dataclass

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from collections.abc import Iterator
 from math import prod
 from pathlib import PurePath
 
 from megatron_rlpr.algorithm.advantage import GROUP_ESTIMATORS, MIXED_REWARD_ESTIMATORS
 from megatron_rlpr.algorithm.std_filter import source_multipliers
+from megatron_rlpr.config.bounds import shown
 from megatron_rlpr.config.keys import all_keys
 from megatron_rlpr.config.schema import Config
 from megatron_rlpr.reward.shaping import discrete_function, shaping_function
@@ -43,7 +46,8 @@ def _ranges(config: Config) -> Iterator[str]:
     for key in all_keys().values():
         value = key.value(config)
         if key.bounds and not key.bounds.hold(value):
-            yield f"{key.full_name}={value} must be {key.bounds}: {key.meaning}"
+            got = value if isinstance(value, int | float) else shown(value)
+            yield f"{key.full_name}={got} must be {key.bounds}: {key.meaning}"
 
 
 def _layout(config: Config, world_size: int) -> Iterator[str]:
@@ -139,12 +143,11 @@ def _files(config: Config) -> Iterator[str]:
     if not (data.train_files or config.trainer.val_only or config.rollout.replay):
         yield "data.train_files is empty: name at least one parquet file, data.train_files=[train.parquet]"
     for key, files in (("data.train_files", data.train_files), ("data.val_files", data.val_files)):
-        for file in files:
-            if files.count(file) > 1:
+        for file, count in Counter(map(os.path.normpath, files)).items():
+            if count > 1:
                 yield f"{key} names {file} more than once"
-    stems = [PurePath(file).stem for file in data.val_files]
-    for stem in stems:
-        if stems.count(stem) > 1:
+    for stem, count in Counter(PurePath(file).stem for file in data.val_files).items():
+        if count > 1:
             yield f"data.val_files: more than one file is called {stem}, and metrics carry that name: rename one"
 
 
@@ -199,6 +202,8 @@ def _algorithm(config: Config) -> Iterator[str]:
         yield f"rollout.n={n}: algorithm.adv_estimator={estimator} compares responses of a prompt, set rollout.n >= 2"
     if estimator in MIXED_REWARD_ESTIMATORS and config.reward.reward_manager != "mix":
         yield f"algorithm.adv_estimator={estimator} needs probability and graded rewards: set reward.reward_manager=mix"
+    if estimator in MIXED_REWARD_ESTIMATORS and config.reward.format_only:
+        yield f"algorithm.adv_estimator={estimator} takes no format reward: set reward.format_only=false"
     if algorithm.kl_ctrl_type == "adaptive" and (algorithm.use_kl_loss or not algorithm.kl_loss_coef):
         missing = "algorithm.use_kl_loss=false" if algorithm.use_kl_loss else "algorithm.kl_loss_coef > 0"
         yield f"algorithm.kl_ctrl_type=adaptive needs a KL in the reward: set {missing}, or kl_ctrl_type=fixed"
