@@ -20,8 +20,11 @@ def check(config: Config, world_size: int) -> None:
 
     Starts nothing and changes nothing.
     """
-    for refusal in _refusals(config, world_size):
-        raise UserError(refusal)
+    try:
+        for refusal in _refusals(config, world_size):
+            raise UserError(refusal)
+    except OSError as error:  # a folder that may not be entered, a disk that fails
+        raise UserError(f"{error.filename or 'a file of this configuration'} cannot be read: {error}") from error
 
 
 def _refusals(config: Config, world_size: int) -> Iterator[str]:

@@ -1,10 +1,13 @@
-"""What this machine must have: the files and folders that the keys name, CUDA, Transformer Engine, a judge to ask."""
+"""What this machine must have: the files and folders that the keys name, CUDA, Transformer Engine, memory, a judge."""
 
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Iterator
 from pathlib import Path
+
+import psutil
 
 from megatron_rlpr.config.schema import Config
 from megatron_rlpr.evaluation.judge import judge_settings
@@ -32,6 +35,7 @@ def refusals(config: Config) -> Iterator[str]:
             f"model.megatron_checkpoint: there is no folder {converted}; make it with "
             "checkpoint_conversion/hf_to_megatron.py, or leave the key empty to read the weights from model.path"
         )
+    yield from _engine_memory(config)
     yield from _accelerator(config)
 
 
@@ -43,8 +47,26 @@ def _stored_rollouts(replay: str, run_folder: Path) -> Iterator[str]:
         )
     if not any(Path(replay).glob("*.parquet")):
         yield f"rollout.replay: the folder {replay} holds no parquet file with stored rollouts"
-    if Path(replay).resolve().is_relative_to(run_folder.resolve()):
+    if Path(os.path.realpath(replay)).is_relative_to(os.path.realpath(run_folder)):
         yield f"rollout.replay={replay} lies in this run's own folder, which it writes to: choose another trainer.name"
+
+
+def _engine_memory(config: Config) -> Iterator[str]:
+    """Key/value caches of this machine's engines; those in a running Ray cluster may be anywhere."""
+    import torch
+
+    rollout, data = config.rollout, config.data
+    in_cluster = rollout.placement == "ray" and (rollout.ray_address or os.environ.get("RAY_ADDRESS"))
+    if in_cluster or (rollout.replay and not data.val_files) or torch.cuda.is_available():
+        return
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    caches = rollout.engines * rollout.tensor_parallel_size if rollout.placement == "ray" else ranks
+    memory = psutil.virtual_memory().total / 2**30
+    if caches * rollout.kv_cache_gb > memory:
+        yield (
+            f"rollout.kv_cache_gb={rollout.kv_cache_gb:g} for each of {caches} engine processes is more than this "
+            f"machine's memory of {memory:.0f} GiB: lower it"
+        )
 
 
 def _accelerator(config: Config) -> Iterator[str]:

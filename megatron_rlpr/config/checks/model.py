@@ -50,6 +50,7 @@ def _layout(config: Config, shape: ModelShape) -> Iterator[str]:
     yield from _indivisible(config, "actor.tensor_model_parallel_size", sharded)
     yield from _indivisible(config, "rollout.tensor_parallel_size", sharded)
     yield from _indivisible(config, "actor.pipeline_model_parallel_size", {"layers": shape.num_layers})
+    yield from _recompute(config, shape)
     actor = config.actor
     if shape.experts is None:
         if actor.expert_model_parallel_size != 1:
@@ -63,6 +64,19 @@ def _layout(config: Config, shape: ModelShape) -> Iterator[str]:
         yield (
             f"{config.model.path} is a mixture of experts: with actor.tensor_model_parallel_size > 1 every rank would "
             "send all tokens to the experts, which Megatron-Core does not train; set actor.sequence_parallel=true"
+        )
+
+
+def _recompute(config: Config, shape: ModelShape) -> Iterator[str]:
+    """Units of recomputed layers that a stage does not hold: Megatron-Core would look for layers beyond its last."""
+    actor = config.actor
+    layers, unit = shape.num_layers // actor.pipeline_model_parallel_size, actor.recompute_num_layers
+    if actor.recompute_granularity == "full" and (
+        layers % unit if actor.recompute_method == "uniform" else unit > layers
+    ):
+        yield (
+            f"actor.recompute_num_layers={unit} does not fit the {layers} layers of a pipeline stage of "
+            f"{config.model.path}: choose a divisor (actor.recompute_method=uniform) or at most {layers} (block)"
         )
 
 

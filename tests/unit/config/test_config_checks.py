@@ -187,8 +187,29 @@ def test_what_can_work_is_accepted(run: Run, overrides: list[str], world_size: i
             ["data.val_max_prompt_length=3600", "4112 tokens"],
         ),
         (["rollout.kv_cache_gb=0.001"], 1, ["rollout.kv_cache_gb"]),
+        (["rollout.kv_cache_gb=10000"], 1, ["rollout.kv_cache_gb=10000", "this machine's memory"]),
+        (
+            ["rollout.placement=ray", "rollout.engines=100", "rollout.kv_cache_gb=100"],
+            1,
+            ["rollout.kv_cache_gb=100 for each of 100 engine processes"],
+        ),
+        (
+            ["actor.recompute_granularity=full", "actor.recompute_num_layers=4"],
+            1,
+            ["actor.recompute_num_layers=4", "6 layers"],
+        ),
+        (
+            ["reward.reward_manager=mix", "algorithm.adv_estimator=prstd_vrstd", "reward.format_only=true"],
+            1,
+            ["algorithm.adv_estimator=prstd_vrstd", "reward.format_only=false"],
+        ),
+        (["data.train_files=[./a.parquet,a.parquet]"], 1, ["data.train_files names a.parquet more than once"]),
+        (["filter.std_filter_beta_per_data_source=a_is_nan"], 1, ["std_filter_beta_per_data_source", "'a_is_nan'"]),
+        (["filter.std_filter_beta_per_data_source=a_is_1+a_is_2"], 1, ["'a_is_2' comes twice"]),
+        (["reward.discrete_function_name=bin_1000000"], 1, ["reward.discrete_function_name", "from 1 to 999999"]),
+        (["reward.shaping_function_name=threshold_\u0663"], 1, ["reward.shaping_function_name"]),
         (["rollout.n=1"], 1, ["rollout.n=1", "grpo", "rollout.n >= 2"]),
-        (["rollout.temperature=0"], 1, ["rollout.temperature=0.0", "greater than 0"]),
+        (["rollout.temperature=0"], 1, ["rollout.temperature=0.0", "at least 0.01"]),
         (
             ["algorithm.adv_estimator=prnostd_vrstd"],
             1,
@@ -200,7 +221,7 @@ def test_what_can_work_is_accepted(run: Run, overrides: list[str], world_size: i
             1,
             ["algorithm.kl_ctrl_type=adaptive", "algorithm.kl_loss_coef > 0"],
         ),
-        (["algorithm.clip_ratio_dual=0.5"], 1, ["algorithm.clip_ratio_dual=0.5", "greater than 1, or 0"]),
+        (["algorithm.clip_ratio_dual=0.5"], 1, ["algorithm.clip_ratio_dual=0.5", "greater than 1", "or 0"]),
         (["actor.min_lr=1e-7"], 1, ["actor.min_lr", "actor.lr_decay_style=constant"]),
         (["actor.min_lr=1", "actor.lr_decay_style=cosine"], 1, ["actor.min_lr=1.0", "actor.lr=1e-06"]),
         (["actor.use_distributed_optimizer=true"], 1, ["actor.use_distributed_optimizer=true", "CUDA"]),
@@ -371,10 +392,10 @@ def test_fp8_sizes_are_checked_per_rank(run: Run, monkeypatch: pytest.MonkeyPatc
     assert "feed-forward size / 4 ranks" in message
 
 
-def test_every_number_and_nothing_else_has_a_range_that_holds_its_default() -> None:
-    numbers = [key for key in all_keys().values() if key.annotation in (int, float)]
-    assert {key.full_name for key in numbers} == {key.full_name for key in all_keys().values() if key.bounds}
-    assert [key.full_name for key in numbers if not key.bounds.hold(key.default)] == []
+def test_every_number_and_text_and_nothing_else_has_a_range_that_holds_its_default() -> None:
+    open_ended = [key for key in all_keys().values() if key.annotation in (int, float, str, list[str])]
+    assert {key.full_name for key in open_ended} == {key.full_name for key in all_keys().values() if key.bounds}
+    assert [key.full_name for key in open_ended if not key.bounds.hold(key.default)] == []
 
 
 @pytest.mark.parametrize(
