@@ -14,6 +14,7 @@ step on.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -148,17 +149,17 @@ def _is_truncated(group: ScoredGroup) -> bool:
 
 
 def source_multipliers(text: str) -> dict[str, float]:
-    """Read multipliers: "maths_is_1.5+physics_is_0.8" -> {"maths": 1.5, "physics": 0.8}; empty text: no multipliers."""
+    """Read multipliers: "maths_is_1.5+physics_is_0.8" -> {"maths": 1.5, "physics": 0.8}; empty text: no multipliers.
+
+    Raises UserError for another form, a negative number, one of more than six digits, or a source that comes twice.
+    """
     multipliers: dict[str, float] = {}
     for part in text.split("+") if text else []:
-        source, separator, value = part.rpartition("_is_")
-        try:
-            multipliers[source] = float(value)
-        except ValueError:
-            separator = ""
-        if not separator or not source:
+        matched = re.fullmatch(r"(.+)_is_([0-9]{1,6}(?:\.[0-9]*)?|\.[0-9]+)", part)
+        if matched is None or matched.group(1) in multipliers:
             raise UserError(
-                f"filter.std_filter_beta_per_data_source: {part!r} is not of the form source_is_number, as in "
-                "'maths_is_1.5+physics_is_0.8'"
+                f"filter.std_filter_beta_per_data_source: {part!r} {'comes twice' if matched else 'is not'}, expected "
+                "source_is_number once for a source, as in 'maths_is_1.5+physics_is_0.8'"
             )
+        multipliers[matched.group(1)] = float(matched.group(2))
     return multipliers

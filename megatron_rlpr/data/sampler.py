@@ -85,15 +85,15 @@ class PromptSampler:
     def _draw_batch(self) -> list[int]:
         # A batch that goes on into the next epoch may meet a prompt it already holds; that one opens the next batch.
         waiting, self._deferred = self._deferred, []
-        batch: list[int] = []
+        batch: dict[int, None] = {}  # in the order of insertion
         while len(batch) < self.batch_size:
             position = waiting.pop(0) if waiting else self._draw()
             if position in batch:
                 self._deferred.append(position)
             else:
-                batch.append(position)
+                batch[position] = None
         self._deferred += waiting
-        return batch
+        return list(batch)
 
     def _draw(self) -> int:
         position = int(self._order[self._position])

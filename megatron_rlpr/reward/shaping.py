@@ -27,7 +27,7 @@ from megatron_rlpr.types import UserError
 ShapingFunction = Callable[[float, int], float]
 """(difference, seed) -> shaped difference; only `random` looks at the seed, so that a resumed run repeats its draws."""
 
-_NUMBER = r"(-?\d+(?:\.\d*)?|-?\.\d+)"
+_NUMBER = r"(-?[0-9]{1,6}(?:\.[0-9]*)?|-?\.[0-9]+)"
 _SIMPLE = re.compile(rf"(threshold|sigmoid|leaky)(?:_\w*?)?_{_NUMBER}")
 _COMPOSED = re.compile(rf"comp_threshold_{_NUMBER}_(sigmoid|sigmoidv2|sigmoidv2fixed|sigmoidv3|tanh)_{_NUMBER}")
 
@@ -41,7 +41,7 @@ def shaping_function(name: str) -> ShapingFunction:
         raise UserError(
             f"reward.shaping_function_name={name!r} is unknown; expected identity, one_minus, random, threshold_T, "
             f"sigmoid_K, leaky_T or comp_threshold_T_{{sigmoid|sigmoidv2|sigmoidv2fixed|sigmoidv3|tanh}}_K with "
-            "numbers for T and K"
+            "numbers for T and K, of at most six digits before the point"
         )
     return lambda x, seed: plain(x)
 
@@ -94,9 +94,11 @@ def discrete_function(name: str) -> Callable[[float], float]:
     """identity, or bin_K: the nearest multiple of 1/K (halves to the even one, no clipping)."""
     if name in ("", "identity"):
         return lambda x: x
-    match = re.fullmatch(r"bin_(\d+)", name)
-    if match is None or int(match.group(1)) == 0:
-        raise UserError(f"reward.discrete_function_name={name!r} is unknown; expected identity or bin_K with K >= 1")
+    match = re.fullmatch(r"bin_([1-9][0-9]{0,5})", name)
+    if match is None:
+        raise UserError(
+            f"reward.discrete_function_name={name!r} is unknown; expected identity or bin_K with K from 1 to 999999"
+        )
     return lambda x: map_to_bins(x, int(match.group(1)))
 
 
