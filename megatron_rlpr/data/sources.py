@@ -10,6 +10,7 @@ import difflib
 from dataclasses import dataclass
 from typing import Literal
 
+from megatron_rlpr.system.quoting import LONGEST, quoted
 from megatron_rlpr.types import UserError
 
 Grader = Literal["exact", "gsm8k", "hendrycks", "choice_of_16", "choice_of_4", "mathematics"]
@@ -78,16 +79,18 @@ def grader_of(data_source: str) -> Grader:
     grader = next((source.grader for source in SOURCES if source.fits(data_source)), None)
     if grader == "program":
         raise UserError(
-            f"data_source {data_source!r} needs responses to be run as programs, which graders never do; leave it out"
+            f"data_source {quoted(data_source)} needs responses to be run as programs, which graders never do; leave "
+            "it out"
         )
     if grader is not None:
         return grader
     graded = [source for source in SOURCES if source.grader != "program"]
     known = [f"{source.pattern}*" if source.place == "start" else source.pattern for source in graded]
-    near = difflib.get_close_matches(data_source, known, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(data_source[:LONGEST], known, n=1, cutoff=0.5)
     hint = f", did you mean {near[0]!r}?" if near else "."
     raise UserError(
-        f"data_source {data_source!r} has no grader{hint} Known sources (or parts of their names): {', '.join(known)}"
+        f"data_source {quoted(data_source)} has no grader{hint} Known sources (or parts of their names): "
+        f"{', '.join(known)}"
     )
 
 

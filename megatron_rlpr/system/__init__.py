@@ -7,5 +7,6 @@ step_folders          what is kept per step: complete or absent, the last few
 sealed_folder         a tool's output that carries its own checksums
 command_line          how every tool ends
 clock                 seconds per phase
+quoting               foreign text in messages, in moderation
 dtypes                "float32" and "bfloat16" as torch knows them
 """
