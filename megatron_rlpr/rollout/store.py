@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from megatron_rlpr.system.quoting import reason
 from megatron_rlpr.system.step_folders import StepFolders
 from megatron_rlpr.types import Prompt, Response, RolloutGroup, ScoredGroup, UserError
 
@@ -68,7 +68,8 @@ def write_rollouts(
         prompt = decode(scored.group.prompt.token_ids)
         rows += _rows(step, number, scored, given, bool(group_kept), prompt)
     files = StepFolders(Path(folder), _SUFFIX)
-    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), files.begin(step), compression="zstd")
+    table = pa.Table.from_pylist(rows, schema=SCHEMA)
+    pq.write_table(table, files.begin(step), compression="zstd", write_page_checksum=True)
     return files.finish(step)
 
 
@@ -94,9 +95,11 @@ def read_table(folder: str | Path, step: int) -> pa.Table:
         raise UserError(f"{folder}: no rollouts of step {step} are stored there; stored steps: {available}")
     path = StepFolders(Path(folder), _SUFFIX).path(step)
     try:
-        table = pq.read_table(path)
-    except pa.ArrowInvalid as error:
-        raise UserError(f"{path}: is not a readable parquet file ({error}); write it again or remove it") from None
+        table = pq.read_table(path, page_checksum_verification=True)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(
+            f"{path}: is not a readable parquet file ({reason(error)}); write it again or remove it"
+        ) from None
     if (table.schema.metadata or {}).get(_FORMAT_KEY) != _FORMAT or not table.schema.equals(SCHEMA):
         stored = {field.name: field.type for field in table.schema}
         differing = [field.name for field in SCHEMA if stored.get(field.name) != field.type]
@@ -132,7 +135,7 @@ def _rows(
         "reference_answer": prompt.reference_answer,
         "prompt_tokens": prompt.token_ids,
         "messages": json.dumps(prompt.messages, ensure_ascii=False),
-        "extra": json.dumps(prompt.extra, ensure_ascii=False, default=_plain),
+        "extra": json.dumps(prompt.extra, ensure_ascii=False),
         "kept": kept,
     }
     given: Sequence[float | None] = [None] * len(scored.group.responses) if advantages is None else advantages
@@ -165,10 +168,3 @@ def _prompt(row: dict[str, Any]) -> Prompt:
 def _response(row: dict[str, Any]) -> Response:
     tokens, log_probs, versions = (tuple(row[n]) for n in ("response_tokens", "engine_log_probs", "weight_versions"))
     return Response(tokens, row["response"], log_probs, row["finish_reason"], row["seed"], versions)
-
-
-def _plain(value: Any) -> Any:
-    """numpy values of a data row as JSON knows them."""
-    if isinstance(value, np.ndarray | np.generic):
-        return value.tolist()
-    raise TypeError(f"an extra column of the data holds a {type(value).__name__}, which the rollout store cannot keep")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,18 @@ def test_a_template_that_refuses_a_role_names_file_row_and_fix(write: Write, tok
     bad = row(prompt=[{"role": "system", "content": "S"}, {"role": "user", "content": "Q"}])
     with pytest.raises(UserError, match=r"f\.parquet, row 1: .*System role not supported.*prompt_rewrite=llama_gemma"):
         load_prompts([write("f.parquet", [row(), bad])], strict, 100)
+
+
+def test_other_columns_are_kept_as_json_knows_them(write: Write) -> None:
+    stamp = pd.Timestamp("2024-02-29T12:30:00.000000001Z")
+    (read,) = read_rows(write("f.parquet", [row(when=stamp, price=Decimal("1.50"), raw=b"\xff", took=stamp - stamp)]))
+    kept = {name: read.extra[name] for name in ("when", "price", "raw", "took")}
+    assert kept == {
+        "when": "2024-02-29T12:30:00.000000001+00:00",
+        "price": "1.50",
+        "raw": "ff",
+        "took": "0 days 00:00:00",
+    }
 
 
 def test_an_empty_file_is_refused(tmp_path: Path, tokenizer: Any) -> None:
