@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from jinja2 import TemplateError
-
+from megatron_rlpr.data.chat_template import render
 from megatron_rlpr.data.parquet import Row, read_rows
 from megatron_rlpr.data.prompt_rewrite import PromptRewrite, keep_messages
 from megatron_rlpr.data.tokenizer import encode
@@ -29,6 +28,10 @@ class PromptSet:
         return len(self.prompts)
 
 
+def accept(prompt: Prompt) -> None:
+    """Nothing is wrong with the prompt."""
+
+
 def load_prompts(
     files: Sequence[str | Path],
     tokenizer: Any,
@@ -37,33 +40,35 @@ def load_prompts(
     overlong: Literal["drop", "refuse"] = "drop",
     rewrite: PromptRewrite = keep_messages,
     limit: int = 0,
+    check: Callable[[Prompt], None] = accept,
 ) -> PromptSet:
     """The rows of all files, concatenated in order, as templated and tokenised prompts.
 
     Prompt.index is the row number over the concatenated files, dropped rows counted, so it names the same row for any
     max_prompt_length. A row of more than max_prompt_length tokens is dropped and counted (training) or refused with its
     file and row (evaluation: a benchmark must not lose questions silently). limit > 0 keeps only the first rows.
+    check may refuse a prompt with a UserError, which gets its file and row.
     """
     prompts: list[Prompt] = []
     dropped = index = 0
     # Python makes a new int for every id that it gets from the tokenizer; shared ones take 8 bytes a token, not 36.
     shared_ids: dict[int, int] = {}
     for file, first_row, rows in _chunks(files, limit):
-        messages = [rewrite(row.messages, file) for row in rows]
-        for offset, (row, conversation, ids) in enumerate(
-            zip(rows, messages, _templated(tokenizer, messages, file, first_row), strict=True)
-        ):
+        conversations = [rewrite(row.messages, file) for row in rows]
+        encodings = encode(tokenizer, render(tokenizer, conversations, file, first_row))
+        for offset, (row, messages, encoding) in enumerate(zip(rows, conversations, encodings, strict=True)):
+            ids, where = encoding.ids, f"{file}, row {first_row + offset}"
             if len(ids) <= max_prompt_length:
                 token_ids = tuple(shared_ids.setdefault(i, i) for i in ids)
-                prompts.append(
-                    Prompt(index + offset, token_ids, conversation, row.reference_answer, row.data_source, row.extra)
-                )
+                prompt = Prompt(index + offset, token_ids, messages, row.reference_answer, row.data_source, row.extra)
+                check_at(where, check, prompt)
+                prompts.append(prompt)
             elif overlong == "drop":
                 dropped += 1
             else:
                 raise UserError(
-                    f"{file}, row {first_row + offset}: the prompt has {len(ids)} tokens, more than the limit of "
-                    f"{max_prompt_length}; raise data.val_max_prompt_length or remove the row"
+                    f"{where}: the prompt has {len(ids)} tokens, more than the limit of {max_prompt_length}; raise "
+                    "data.val_max_prompt_length or remove the row"
                 )
         index += len(rows)
     if not prompts:
@@ -92,22 +97,9 @@ def _chunks(files: Sequence[str | Path], limit: int) -> Iterator[tuple[str | Pat
                 return
 
 
-def _templated(
-    tokenizer: Any, conversations: Sequence[Sequence[dict[str, str]]], file: str | Path, first_row: int
-) -> list[list[int]]:
-    """Token ids of every conversation as templated, the generation prompt included."""
-    texts = []
-    for row, messages in enumerate(conversations, start=first_row):
-        if not getattr(tokenizer, "chat_template", None):
-            raise UserError(
-                f"{file}, row {row}: the tokenizer has no chat_template; add one to tokenizer_config.json of model.path"
-            )
-        try:
-            texts.append(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True))
-        except TemplateError as error:
-            roles = [message["role"] for message in messages]
-            raise UserError(
-                f"{file}, row {row}: the model's chat template refuses roles {roles} ({error}); for Llama and Gemma "
-                "set data.prompt_rewrite=llama_gemma"
-            ) from error
-    return [encoding.ids for encoding in encode(tokenizer, texts)]
+def check_at(where: str, check: Callable[[Prompt], None], prompt: Prompt) -> None:
+    """Let check refuse a prompt; its UserError begins with where."""
+    try:
+        check(prompt)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
