@@ -9,15 +9,36 @@ from megatron_rlpr.grading.hendrycks import grade_hendrycks
 from megatron_rlpr.grading.multiple_choice import grade_multiple_choice
 from megatron_rlpr.grading.prime_math import grade_in_training, grade_in_validation
 from megatron_rlpr.grading.result import GradeResult, GradeTask, Verdict
+from megatron_rlpr.system.quoting import quoted
+from megatron_rlpr.types import UserError
 
 QUICK: frozenset[Grader] = frozenset(("exact", "gsm8k", "hendrycks"))
 """Graders whose time is bounded by the length of the response; the others run under a time limit."""
+_EXPECTED: dict[Grader, tuple[str, str]] = {
+    "exact": ("<answer>{}</answer>", "the answer without tags"),
+    "gsm8k": ("#### {}", "a bare number without commas"),
+    "hendrycks": (r"\boxed{{{}}}", "an expression with balanced braces"),
+}
+"""Per quick grader how it expects an answer, and what a reference must be to be one."""
 
 
 def grade(task: GradeTask) -> GradeResult:
     """Grade one response in this process, without a time limit (see `pool.GraderPool`). UserError: no such source."""
     verdict = _verdict(task)
     return GradeResult(float(verdict.correct), _format(task), verdict.extracted)
+
+
+def check_gradable(data_source: str, reference_answer: str) -> None:
+    """Raise UserError where nobody grades the source, or its grader (a quick one) calls the reference itself wrong."""
+    grader = grader_of(data_source)
+    if grader not in QUICK:
+        return
+    form, expected = _EXPECTED[grader]
+    if not _verdict(GradeTask(data_source, form.format(reference_answer), reference_answer)).correct:
+        raise UserError(
+            f"no response can be graded right: reward_model.ground_truth is {quoted(reference_answer)}, but "
+            f"data_source {quoted(data_source)} expects {expected}"
+        )
 
 
 def _verdict(task: GradeTask) -> Verdict:

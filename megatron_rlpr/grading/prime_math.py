@@ -26,7 +26,10 @@ def grade_in_validation(response_text: str, reference_answer: str) -> Verdict:
 def grade_in_training(response_text: str, reference_answer: str) -> Verdict:
     """Right if the answer in the last answer section, else in the response without its reasoning, is the reference."""
     response = without_sections(response_text, "<think>", "</think>")
-    return _grade_found_answers(last_section(response, "<answer>", "</answer>") or response, reference_answer)
+    answer = last_section(response, "<answer>", "</answer>") or response
+    if answer.strip() == reference_answer.strip():  # "The sky is blue." would be searched for what the sky is
+        return Verdict(True, answer)
+    return _grade_found_answers(answer, reference_answer)
 
 
 def _grade_found_answers(response: str, reference_answer: str) -> Verdict:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from megatron_rlpr.data.tokenizer import SpecialTokens
+from megatron_rlpr.grading.dispatch import check_gradable
 from megatron_rlpr.grading.result import GradeTask, Phase
-from megatron_rlpr.types import Prompt, Response
+from megatron_rlpr.system.quoting import quoted
+from megatron_rlpr.types import Prompt, Response, UserError
 
 
 class GradeTasks:
@@ -18,9 +20,19 @@ class GradeTasks:
 
     def task(self, prompt: Prompt, response: Response, phase: Phase) -> GradeTask:
         """What to ask about one response."""
-        text = self._special_tokens.removed_from(response.text)
+        text, reference = map(self._special_tokens.removed_from, (response.text, prompt.reference_answer))
         asked = prompt_text(prompt.messages)
-        return GradeTask(prompt.data_source, text, prompt.reference_answer, asked, phase, self._format_mode)
+        return GradeTask(prompt.data_source, text, reference, asked, phase, self._format_mode)
+
+    def check(self, prompt: Prompt) -> None:
+        """Raise UserError for a prompt whose responses nobody grades, or none of which could ever be right."""
+        reference = self._special_tokens.removed_from(prompt.reference_answer)
+        if not reference.strip():
+            raise UserError(
+                f"reward_model.ground_truth is {quoted(prompt.reference_answer)}, special tokens alone: responses are "
+                "graded without those; give another answer or remove the row"
+            )
+        check_gradable(prompt.data_source, reference)
 
 
 def prompt_text(messages: Iterable[Mapping[str, str]]) -> str:

@@ -30,6 +30,11 @@ Grade = Callable[[Sequence[tuple[Prompt, Response]]], Sequence[float]]
 """(prompt, response) pairs -> the accuracy of each, 0 or 1; the same on every rank."""
 
 
+def asks_for_grade(config: RewardConfig, data_source: str) -> bool:
+    """True where the reward of a response to such a prompt depends on whether its answer is right."""
+    return config.reward_manager != "prob" or (config.reward_type == "pr+vr" and is_verified(data_source))
+
+
 class RewardManager:
     """Asks for what a reward needs from the policy and combines the answers.
 
@@ -105,7 +110,7 @@ class RewardManager:
     def _accuracies(self, groups: Sequence[RolloutGroup]) -> list[float]:
         """One a response, in order; 0 where the reward does not ask for a grade."""
         pairs = [(group.prompt, response) for group in groups for response in group.responses]
-        wanted = [self._config.reward_manager != "prob" or self._is_graded(prompt) for prompt, _ in pairs]
+        wanted = [asks_for_grade(self._config, prompt.data_source) for prompt, _ in pairs]
         if self._grade is None or not any(wanted):
             return [0.0] * len(pairs)
         grades = iter(self._grade([pair for pair, asked in zip(pairs, wanted, strict=True) if asked]))

@@ -75,12 +75,13 @@ def build_parts(config: Config) -> RunParts:
     done = resume_step(config.trainer, checkpoints)
 
     tokenizer = load_tokenizer(config.model.path)
-    prompts = training_prompts(config, tokenizer)
+    tasks = GradeTasks(SpecialTokens.of(tokenizer), config.reward.format_mode)
+    prompts = training_prompts(config, tokenizer, tasks)
     if not config.rollout.replay:
         longer = f"{prompts.dropped} longer than {config.data.max_prompt_length} tokens dropped"
         console.message(f"{len(prompts)} training prompts, {longer}")
     source, steps = prompt_source(config, prompts), total_steps(config, prompts)
-    held_out = validation_sets(config, tokenizer)
+    held_out = validation_sets(config, tokenizer, tasks)
     end_of_sequence_ids(config.model.path, read_model_config(config.model.path), tokenizer)  # refuses unknown ones
     check_token_ids(config, tokenizer, shape.vocab_size, prompts, held_out)
     base_sets = prompt_sets(config, prompts, held_out)
@@ -90,7 +91,6 @@ def build_parts(config: Config) -> RunParts:
     console.message(f"model {described}; {layout.world_size} ranks with {threads} CPU threads each")
     actor = policy(shape, config, layout)
     graders = GraderPool()
-    tasks = GradeTasks(SpecialTokens.of(tokenizer), config.reward.format_mode)
     rewards = reward_manager(config, tokenizer, graders, tasks)
     base = "none" if config.reward.format_only else config.reward.base_probability
     scorer = GroupScorer(actor, rewards, base, tables, clock)

@@ -8,40 +8,60 @@ from pathlib import Path
 from typing import Any
 
 from megatron_rlpr.config.schema import Config
-from megatron_rlpr.data.dataset import PromptSet, load_prompts, samples_per_prompt
+from megatron_rlpr.data.dataset import PromptSet, check_at, load_prompts, samples_per_prompt
 from megatron_rlpr.data.prompt_rewrite import prompt_rewrite
 from megatron_rlpr.data.prompt_source import PromptSource
 from megatron_rlpr.data.sampler import PromptSampler
 from megatron_rlpr.data.tokenizer import encode, tokens_beyond
 from megatron_rlpr.evaluation.held_out import ValidationSet
+from megatron_rlpr.grading.tasks import GradeTasks
+from megatron_rlpr.reward.manager import asks_for_grade
 from megatron_rlpr.rollout.store import read_rollouts, stored_steps
 from megatron_rlpr.system.decisions import first_rank_decides
-from megatron_rlpr.types import UserError
+from megatron_rlpr.types import Prompt, UserError
 
 
-def training_prompts(config: Config, tokenizer: Any) -> PromptSet:
-    """The prompts of data.train_files (a run that only validates makes do with its own), or those that were stored."""
+def training_prompts(config: Config, tokenizer: Any, tasks: GradeTasks) -> PromptSet:
+    """The prompts of data.train_files (a run that only validates makes do with its own), or those that were stored.
+
+    Raises UserError for a prompt whose responses the reward wants graded and nobody grades.
+    """
+
+    def check(prompt: Prompt) -> None:
+        if asks_for_grade(config.reward, prompt.data_source):
+            tasks.check(prompt)
+
     if config.rollout.replay:
         steps = first_rank_decides(lambda: stored_steps(config.rollout.replay))
         groups = (group for step in steps for group in read_rollouts(config.rollout.replay, step))
         found = {group.prompt.index: group.prompt for group in groups}
+        for prompt in found.values():
+            check_at(f"rollout.replay={config.rollout.replay}, prompt {prompt.index}", check, prompt)
         return PromptSet(tuple(found.values()), 0)
     files = config.data.train_files or config.data.val_files
     rewrite = prompt_rewrite(config.data.prompt_rewrite, config.reward.format_mode)
-    return load_prompts(files, tokenizer, config.data.max_prompt_length, rewrite=rewrite)
+    return load_prompts(files, tokenizer, config.data.max_prompt_length, rewrite=rewrite, check=check)
 
 
-def validation_sets(config: Config, tokenizer: Any) -> list[ValidationSet]:
-    """One for every file of data.val_files, named after it."""
+def validation_sets(config: Config, tokenizer: Any, tasks: GradeTasks) -> list[ValidationSet]:
+    """One for every file of data.val_files, named after it. Raises UserError for a prompt that nobody grades."""
     rewrite = prompt_rewrite(config.data.prompt_rewrite, config.reward.format_mode)
     longest, limit = config.data.val_max_prompt_length, config.evaluation.max_prompts
+    names = [Path(file).stem for file in config.data.val_files]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(
+                f"data.val_files: {names.count(name)} files would be the validation set {name!r}; rename one"
+            )
     return [
         ValidationSet(
-            Path(file).stem,
-            load_prompts([file], tokenizer, longest, overlong="refuse", rewrite=rewrite, limit=limit),
-            samples_per_prompt(Path(file).stem),
+            name,
+            load_prompts(
+                [file], tokenizer, longest, overlong="refuse", rewrite=rewrite, limit=limit, check=tasks.check
+            ),
+            samples_per_prompt(name),
         )
-        for file in config.data.val_files
+        for name, file in zip(names, config.data.val_files, strict=True)
     ]
 
 

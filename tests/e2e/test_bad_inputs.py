@@ -61,6 +61,12 @@ def with_a_long_validation_prompt(workplace: Workplace, folder: Path) -> list[st
     return [f"data.val_files=[{write_rows(folder / 'long.parquet', rows)}]"]
 
 
+def with_an_unknown_source_to_validate_on(workplace: Workplace, folder: Path) -> list[str]:
+    rows = [row(number) for number in range(8)]
+    rows[5]["data_source"] = "quickstrat/sums"
+    return [f"data.val_files=[{write_rows(folder / 'unknown.parquet', rows)}]"]
+
+
 def with_the_run_folder_of_another_model(workplace: Workplace, folder: Path) -> list[str]:
     return [f"model.path={shallow_model(folder)}", "trainer.name=undisturbed"]
 
@@ -80,6 +86,7 @@ def shallow_model(folder: Path) -> Path:
         (without_reward_model, "column 'reward_model' is missing"),
         (with_an_empty_answer, "row 3: reward_model.ground_truth is empty"),
         (with_a_long_validation_prompt, "row 2: the prompt has"),
+        (with_an_unknown_source_to_validate_on, "row 5: data_source 'quickstrat/sums' has no grader"),
         (with_the_run_folder_of_another_model, "num_layers=4, expected 2"),
         (with_megatron_weights_of_another_model, "num_layers=4, expected 2"),
     ],
