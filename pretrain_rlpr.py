@@ -6,15 +6,20 @@ if __name__ == "__main__":
     process_environment.ensure()
 
 import os
+import re
 import sys
 import time
 import traceback
 
 from megatron_rlpr.config.loading import load_config
+from megatron_rlpr.system.disk import refusal
 from megatron_rlpr.types import UserError
 
-# The first rank speaks for all; another rank speaks only when its mistake is its own, so that no line is printed twice.
+# The first rank speaks for all; another speaks only when its fault is its own, so that no line is printed twice: when
+# the first has ended, torchrun ends this one within so long.
 SECONDS_FOR_THE_FIRST_RANK = 3
+# What gloo says when another rank has ended; that one knows why.
+LOST_A_RANK = re.compile(r"Connection (closed|reset) by peer|Broken pipe", re.IGNORECASE)
 
 
 def main(argv: list[str]) -> int:
@@ -31,10 +36,13 @@ def main(argv: list[str]) -> int:
         parts = build_parts(config)
         with parts.tracker:
             Trainer(parts).run()
-    except UserError as error:
+    except (UserError, OSError) as error:
+        mistake = error if isinstance(error, UserError) else refusal(error)
+        if mistake is None:
+            raise
         if rank:
             time.sleep(SECONDS_FOR_THE_FIRST_RANK)
-        print(f"error{f' on rank {rank}' if rank else ''}: {error}", file=sys.stderr, flush=True)
+        print(f"error{f' on rank {rank}' if rank else ''}: {mistake}", file=sys.stderr, flush=True)
         return 2
     return 0
 
@@ -42,7 +50,9 @@ def main(argv: list[str]) -> int:
 if __name__ == "__main__":
     try:
         status = main(sys.argv[1:])
-    except Exception:
+    except Exception as error:
+        if LOST_A_RANK.search(str(error)):
+            time.sleep(SECONDS_FOR_THE_FIRST_RANK)
         # Python's own end would wait for threads and helper processes, and the other ranks for this one.
         traceback.print_exc()
         status = 1

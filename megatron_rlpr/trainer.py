@@ -8,7 +8,8 @@ base probabilities -> resume -> hand-over -> validate
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch.distributed as dist
 
@@ -28,6 +29,7 @@ from megatron_rlpr.rollout.store import write_rollouts
 from megatron_rlpr.run import state
 from megatron_rlpr.run.engines import training_request
 from megatron_rlpr.run.parts import RunParts
+from megatron_rlpr.system.decisions import first_rank_decides
 from megatron_rlpr.system.process_environment import release_free_memory
 from megatron_rlpr.tracking.step_metrics import step_metrics
 from megatron_rlpr.types import FloatArray, RolloutGroup, ScoredGroup, ScoreRequest, UpdateResult, UserError
@@ -91,8 +93,7 @@ class Trainer:
             "weights/hand_overs_repeated": parts.hand_over.repeated,
             "rollout/engines_replaced": parts.rollouts.engines_replaced,
         }
-        self.store_rollouts(step, fill, batch)
-        parts.tracker.log_step(step, metrics)
+        first_rank_decides(lambda: self.record(step, fill, batch, metrics))
         release_free_memory()
 
     def fill_batch(self, step: int) -> BatchFill:
@@ -170,11 +171,15 @@ class Trainer:
         self.parts.policy.check_weights(f"the weights after step {step} are lost ({fix})")
         self.parts.hand_over.send(step)
 
+    def record(self, step: int, fill: BatchFill, batch: TrainingBatch, metrics: Mapping[str, Any]) -> None:
+        """Write everything the step generated, in the order it came, and its metrics. For the first rank."""
+        if self.parts.config.tracking.save_rollouts:
+            self.store_rollouts(step, fill, batch)
+        self.parts.tracker.log_step(step, metrics)
+
     def store_rollouts(self, step: int, fill: BatchFill, batch: TrainingBatch) -> None:
-        """Write everything the step generated, in the order it came (first rank)."""
+        """Write the rollouts of a step as parquet."""
         parts = self.parts
-        if not (self.writes and parts.config.tracking.save_rollouts):
-            return
         write_rollouts(
             parts.folder.rollouts,
             step,

@@ -9,7 +9,10 @@
 from __future__ import annotations
 
 import json
+import math
 import queue
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,11 +21,15 @@ import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.strategies import filesystem_async
+from torch.distributed.checkpoint import CheckpointException
 
 from megatron_rlpr.actor.optimizer_state import load_optimizer_state, sharded_optimizer_state
 from megatron_rlpr.actor.policy import MegatronPolicy
+from megatron_rlpr.system import disk
+from megatron_rlpr.system.decisions import first_rank_decides
 from megatron_rlpr.system.step_folders import StepFolders
 from megatron_rlpr.types import UserError
+from megatron_rlpr.weights.architectures import hf_manifest
 from megatron_rlpr.weights.load_megatron import SHAPE, WEIGHTS, check_megatron_checkpoint, chunks_by_key, damage_named
 from megatron_rlpr.weights.shape import ModelShape
 
@@ -30,6 +37,9 @@ _RUN_STATE = "run_state.json"
 # How a distributed optimizer is stored; Megatron's default can no longer be written, the others not be loaded in
 # another layout.
 _SHARDED_OPTIMIZER = {"distrib_optim_sharding_type": "fully_reshardable"}
+
+_BYTES_PER_PARAMETER = 12
+"""At least: the weight and AdamW's two averages in fp32, or all of them and a weight in bf16."""
 
 
 class CheckpointStore:
@@ -49,18 +59,29 @@ class CheckpointStore:
 
     def save(self, step: int, policy: MegatronPolicy, run_state: dict[str, Any]) -> Path:
         """Write the checkpoint of `step`, then remove those beyond keep_last. run_state must be JSON-serialisable."""
-        partial = self._folders.unfinished(step)
-        if dist.get_rank() == 0:
-            (self._folders.begin(step) / WEIGHTS).mkdir(parents=True)
-        dist.barrier()
+        partial, first = self._folders.unfinished(step), dist.get_rank() == 0
+        first_rank_decides(lambda: self._begin(step))
         _collect_write_results_here()
-        dist_checkpointing.save(_sharded_state(policy, is_loading=False), str(partial / WEIGHTS))
-        if dist.get_rank() == 0:
-            (partial / SHAPE).write_text(json.dumps(asdict(self._shape)))
-            (partial / _RUN_STATE).write_text(json.dumps(run_state))
-            self._folders.finish(step)
+        with self._folders.writing(step) if first else _the_first_rank_tells(partial):
+            dist_checkpointing.save(_sharded_state(policy, is_loading=False), str(partial / WEIGHTS))
+            if first:
+                (partial / SHAPE).write_text(json.dumps(asdict(self._shape)))
+                (partial / _RUN_STATE).write_text(json.dumps(run_state))
+                self._folders.finish(step)
         dist.barrier()
         return self.path(step)
+
+    def require_room(self) -> None:
+        """UserError unless there is room for one more checkpoint: as much as the newest takes, or is to be expected."""
+        steps = self.steps()
+        parameters = sum(math.prod(shape) for shape in hf_manifest(self._shape).values())
+        expected = disk.size(self.path(steps[-1])) if steps else parameters * _BYTES_PER_PARAMETER
+        disk.require_room(self.path(0).parent, expected, "a checkpoint")
+
+    def _begin(self, step: int) -> None:
+        with self._folders.writing(step):
+            self.require_room()
+            (self._folders.begin(step) / WEIGHTS).mkdir(parents=True)
 
     def check(self, step: int) -> None:
         """Raise UserError unless the checkpoint of `step` is whole, by its small files, and of this run's model."""
@@ -99,6 +120,15 @@ def _sharded_state(policy: MegatronPolicy, is_loading: bool) -> dict[str, Any]:
     if policy.optimizer is None:
         return model
     return model | sharded_optimizer_state(policy.optimizer, model, is_loading, _SHARDED_OPTIMIZER)
+
+
+@contextmanager
+def _the_first_rank_tells(partial: Path) -> Iterator[None]:
+    """On the others, what went wrong on any rank is an error without its cause."""
+    try:
+        yield
+    except CheckpointException as error:
+        raise UserError(f"{partial} could not be written; the first rank says why") from error
 
 
 def _collect_write_results_here() -> None:

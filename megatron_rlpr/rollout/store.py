@@ -68,9 +68,10 @@ def write_rollouts(
         prompt = decode(scored.group.prompt.token_ids)
         rows += _rows(step, number, scored, given, bool(group_kept), prompt)
     files = StepFolders(Path(folder), _SUFFIX)
-    table = pa.Table.from_pylist(rows, schema=SCHEMA)
-    pq.write_table(table, files.begin(step), compression="zstd", write_page_checksum=True)
-    return files.finish(step)
+    with files.writing(step):
+        table = pa.Table.from_pylist(rows, schema=SCHEMA)
+        pq.write_table(table, files.begin(step), compression="zstd", write_page_checksum=True)
+        return files.finish(step)
 
 
 def stored_steps(folder: str | Path) -> list[int]:

@@ -46,6 +46,7 @@ from megatron_rlpr.run.prompts import (
 from megatron_rlpr.run.state import resume_step
 from megatron_rlpr.system.clock import Clock
 from megatron_rlpr.system.decisions import first_rank_decides, gather_or_raise
+from megatron_rlpr.system.disk import writing
 from megatron_rlpr.system.process_environment import default_threads
 from megatron_rlpr.tracking.console import Console
 from megatron_rlpr.tracking.step_metrics import peak_all_ranks_gb
@@ -69,10 +70,13 @@ def build_parts(config: Config) -> RunParts:
     first = layout.rank == 0
     console, clock = Console(config.tracking.progress, layout.rank), Clock()
     folder = RunFolder(Path(config.trainer.runs_dir) / config.trainer.name)
-    lock = folder.hold() if first else None
+    with writing(folder.path):
+        lock = folder.hold() if first else None
     shape = model_shape(HfFolder(config.model.path).config())
     checkpoints = CheckpointStore(folder.checkpoints, shape, config.trainer.keep_last)
     done = resume_step(config.trainer, checkpoints)
+    if config.trainer.save_freq >= 0 and not config.trainer.val_only:
+        first_rank_decides(checkpoints.require_room)
 
     tokenizer = load_tokenizer(config.model.path)
     tasks = GradeTasks(SpecialTokens.of(tokenizer), config.reward.format_mode)

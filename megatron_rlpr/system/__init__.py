@@ -2,6 +2,7 @@
 
 process_environment   what must be set before torch loads, and how a process ends
 decisions             what ranks decide together: the first one for all, or all or none
+disk                  what a file system refuses, in one line; room before it is needed
 atomic_file           a file that is old or new, never between
 step_folders          what is kept per step: complete or absent, the last few
 sealed_folder         a tool's output that carries its own checksums

@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable
 
+from megatron_rlpr.system.disk import refusal
 from megatron_rlpr.types import UserError
 
 
@@ -17,10 +18,16 @@ def tool_parser(name: str, description: str | None) -> argparse.ArgumentParser:
 
 
 def exit_status(command: Callable[[], None]) -> int:
-    """Run the command; a UserError becomes one line on standard error and status 2, anything else raises."""
+    """Run the command; a UserError, or what the system refuses, becomes one line on standard error and status 2.
+
+    Anything else raises.
+    """
     try:
         command()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (UserError, OSError) as error:
+        mistake = error if isinstance(error, UserError) else refusal(error)
+        if mistake is None:
+            raise
+        print(f"error: {mistake}", file=sys.stderr)
         return 2
     return 0

@@ -12,12 +12,14 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from megatron_rlpr.system.atomic_file import write_text
+from megatron_rlpr.system.disk import refusal, writing
 from megatron_rlpr.types import UserError
 
 SEAL = "sealed.json"
@@ -30,7 +32,7 @@ def make_once(folder: Path, made_from: Mapping[str, Any], build: Callable[[Path]
     UserError when something else, or something incomplete, is in the way: a tool deletes only what it just made.
     """
     origin = json.loads(json.dumps(made_from))
-    with _only_one(folder):
+    with writing(folder), _only_one(folder):
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             _refuse_unless_sealed(folder, origin)
             return False
@@ -40,10 +42,15 @@ def make_once(folder: Path, made_from: Mapping[str, Any], build: Callable[[Path]
         staging.mkdir(parents=True, exist_ok=True)
         try:
             build(staging)
+            _seal(staging, origin)
         except UserError:
             _drop_if_empty(staging)
             raise
-        _seal(staging, origin)
+        except Exception as error:
+            if refused := refusal(error, folder):
+                shutil.rmtree(staging, ignore_errors=True)  # it may be what fills the disk
+                raise refused from error
+            raise
         if folder.exists():
             folder.rmdir()
         os.replace(staging, folder)
@@ -110,8 +117,12 @@ def _refuse_unless_sealed(folder: Path, origin: Mapping[str, Any]) -> None:
 
 @contextmanager
 def _only_one(folder: Path) -> Iterator[None]:
-    """Let a second process that wants the same folder wait for the first."""
+    """Let a second process that wants the same folder wait for the first, and say so."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_name(f".{folder.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"{folder}: another process is making it, waiting for its end", file=sys.stderr, flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
         yield

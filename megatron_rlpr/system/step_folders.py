@@ -8,7 +8,11 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from megatron_rlpr.system import disk
 
 
 class StepFolders:
@@ -54,6 +58,17 @@ class StepFolders:
             for old in [other for other in self.steps() if other <= step][: -self._keep_last]:
                 _remove(self.path(old))
         return target
+
+    @contextmanager
+    def writing(self, step: int) -> Iterator[None]:
+        """Around all that writes `step`: what fails does not stay, and a full disk and the like are UserErrors."""
+        try:
+            with disk.writing(self.unfinished(step)):
+                yield
+        except BaseException:
+            with suppress(OSError):
+                _remove(self.unfinished(step), ignore_errors=True)
+            raise
 
     def forget_after(self, step: int) -> None:
         """Remove later steps: a run that goes on after `step` makes them again, or ends before."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from megatron_rlpr.system import atomic_file
+from megatron_rlpr.system.disk import writing
 from megatron_rlpr.types import UserError
 
 
@@ -22,14 +23,16 @@ class MetricsLog:
 
     def __init__(self, path: str | Path, resume_step: int = 0) -> None:
         self.path = Path(path)
-        self._cut_back(resume_step)
-        self._file: IO[str] = self.path.open("a", encoding="utf-8")
+        with writing(self.path):
+            self._cut_back(resume_step)
+            self._file: IO[str] = self.path.open("a", encoding="utf-8")
 
     def append(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Write one record, step first, and flush it. Numbers that are not finite become null."""
         record = {"step": step, **{name: plain_number(value) for name, value in metrics.items() if name != "step"}}
-        self._file.write(json.dumps(record, allow_nan=False) + "\n")
-        self._file.flush()
+        with writing(self.path):
+            self._file.write(json.dumps(record, allow_nan=False) + "\n")
+            self._file.flush()
 
     def replace(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Write the record of a step that may have been recorded before, for work that a resumed run does again."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from megatron_rlpr.config.schema import Config
 from megatron_rlpr.run.folder import RunFolder
+from megatron_rlpr.system.disk import writing
 from megatron_rlpr.tracking.console import Console
 from megatron_rlpr.tracking.metrics_log import MetricsLog, plain_number
 from megatron_rlpr.tracking.tensorboard_sink import TensorBoardSink
@@ -34,16 +35,18 @@ class Tracker:
     ) -> None:
         self.console = console if console is not None else Console(config.tracking.progress, rank)
         self.total_steps = total_steps or config.trainer.total_training_steps
+        self._folder = folder.path
         self._logs: list[MetricsLog] = []
         self._sinks: list[WandbSink | TensorBoardSink] = []
         if rank != 0:
             return
-        if wanted(config.tracking.wandb):
-            project, name = config.tracking.wandb_project, config.trainer.name
-            self._sinks.append(WandbSink(project, name, folder.path, resolved_config, fresh=resume_step == 0))
-        if config.tracking.tensorboard:
-            self._sinks.append(TensorBoardSink(folder.tensorboard, resume_step))
-        self._logs = [MetricsLog(path, resume_step) for path in (folder.metrics, folder.validations)]
+        with writing(folder.path):
+            if wanted(config.tracking.wandb):
+                project, name = config.tracking.wandb_project, config.trainer.name
+                self._sinks.append(WandbSink(project, name, folder.path, resolved_config, fresh=resume_step == 0))
+            if config.tracking.tensorboard:
+                self._sinks.append(TensorBoardSink(folder.tensorboard, resume_step))
+            self._logs = [MetricsLog(path, resume_step) for path in (folder.metrics, folder.validations)]
 
     def log_step(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Record a finished training step: names as in `metric_names`, values int, float or None."""
@@ -80,4 +83,5 @@ class Tracker:
         plain = {name: plain_number(value) for name, value in metrics.items() if name != "step"}
         finite = {name: float(value) for name, value in plain.items() if isinstance(value, int | float)}
         for sink in self._sinks:
-            sink.log(step, finite)
+            with writing(self._folder):
+                sink.log(step, finite)

@@ -37,8 +37,9 @@ class HfExport:
         return self._folders.path(step)
 
     def _write(self, step: int, stream: Iterator[tuple[str, torch.Tensor]]) -> None:
-        partial = self._folders.begin(step)
-        self._model.copy_companions(partial, self._exporter.dtype)
-        save_hf_weights(stream, self._exporter.manifest(), self._exporter.dtype, partial, _MAX_FILE_BYTES)
-        self._folders.finish(step)
+        with self._folders.writing(step):
+            partial = self._folders.begin(step)
+            self._model.copy_companions(partial, self._exporter.dtype)
+            save_hf_weights(stream, self._exporter.manifest(), self._exporter.dtype, partial, _MAX_FILE_BYTES)
+            self._folders.finish(step)
         self._folders.forget_after(step)

@@ -109,6 +109,23 @@ def test_refused_with_the_place_of_the_mistake(
     assert "Traceback" not in output
 
 
+def test_a_checkpoint_that_cannot_be_written_ends_all_ranks_with_one_line(
+    workplace: Workplace, undisturbed: str, tmp_path: Path
+) -> None:
+    """Files may grow to 1 MB, as on a full disk: rollouts and metrics fit, weights do not."""
+    replay = [f"rollout.replay={workplace.run_folder(undisturbed) / 'rollouts'}", "trainer.save_freq=2"]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "pretrain_rlpr.py"]
+    limited = ["prlimit", "--fsize=1000000", sys.executable, *torchrun]
+    status, output = run([*limited, *workplace.arguments, "trainer.name=limited", *replay], tmp_path / "log")
+    assert status != 0
+    folder = workplace.run_folder("limited") / "checkpoints"
+    (error,) = [line for line in output.splitlines() if line.startswith("error")]
+    assert error.startswith(f"error: {folder / '.partial_step_000002'}: File too large; raise the limit"), error
+    assert "Traceback" not in output.split("torch/distributed/elastic")[0], "torchrun's own apart"
+    assert workplace.checkpoints("limited") == []
+    assert len(workplace.metrics("limited")) == 2, "what was there stays"
+
+
 def test_a_long_training_prompt_is_dropped_and_counted(workplace: Workplace, tmp_path: Path) -> None:
     rows = [row(number) for number in range(8)]
     rows[2]["prompt"] = [{"role": "user", "content": "1+1=? " * 60}]
