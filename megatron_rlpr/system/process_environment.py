@@ -12,7 +12,8 @@ import ctypes.util
 import os
 import signal
 import sys
-from typing import NoReturn
+from types import ModuleType
+from typing import NoReturn, cast
 
 import psutil
 
@@ -42,6 +43,8 @@ _ALWAYS = {"TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore"}
 def ensure() -> None:
     """Make sure this process runs with the settings above. Call first, before anything imports torch."""
     _end_with_launcher()
+    # Megatron imports it for loggers that are not used here, which leaves two folders in /tmp; tracking takes it back.
+    sys.modules.setdefault("wandb", cast(ModuleType, None))
     if os.environ.get(_MARK):
         return
     wanted = dict(_ALWAYS)
@@ -65,16 +68,23 @@ def leave(status: int) -> NoReturn:
     """End this process and the helper processes that libraries started in it, without Python's shutdown.
 
     vLLM's and gloo's threads may outlive the interpreter's shutdown and crash in it. Helper processes (fork servers,
-    checkpoint writers) would keep the output pipe open and let a caller wait for ever.
+    checkpoint writers) would keep the output pipe open and let a caller wait for ever. Python's resource
+    trackers end by themselves, when they have removed the semaphores that the others leave in shared memory.
     """
     sys.stdout.flush()
     sys.stderr.flush()
-    helpers = psutil.Process().children(recursive=True)
+    helpers = [child for child in psutil.Process().children(recursive=True) if not _tracks_resources(child)]
     for helper in helpers:
         with contextlib.suppress(psutil.NoSuchProcess):
             helper.kill()
     psutil.wait_procs(helpers, timeout=_HELPERS_END_S)
     os._exit(status)
+
+
+def _tracks_resources(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return "multiprocessing.resource_tracker" in " ".join(process.cmdline())
+    return False
 
 
 def release_free_memory() -> None:

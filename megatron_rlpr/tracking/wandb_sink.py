@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -47,11 +49,18 @@ class WandbSink:
     """
 
     def __init__(self, project: str, name: str, folder: Path, config: Mapping[str, Any], fresh: bool) -> None:
+        # What wandb's import leaves behind goes with `close`.
+        self._temporary = tempfile.TemporaryDirectory(prefix="megatron_rlpr_wandb_")
+        if sys.modules.get("wandb", wanted) is None:
+            del sys.modules["wandb"]  # see system.process_environment
+        before, tempfile.tempdir = tempfile.tempdir, self._temporary.name
         try:
             import wandb
             from pydantic import ValidationError
         except ImportError as error:
             raise UserError("tracking.wandb=true needs the package wandb: pip install wandb, or unset it") from error
+        finally:
+            tempfile.tempdir = before
         folder.mkdir(parents=True, exist_ok=True)
         on: dict[str, Any] = dict.fromkeys(
             ("disable_git", "disable_code", "x_disable_meta", "x_disable_stats", "silent"), True
@@ -79,6 +88,7 @@ class WandbSink:
 
     def close(self) -> None:
         self._run.finish()
+        self._temporary.cleanup()
 
     def _run_id(self, run_folder: Path, fresh: bool) -> str:
         path = run_folder / RUN_ID_FILE
