@@ -9,6 +9,8 @@ ARGS ?=
 # The other variables that must be set before a process starts are in megatron_rlpr/system/process_environment.py. This
 # one torchrun would set itself, with a warning.
 export OMP_NUM_THREADS ?= 1
+# Seconds that a stopped run has to finish its step and to save it before torchrun kills it.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT ?= 600
 
 UV := build/uv/bin/uv
 RESOLVE_CUDA := $(UV) pip compile setup.py --extra cuda --extra test \

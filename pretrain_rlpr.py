@@ -12,6 +12,7 @@ import time
 import traceback
 
 from megatron_rlpr.config.loading import load_config
+from megatron_rlpr.system import stop_signals
 from megatron_rlpr.system.disk import refusal
 from megatron_rlpr.types import UserError
 
@@ -23,7 +24,7 @@ LOST_A_RANK = re.compile(r"Connection (closed|reset) by peer|Broken pipe", re.IG
 
 
 def main(argv: list[str]) -> int:
-    """Parse, check, build, train. Returns the exit status: 0, or 2 for a user's mistake."""
+    """Parse, check, build, train. Returns the exit status: 0, 2 for a user's mistake, 128 + N after signal N."""
     rank = int(os.environ.get("RANK", "0"))
     try:
         config = load_config(argv)
@@ -44,10 +45,15 @@ def main(argv: list[str]) -> int:
             time.sleep(SECONDS_FOR_THE_FIRST_RANK)
         print(f"error{f' on rank {rank}' if rank else ''}: {mistake}", file=sys.stderr, flush=True)
         return 2
+    except stop_signals.Stopped as stopped:
+        if not rank:
+            print(stopped, file=sys.stderr, flush=True)
+        return stopped.exit_status
     return 0
 
 
 if __name__ == "__main__":
+    stop_signals.listen()
     try:
         status = main(sys.argv[1:])
     except Exception as error:

@@ -29,6 +29,7 @@ from megatron_rlpr.rollout.store import write_rollouts
 from megatron_rlpr.run import state
 from megatron_rlpr.run.engines import training_request
 from megatron_rlpr.run.parts import RunParts
+from megatron_rlpr.system import stop_signals
 from megatron_rlpr.system.decisions import first_rank_decides
 from megatron_rlpr.system.process_environment import release_free_memory
 from megatron_rlpr.tracking.step_metrics import step_metrics
@@ -47,7 +48,11 @@ class Trainer:
         self.skipped_steps = 0
 
     def run(self) -> None:
-        """Go on from the newest checkpoint (or from nothing), train to the last step, validate, write the summary."""
+        """Go on from the newest checkpoint (or from nothing), train to the last step, validate, write the summary.
+
+        A signal has the run stop with its last complete step saved (Stopped). Before and after the steps nothing new
+        could be saved, and it ends at once.
+        """
         parts = self.parts
         self.base_probabilities()
         done = state.resume(parts)
@@ -55,10 +60,14 @@ class Trainer:
         parts.validation.before_training(done)
         if parts.config.trainer.val_only:
             return
-        for step in range(done + 1, parts.total_steps + 1):
-            self.train_step(step)
-            parts.validation.after_step(step)
-            state.save(parts, step)
+        with stop_signals.held():
+            for step in range(done + 1, parts.total_steps + 1):
+                with state.saved_when_stopped(parts, step - 1):
+                    self.train_step(step)
+                with state.saved_when_stopped(parts, step):
+                    parts.validation.after_step(step)
+                    state.save(parts, step)
+                    stop_signals.agree()
         parts.validation.after_training(parts.total_steps)
 
     def base_probabilities(self) -> None:
@@ -68,7 +77,10 @@ class Trainer:
                 self.parts.scorer.complete(name, prompts.prompts, progress.advance)
 
     def train_step(self, step: int) -> None:
-        """One step on one batch; afterwards the engines have the new weights and the numbers are written."""
+        """One step on one batch; afterwards the engines have the new weights and the numbers are written.
+
+        Raises Stopped, before anything but prompts and filter has changed, when the run was asked to stop.
+        """
         parts, clock = self.parts, self.parts.clock
         with clock.phase("step"):
             fill = self.fill_batch(step)
@@ -76,6 +88,7 @@ class Trainer:
             parts.prompts.put_back(surplus)
             reference = self.reference_log_probs(groups)
             baselines = self.greedy_baselines(groups, step)
+            stop_signals.agree()
             batch = with_advantages(groups, parts.config, reference, parts.kl_controller.value, baselines)
             parts.kl_controller.update(batch.response_kls)
             if parts.pipeline is not None:
@@ -104,6 +117,7 @@ class Trainer:
         parts.std_filter.begin_step(step)
         while fill.wants_more:
             groups = self.generate(step)
+            stop_signals.agree()
             with parts.console.phase("score") as progress:
                 scored = parts.scorer.score(groups, "train", progress.advance)
             fill.offer(scored, parts.std_filter.judge(scored, filter_stds(scored, config)))

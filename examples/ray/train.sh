@@ -20,5 +20,7 @@ launcher=.venv/bin/torchrun
 if [ ! -x "$launcher" ]; then
     launcher="$(command -v torchrun)" || fail "there is no torchrun: create the environment with ./setup_env.sh"
 fi
+# Seconds that a stopped run has to finish its step and to save it before torchrun kills it.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}"
 exec "$launcher" --standalone --nproc-per-node "${NPROC:-1}" pretrain_rlpr.py --config "$recipe" \
     rollout.placement=ray rollout.engines="${ENGINES:-1}" "$@"

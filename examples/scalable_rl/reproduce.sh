@@ -74,6 +74,8 @@ if [ "${DRY_RUN:-}" = 1 ]; then
     echo
     exit 0
 fi
+# Seconds that a stopped run has to finish its step and to save it before torchrun kills it.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}"
 # Megatron overlaps tensor-parallel communication with computation only when the GPU takes work from one queue.
 export CUDA_DEVICE_MAX_CONNECTIONS="${CUDA_DEVICE_MAX_CONNECTIONS:-1}"
 exec "${command[@]}"

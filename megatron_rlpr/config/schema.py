@@ -298,7 +298,9 @@ class TrainerConfig:
     total_epochs: int = key(1, "epochs to train when total_training_steps is 0", AT_LEAST_ONE)
     seed: int = key(1, "seed of the run: sampling seeds and initial random state", SEED)
     resume: Literal["auto", "never"] = key("auto", "auto: go on from the newest good checkpoint of the run folder")
-    save_freq: int = key(0, "steps between checkpoints; 0: only at the end; -1: none at all", Bounds(-1, 1_000_000_000))
+    save_freq: int = key(
+        20, "steps between checkpoints; 0: only at the end or when stopped; -1: none", Bounds(-1, 1_000_000_000)
+    )
     keep_last: int = key(2, "checkpoints kept; older ones are removed", STEP)
     export_hf: bool = key(False, "with each checkpoint, write a Hugging Face folder <runs_dir>/<name>/hf/step_*")
     test_freq: int = key(0, "steps between validations; 0: only before and after", STEPS)

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from megatron_rlpr.config.schema import TrainerConfig
 from megatron_rlpr.evaluation.comparison import compare, summary_table, write_summary
 from megatron_rlpr.evaluation.held_out import HeldOutEvaluation, ValidationResult, ValidationSet, validation_metrics
+from megatron_rlpr.system.decisions import first_rank_decides
 from megatron_rlpr.system.process_environment import release_free_memory
 
 
@@ -20,8 +21,9 @@ from megatron_rlpr.system.process_environment import release_free_memory
 class ValidationSchedule:
     """Validates before training, every trainer.test_freq steps and after it; compares both ends in summary.json.
 
-    Steps alone decide when. log: takes a step and its metrics. peak_memory_gb: of all ranks together, asked on every
-    rank. before: the first validation's results; started: the time at which the run began.
+    Steps alone decide when. log: takes a step and its metrics, on the first rank. peak_memory_gb: of all ranks,
+    asked on every rank. before: the first validation's results; started: the time at which the run began. due: a
+    validation after a step has begun and not ended.
     """
 
     trainer: TrainerConfig
@@ -34,9 +36,12 @@ class ValidationSchedule:
     model: str
     before: list[dict[str, Any]] = field(default_factory=list)
     started: float = field(default_factory=time.time)
+    due: bool = False
 
     def before_training(self, step: int) -> None:
-        """Validate the initial policy, unless a resumed run knows that result already."""
+        """Validate the initial policy, unless a resumed run knows that result already; do what a stop broke off."""
+        if self.due:
+            self.after_step(step)
         wanted = self.trainer.val_only or (self.trainer.val_before_train and step == 0)
         if wanted and self.sets:
             self.before = [
@@ -48,7 +53,9 @@ class ValidationSchedule:
         """Validate when it is time; the last step is left to after_training."""
         frequency = self.trainer.test_freq
         if self.sets and frequency > 0 and step % frequency == 0 and step != self.total_steps:
+            self.due = True
             self._validate(step)
+            self.due = False
 
     def after_training(self, step: int) -> None:
         """Validate the final policy and write summary.json with both ends."""
@@ -79,17 +86,18 @@ class ValidationSchedule:
 
     def state_dict(self) -> dict[str, Any]:
         """The first validation's results and the time spent, JSON-serialisable."""
-        return {"before": self.before, "elapsed_s": time.time() - self.started}
+        return {"before": self.before, "elapsed_s": time.time() - self.started, "due": self.due}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from state_dict()."""
         self.before = state["before"]
         self.started = time.time() - state["elapsed_s"]
+        self.due = state.get("due", False)
 
     def _validate(self, step: int) -> list[ValidationResult]:
         results = self.evaluation.run(self.sets)
         release_free_memory()
-        self.log(step, validation_metrics(results))
+        first_rank_decides(lambda: self.log(step, validation_metrics(results)))
         return results
 
 

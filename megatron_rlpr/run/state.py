@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 from megatron_rlpr.actor.checkpoint import CheckpointStore, random_state, restore_random_state
 from megatron_rlpr.config.schema import TrainerConfig
 from megatron_rlpr.run.parts import RunParts
 from megatron_rlpr.system.decisions import first_rank_decides
+from megatron_rlpr.system.stop_signals import Stopped
 from megatron_rlpr.types import UserError
 
 
@@ -51,7 +57,37 @@ def save(parts: RunParts, step: int) -> None:
     last = step == parts.total_steps
     if frequency < 0 or not (last or (frequency > 0 and step % frequency == 0)):
         return
-    state = {
+    _write(parts, step, _state(parts, step))
+
+
+@contextmanager
+def saved_when_stopped(parts: RunParts, step: int) -> Iterator[None]:
+    """Should the body be abandoned by a signal, write the checkpoint of `step`, the last complete one. Collective.
+
+    What the body has done to prompts and filter until then is no part of it; the policy it has not touched. Raises
+    Stopped with what is saved.
+    """
+    before = copy.deepcopy(_state(parts, step))
+    try:
+        yield
+    except Stopped as stopped:
+        raise Stopped(stopped.args[0], _kept(parts, step, before)) from stopped
+
+
+def _kept(parts: RunParts, step: int, state: dict[str, Any]) -> str:
+    """Write what is to be kept when the run stops after `step`; says what that is."""
+    if step == 0:
+        return "no step was complete, nothing is saved"
+    if parts.config.trainer.save_freq < 0:
+        return f"step {step} is complete, nothing is saved (trainer.save_freq=-1)"
+    if not first_rank_decides(lambda: step in parts.checkpoints.steps()):
+        _write(parts, step, {**state, "validation": parts.validation.state_dict()})  # it may be due again
+    return f"step {step} is saved, {parts.checkpoints.path(step)}"
+
+
+def _state(parts: RunParts, step: int) -> dict[str, Any]:
+    """What a checkpoint after `step` holds beside weights and optimizer."""
+    return {
         "step": step,
         "prompts": (parts.prompts if parts.pipeline is None else parts.pipeline).state_dict(),
         "std_filter": parts.std_filter.state_dict(),
@@ -59,6 +95,9 @@ def save(parts: RunParts, step: int) -> None:
         "validation": parts.validation.state_dict(),
         "random": random_state(),
     }
+
+
+def _write(parts: RunParts, step: int, state: dict[str, Any]) -> None:
     with parts.clock.phase("checkpoint"):
         if parts.hf_export is not None:
             parts.hf_export.save(step)  # first: a run that is killed in between makes this step again

@@ -1,6 +1,7 @@
 """What every room stands on, and what knows no room.
 
 process_environment   what must be set before torch loads, and how a process ends
+stop_signals          SIGTERM and Ctrl-C: where a run may stop, and what it says then
 decisions             what ranks decide together: the first one for all, or all or none
 disk                  what a file system refuses, in one line; room before it is needed
 atomic_file           a file that is old or new, never between

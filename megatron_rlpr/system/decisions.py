@@ -11,11 +11,14 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
+from megatron_rlpr.system.stop_signals import Stopped
 from megatron_rlpr.types import UserError
 
 Result = TypeVar("Result")
-Failure = tuple[bool, str]
-"""Whether an error is a user's mistake, and what it says."""
+_KNOWN = (UserError, Stopped)
+"""What is raised on every rank as it is, when nothing else has failed."""
+Failure = tuple[type[Exception] | None, tuple[str, ...]]
+"""Which of the known errors it is (None: another one), and its arguments or what it says."""
 
 
 class RankError(RuntimeError):
@@ -25,7 +28,8 @@ class RankError(RuntimeError):
 def first_rank_decides(work: Callable[[], Result]) -> Result:
     """Collective over all ranks: run work on the first rank alone, return its result on every rank.
 
-    What work raises there is raised on every rank: a UserError as it is, anything else on the others as a RankError.
+    What work raises there is raised on every rank: UserError and Stopped as they are, anything else on the others as a
+    RankError.
     Results are pickled between ranks of this run only. A process without torch.distributed is alone.
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
@@ -37,7 +41,8 @@ def first_rank_decides(work: Callable[[], Result]) -> Result:
     if own_error is not None:
         raise own_error
     if failed is not None:
-        raise UserError(failed[1]) if failed[0] else RankError(f"the first rank, which decides, failed: {failed[1]}")
+        kind, said = failed
+        raise kind(*said) if kind else RankError(f"the first rank, which decides, failed: {said[0]}")
     chosen: Result = decided
     return chosen
 
@@ -45,8 +50,8 @@ def first_rank_decides(work: Callable[[], Result]) -> Result:
 def gather_or_raise(work: Callable[[], Result], group: dist.ProcessGroup | None, what: str) -> list[Result]:
     """Collective over group (None: this process alone): run work on every rank, return all results in rank order.
 
-    If work raises on any rank, every rank raises after all have finished: UserError with the first message when all
-    failures are users' mistakes, else RankError. Results are pickled between ranks of this run only.
+    If work raises on any rank, every rank raises after all have finished: the first UserError, or Stopped, when all
+    failures are of that kind, else RankError. Results are pickled between ranks of this run only.
     """
     result, failure, own_error = _attempt(work)
     outcomes: list[Any] = [(result, failure)]
@@ -56,16 +61,17 @@ def gather_or_raise(work: Callable[[], Result], group: dist.ProcessGroup | None,
     failures = [(rank, failed) for rank, (_, failed) in enumerate(outcomes) if failed is not None]
     if not failures:
         return [outcome for outcome, _ in outcomes]
-    if all(is_user_error for _, (is_user_error, _) in failures):
-        raise UserError(failures[0][1][1]) from own_error
-    causes = "; ".join(f"rank {rank}: {message}" for rank, (_, message) in failures)
+    kind, said = failures[0][1]
+    if kind and all(other is kind for _, (other, _) in failures):
+        raise kind(*said) from own_error
+    causes = "; ".join(f"rank {rank}: {said[0]}" for rank, (_, said) in failures)
     raise RankError(f"{what} failed on {len(failures)} of {len(outcomes)} ranks: {causes}") from own_error
 
 
 def _attempt(work: Callable[[], Result]) -> tuple[Result | None, Failure | None, Exception | None]:
     try:
         return work(), None, None
-    except UserError as error:
-        return None, (True, str(error)), error
+    except _KNOWN as error:
+        return None, (type(error), error.args), error
     except Exception as error:
-        return None, (False, f"{type(error).__name__}: {error}"), error
+        return None, (None, (f"{type(error).__name__}: {error}",)), error

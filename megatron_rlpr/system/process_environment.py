@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import ctypes.util
 import os
+import shlex
 import signal
 import sys
 from types import ModuleType
@@ -62,6 +63,22 @@ def _end_with_launcher() -> None:
     """
     if sys.platform == "linux" and "TORCHELASTIC_RUN_ID" in os.environ:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def command() -> str:
+    """The command line that started this run, for a shell: torchrun's, where that started it."""
+    return shlex.join((_launcher() or psutil.Process()).cmdline())
+
+
+def siblings() -> int:
+    """How many processes of this run's launcher live, this one included; 0 without one."""
+    launcher = _launcher()
+    children = launcher.children() if launcher else []
+    return sum(child.status() != psutil.STATUS_ZOMBIE for child in children)
+
+
+def _launcher() -> psutil.Process | None:
+    return psutil.Process().parent() if "TORCHELASTIC_RUN_ID" in os.environ else None
 
 
 def leave(status: int) -> NoReturn:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import torch
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
 from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
-from training_runs import STEPS, Workplace
+from training_runs import STEPS, Workplace, run
 
 pytestmark = pytest.mark.e2e
 
@@ -67,6 +69,31 @@ def assert_same_run(workplace: Workplace, name: str, other: str) -> None:
     assert tensors.keys() == expected.keys()
     assert any("exp_avg" in tensor for tensor in tensors), "the optimizer is part of it"
     assert [key for key in tensors if not torch.equal(tensors[key], expected[key])] == []
+
+
+def test_a_run_that_is_asked_to_stop_saves_its_last_step_and_goes_on_as_if_nothing_had_happened(
+    workplace: Workplace, undisturbed: str
+) -> None:
+    """torchrun gets SIGTERM in the second or third step, long before there would be a checkpoint, then SIGINT."""
+    folder = workplace.run_folder("stopped")
+    for number, first in ((signal.SIGTERM, 1), (signal.SIGINT, 3)):
+        _, output = workplace.start(
+            "stopped",
+            1,
+            "trainer.save_freq=0",
+            stop_when=lambda: (folder / f"rollouts/step_{first:06d}.parquet").exists(),  # noqa: B023
+            stop_with=number,
+        )
+        (last_words,) = [line for line in output.splitlines() if line.startswith("stopped by")]
+        step = len(workplace.metrics("stopped"))
+        assert step >= first
+        saved = folder / "checkpoints" / f"step_{step:06d}"
+        assert last_words.startswith(f"stopped by {number.name}: step {step} is saved, {saved}; go on with: "), output
+        assert workplace.checkpoints("stopped")[-1] == saved.name
+    command = shlex.split(last_words.split("go on with: ")[1])
+    assert run(command, workplace.folder / "stopped_again.log")[0] == 0
+    assert_same_run(workplace, "stopped", undisturbed)
+    assert workplace.validations("stopped") == workplace.validations(undisturbed)
 
 
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(workplace: Workplace, undisturbed: str) -> None:

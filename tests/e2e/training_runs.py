@@ -71,12 +71,18 @@ class Workplace:
         return output
 
     def start(
-        self, name: str, ranks: int, *overrides: str, stop_when: Callable[[], bool] | None = None, **environment: str
+        self,
+        name: str,
+        ranks: int,
+        *overrides: str,
+        stop_when: Callable[[], bool] | None = None,
+        stop_with: signal.Signals = signal.SIGKILL,
+        **environment: str,
     ) -> tuple[int, str]:
-        """Run until it ends, or until stop_when holds: then it gets SIGKILL (see `run`). ranks=0: without torchrun."""
+        """Run until it ends, or until stop_when holds: then it is signalled (see `run`). ranks=0: without torchrun."""
         torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks else []
         command = [sys.executable, *torchrun, "pretrain_rlpr.py", *self.arguments, f"trainer.name={name}", *overrides]
-        return run(command, self.folder / f"{name}.log", stop_when, **environment)
+        return run(command, self.folder / f"{name}.log", stop_when, stop_with, **environment)
 
 
 def records(path: Path) -> list[dict[str, Any]]:
@@ -84,12 +90,16 @@ def records(path: Path) -> list[dict[str, Any]]:
 
 
 def run(
-    command: list[str], log: Path, stop_when: Callable[[], bool] | None = None, **environment: str
+    command: list[str],
+    log: Path,
+    stop_when: Callable[[], bool] | None = None,
+    stop_with: signal.Signals = signal.SIGKILL,
+    **environment: str,
 ) -> tuple[int, str]:
     """Exit status and output of a command; output goes to a file, which no helper process can hold open for us.
 
-    When stop_when holds, the started process alone gets SIGKILL: a torchrun, if it is one. Fails when a process that it
-    started lives on.
+    When stop_when holds, the started process alone gets the signal: a torchrun, if it is one. Fails when a process that
+    it started lives on.
     """
     everything = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     with log.open("wb") as out:
@@ -100,18 +110,18 @@ def run(
     while process.poll() is None and time.monotonic() < deadline and not (stop_when and stop_when()):
         time.sleep(0.005)
     in_time = time.monotonic() < deadline
-    survivors = _killed(process) if process.poll() is None else []
+    survivors = _stopped(process, stop_with if in_time else signal.SIGKILL) if process.poll() is None else []
     output = log.read_text(errors="replace")
     assert in_time, f"no end within {TIME_LIMIT_S} s: {output[-4000:]}"
     assert not survivors, f"{survivors} outlived the process that had started them"
     return process.returncode, output
 
 
-def _killed(process: subprocess.Popen[bytes]) -> list[str]:
-    """Kill a process; the command lines of those of its descendants that lived on, which are killed too."""
+def _stopped(process: subprocess.Popen[bytes], number: signal.Signals) -> list[str]:
+    """Stop a process; the command lines of those of its descendants that lived on, which are killed too."""
     family = psutil.Process(process.pid).children(recursive=True)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.send_signal(number)
+    process.wait(TIME_LIMIT_S)
     _, alive = psutil.wait_procs(family, timeout=20)
     survivors = [" ".join(member.cmdline())[:200] for member in alive]
     for member in alive:

@@ -18,6 +18,7 @@ from megatron_rlpr.rollout.ray.scheduler import EngineScheduler, EventCallback
 from megatron_rlpr.rollout.requests import GenerationRequest, SamplingSettings
 from megatron_rlpr.rollout.vllm.limits import check_requests, read_model_config
 from megatron_rlpr.rollout.vllm.weight_update import check_manifest, required_weights
+from megatron_rlpr.system import stop_signals
 from megatron_rlpr.types import Response
 from megatron_rlpr.weights.receiver import Announcement, Confirmation
 from megatron_rlpr.weights.transports.choice import Transports
@@ -70,9 +71,10 @@ class EnginePool:
         """Work until the ticket's requests are answered; the responses in request order.
 
         ask: has the current weights exported to `supply`. Without it, engines that lack them wait, and so do the
-        requests if there are no others.
+        requests if there are no others. Raises Stopped when the run was asked to stop.
         """
         while not ticket.done:
+            stop_signals.check()
             if ask is not None and self.lacking:
                 ask()
             with self._lock:

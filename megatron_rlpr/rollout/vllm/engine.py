@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -17,9 +18,13 @@ from megatron_rlpr.rollout.vllm import limits, process
 from megatron_rlpr.rollout.vllm.requests_in_flight import RequestsInFlight
 from megatron_rlpr.rollout.vllm.weight_update import check_manifest, required_weights
 from megatron_rlpr.rollout.vllm.worker_load import Loaded, load_stream
+from megatron_rlpr.system import stop_signals
 from megatron_rlpr.types import Response
 from megatron_rlpr.weights.receiver import Announcement, Confirmation, WeightHandoverError
 from megatron_rlpr.weights.transports.interface import InProcess, WeightSource
+
+_STEPS_BETWEEN_AGREEMENTS = 16
+"""Decoding steps after which the ranks of one engine ask each other whether to stop."""
 
 
 class VllmEngine:
@@ -85,7 +90,10 @@ class VllmEngine:
         try:
             for number, request in enumerate(requests):
                 self.submit(str(number), request, sampling)
-            while self._requests:
+            for steps in itertools.count():
+                if not self._requests:
+                    break
+                self._stop_if_asked(steps)
                 for key, response in self.step():
                     finished[key] = response
                     tokens += len(response.token_ids)
@@ -98,6 +106,15 @@ class VllmEngine:
 
     def _no_requests(self, llm_engine: Any) -> RequestsInFlight:
         return RequestsInFlight(llm_engine, self._tokenizer, self._stop_ids, self.settings.raw_log_probs)
+
+    def _stop_if_asked(self, steps: int) -> None:
+        """Raise Stopped where the run was asked to stop, on all ranks of this engine after the same number of steps."""
+        if self.settings.tensor_parallel_size == 1:
+            stop_signals.check()
+        elif steps % _STEPS_BETWEEN_AGREEMENTS == 0:
+            from vllm.distributed import get_tp_group
+
+            stop_signals.agree(get_tp_group().cpu_group)
 
     @property
     def shared_prompt_tokens(self) -> int:
