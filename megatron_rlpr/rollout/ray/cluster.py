@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import subprocess
 import sys
 from typing import Any
+from urllib.parse import urlsplit
 
 import psutil
 import torch
 
 from megatron_rlpr.rollout.engine import EngineSettings
 from megatron_rlpr.rollout.ray import guard as ray_guard
+from megatron_rlpr.system import stop_signals
 from megatron_rlpr.system.process_environment import ON_CPU
 from megatron_rlpr.types import UserError
 
 _OBJECT_STORE = 256 * 2**20
 """For requests and responses; weights do not go through it."""
+_ANSWERS_WITHIN_S = 10.0
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -42,20 +46,30 @@ def connect(address: str, *, cpus: int) -> bool:
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": False}
     if address:
         try:
+            _knock(address)
             ray.init(address=address, **options)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             cause = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(
                 f"no Ray cluster answers at {address} (rollout.ray_address or RAY_ADDRESS): start one with `ray start "
                 f"--head`, or leave both empty to start a local one ({cause})"
             ) from error
+        stop_signals.listen_again()
         return False
     ray.init(address="local", num_cpus=cpus, include_dashboard=False, object_store_memory=_OBJECT_STORE, **options)
+    stop_signals.listen_again()
     node = [str(process.pid) for process in psutil.Process().children(recursive=True)]
     subprocess.Popen(
         [sys.executable, "-S", ray_guard.__file__, str(os.getpid()), *node], start_new_session=True, close_fds=True
     )
     return True
+
+
+def _knock(address: str) -> None:
+    """OSError unless something listens at HOST:PORT or ray://HOST:PORT: Ray itself would try for minutes."""
+    place = urlsplit(address if "://" in address else f"//{address}")
+    if place.hostname and place.port:
+        socket.create_connection((place.hostname, place.port), timeout=_ANSWERS_WITHIN_S).close()
 
 
 def node_address() -> str:
