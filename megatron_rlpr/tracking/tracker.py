@@ -68,10 +68,11 @@ class Tracker:
 
     def close(self) -> None:
         """Flush and close everything; once is enough, twice is allowed."""
-        for log in self._logs:
-            log.close()
-        while self._sinks:
-            self._sinks.pop().close()
+        with writing(self._folder):
+            for log in self._logs:
+                log.close()
+            while self._sinks:
+                self._sinks.pop().close()
 
     def __enter__(self) -> Tracker:
         return self

@@ -13,17 +13,19 @@ from pathlib import Path
 import pytest
 import torch
 
+from megatron_rlpr.config.schema import Config
 from megatron_rlpr.run.folder import RunFolder
 from megatron_rlpr.system import disk
 from megatron_rlpr.system.atomic_file import write_text
 from megatron_rlpr.system.command_line import exit_status
 from megatron_rlpr.system.sealed_folder import make_once
 from megatron_rlpr.system.step_folders import StepFolders
-from megatron_rlpr.tracking.metrics_log import MetricsLog
+from megatron_rlpr.tracking.tracker import Tracker
 from megatron_rlpr.types import UserError
 from tools import prepare_data
 
 ROOT = Path(__file__).parents[3]
+LOGS = ("metrics.jsonl", "validation.jsonl")
 LONG = "x" * 40_000
 
 
@@ -43,7 +45,11 @@ def a_text(folder: Path) -> None:
 
 
 def metrics(folder: Path) -> None:
-    MetricsLog(folder / "metrics.jsonl").append(1, {"name": LONG})
+    """Closing them meets the full disk once more."""
+    config = Config()
+    config.tracking.tensorboard = False
+    with Tracker(config, RunFolder(folder), {}) as tracker:
+        tracker.log_step(1, {"name": LONG})
 
 
 def a_step(folder: Path) -> None:
@@ -74,7 +80,7 @@ def test_a_file_that_may_not_grow(write: Callable[[Path], None], tmp_path: Path)
         write(tmp_path)
     assert str(tmp_path) in str(refused.value)
     assert "\n" not in str(refused.value)
-    left = [path.name for path in tmp_path.iterdir() if path.name not in ("metrics.jsonl", ".out.lock")]
+    left = [path.name for path in tmp_path.iterdir() if path.name not in (*LOGS, ".out.lock")]
     assert left == [], "nothing half-written stays"
     write(tmp_path)
 
