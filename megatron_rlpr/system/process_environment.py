@@ -42,8 +42,15 @@ _ALWAYS = {"TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore"}
 
 
 def ensure() -> None:
-    """Make sure this process runs with the settings above. Call first, before anything imports torch."""
-    _end_with_launcher()
+    """Make sure this process runs with the settings above, and ends with its torchrun, as the processes that it forks
+    end with it. Call first, before anything imports torch.
+
+    torchrun starts every rank in a session of its own. When it is killed outright its ranks would go on training, in
+    the same folder as the run that is started in its place, and so would the processes that write a rank's checkpoint.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        _end_with_parent()
+    os.register_at_fork(after_in_child=_end_with_parent)
     # Megatron imports it for loggers that are not used here, which leaves two folders in /tmp; tracking takes it back.
     sys.modules.setdefault("wandb", cast(ModuleType, None))
     if os.environ.get(_MARK):
@@ -55,13 +62,9 @@ def ensure() -> None:
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
 
 
-def _end_with_launcher() -> None:
-    """Have the kernel kill this rank when its torchrun is gone (Linux).
-
-    torchrun starts every rank in a session of its own. When it is killed outright its ranks would go on training, in
-    the same folder as the run that is started in its place.
-    """
-    if sys.platform == "linux" and "TORCHELASTIC_RUN_ID" in os.environ:
+def _end_with_parent() -> None:
+    """Have the kernel kill this process when the one that started it is gone (Linux)."""
+    if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 

@@ -58,14 +58,15 @@ process_environment.leave(7)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the parent-death signal is Linux's")
-def test_a_rank_does_not_outlive_its_killed_launcher(tmp_path: Path) -> None:
+@pytest.mark.parametrize("forked", [False, True], ids=["a rank and its torchrun", "what a rank forks and the rank"])
+def test_a_process_does_not_outlive_the_one_that_started_it(tmp_path: Path, forked: bool) -> None:
     pid_file = tmp_path / "pid"
-    rank = (
-        START
-        + f"import os, pathlib, time; pathlib.Path({str(pid_file)!r}).write_text(str(os.getpid())); time.sleep(3600)"
-    )
+    rank = f"import os, pathlib, time; pathlib.Path({str(pid_file)!r}).write_text(str(os.getpid())); time.sleep(3600)"
     launch = (
-        f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {rank!r}], start_new_session=True).wait()"
+        f"{START}import os, time\nif os.fork() == 0: exec({rank!r})\ntime.sleep(600)"
+        if forked
+        else "import subprocess, sys; "
+        f"subprocess.Popen([sys.executable, '-c', {START + rank!r}], start_new_session=True).wait()"
     )
     launcher = subprocess.Popen([sys.executable, "-c", launch], env=environment(TORCHELASTIC_RUN_ID="1"))
     deadline = time.monotonic() + 600
