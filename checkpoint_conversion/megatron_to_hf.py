@@ -31,7 +31,7 @@ from checkpoint_conversion.source_files import SourceFiles
 from checkpoint_conversion.streamed_load import load_streamed
 from megatron_rlpr.system.command_line import exit_status
 from megatron_rlpr.system.dtypes import DTYPES
-from megatron_rlpr.system.sealed_folder import empty, make_once
+from megatron_rlpr.system.sealed_folder import SEAL, empty, make_once, sealed_sums
 from megatron_rlpr.types import UserError
 from megatron_rlpr.weights.architectures import hf_manifest, model_shape
 from megatron_rlpr.weights.checksum import ChecksummedStream, weights_checksum
@@ -57,6 +57,12 @@ def convert(megatron: Path, out: Path, hf: Path | None = None, max_shard_gb: flo
     check_megatron_checkpoint(shape, megatron)
     weights = sorted(path for path in (megatron / WEIGHTS).iterdir() if path.is_file())
     files = SourceFiles([*weights, *companions.companions()])
+    sealed = sealed_sums(megatron) if (megatron / SEAL).is_file() else {}
+    for file in weights:
+        if sealed.get(f"{WEIGHTS}/{file.name}", files.sums[file.name]) != files.sums[file.name]:
+            raise UserError(
+                f"{file} is damaged, its checksum is not the sealed one: convert or save the checkpoint again"
+            )
     made_from = {"max_shard_gb": max_shard_gb, "files": files.sums}
 
     def build(staging: Path) -> None:

@@ -4,6 +4,7 @@
     megatron/                  sharded weights and optimizer: load with any TP, PP, DP
     run_state.json             step counter, sampler, filter, random state: whatever the trainer hands over
     model_shape.json           what the weights belong to
+    sealed.json                the SHA-256 sum of every file
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import queue
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +27,8 @@ from torch.distributed.checkpoint import CheckpointException
 
 from megatron_rlpr.actor.optimizer_state import load_optimizer_state, sharded_optimizer_state
 from megatron_rlpr.actor.policy import MegatronPolicy
-from megatron_rlpr.system import disk
-from megatron_rlpr.system.decisions import first_rank_decides
+from megatron_rlpr.system import disk, sealed_folder
+from megatron_rlpr.system.decisions import first_rank_decides, shared_by_ranks
 from megatron_rlpr.system.step_folders import StepFolders
 from megatron_rlpr.types import UserError
 from megatron_rlpr.weights.architectures import hf_manifest
@@ -59,17 +61,14 @@ class CheckpointStore:
 
     def save(self, step: int, policy: MegatronPolicy, run_state: dict[str, Any]) -> Path:
         """Write the checkpoint of `step`, then remove those beyond keep_last. run_state must be JSON-serialisable."""
-        partial, first = self._folders.unfinished(step), dist.get_rank() == 0
+        unfinished, first = self._folders.unfinished(step), dist.get_rank() == 0
         first_rank_decides(lambda: self._begin(step))
         _collect_write_results_here()
-        with self._folders.writing(step) if first else _the_first_rank_tells(partial):
-            dist_checkpointing.save(_sharded_state(policy, is_loading=False), str(partial / WEIGHTS))
-            if first:
-                (partial / SHAPE).write_text(json.dumps(asdict(self._shape)))
-                (partial / _RUN_STATE).write_text(json.dumps(run_state))
-                self._folders.finish(step)
-        dist.barrier()
-        return self.path(step)
+        with self._folders.writing(step) if first else _the_first_rank_tells(unfinished):
+            dist_checkpointing.save(_sharded_state(policy, is_loading=False), str(unfinished / WEIGHTS))
+        names = first_rank_decides(lambda: self._describe(step, run_state))
+        sums = shared_by_ranks(lambda name: sealed_folder.sha256(unfinished / name), names)
+        return first_rank_decides(lambda: self._finish(step, dict(zip(names, sums, strict=True))))
 
     def require_room(self) -> None:
         """UserError unless there is room for one more checkpoint: as much as the newest takes, or is to be expected."""
@@ -83,32 +82,57 @@ class CheckpointStore:
             self.require_room()
             (self._folders.begin(step) / WEIGHTS).mkdir(parents=True)
 
-    def check(self, step: int) -> None:
-        """Raise UserError unless the checkpoint of `step` is whole, by its small files, and of this run's model."""
-        check_megatron_checkpoint(self._shape, self.path(step))
-        self._run_state(step)
+    def _describe(self, step: int, run_state: dict[str, Any]) -> list[str]:
+        """Write what is not Megatron's; the names of all files."""
+        unfinished = self._folders.unfinished(step)
+        with self._folders.writing(step):
+            (unfinished / SHAPE).write_text(json.dumps(asdict(self._shape)))
+            (unfinished / _RUN_STATE).write_text(json.dumps(run_state))
+            return sealed_folder.files(unfinished)
 
-    def load(self, step: int, policy: MegatronPolicy) -> dict[str, Any]:
-        """Load weights and optimizer of `step` into the policy (any layout); returns the run state.
+    def _finish(self, step: int, sums: dict[str, str]) -> Path:
+        with self._folders.writing(step):
+            sealed_folder.seal(self._folders.unfinished(step), {"step": step}, sums)
+            return self._folders.finish(step)
 
-        Raises UserError for a checkpoint of another model and for a damaged one.
-        """
-        self.check(step)
+    def problems(self, step: int) -> list[str]:
+        """What speaks against trusting the checkpoint of `step`, by its seal and all sums. Every file is read once, by
+        one of the ranks."""
+        path = self.path(step)
+
+        def sealed() -> dict[str, str]:
+            sums = sealed_folder.sealed_sums(path)
+            if not {SHAPE, _RUN_STATE} <= sums.keys():
+                raise UserError(f"{sealed_folder.SEAL} is of something else")
+            return sums
+
+        try:
+            sums = first_rank_decides(sealed)
+        except UserError as error:
+            return [str(error)]
+        return [found for found in shared_by_ranks(partial(sealed_folder.problem, path), list(sums.items())) if found]
+
+    def run_state(self, step: int) -> dict[str, Any]:
+        """What `save` was given. Raises UserError for a checkpoint of another model."""
+
+        def read() -> dict[str, Any]:
+            check_megatron_checkpoint(self._shape, self.path(step))
+            path = self.path(step) / _RUN_STATE
+            try:
+                return dict(json.loads(path.read_text()))
+            except (OSError, ValueError, TypeError) as error:
+                raise UserError(f"{path} holds no state of a run ({error}): {self._fix(step)}") from error
+
+        return first_rank_decides(read)
+
+    def load(self, step: int, policy: MegatronPolicy) -> None:
+        """Load weights and optimizer of `step` into the policy (any layout). UserError when they cannot be read."""
         with damage_named(self.path(step), self._fix(step)):
             state = dist_checkpointing.load(_sharded_state(policy, is_loading=True), str(self.path(step) / WEIGHTS))
         for key, chunk in chunks_by_key(policy.chunks).items():
             chunk.load_state_dict(state[key])
         if policy.optimizer is not None:
             load_optimizer_state(policy.optimizer, state)
-        return self._run_state(step)
-
-    def _run_state(self, step: int) -> dict[str, Any]:
-        path = self.path(step) / _RUN_STATE
-        try:
-            state: dict[str, Any] = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path} cannot be read ({error}): {self._fix(step)}") from error
-        return state
 
     def _fix(self, step: int) -> str:
         earlier = [s for s in self.steps() if s < step]

@@ -298,6 +298,9 @@ class TrainerConfig:
     total_epochs: int = key(1, "epochs to train when total_training_steps is 0", AT_LEAST_ONE)
     seed: int = key(1, "seed of the run: sampling seeds and initial random state", SEED)
     resume: Literal["auto", "never"] = key("auto", "auto: go on from the newest good checkpoint of the run folder")
+    allow_config_change: bool = key(
+        False, "go on from a checkpoint also when settings changed that decide what the run means (lr, batch size, ...)"
+    )
     save_freq: int = key(
         20, "steps between checkpoints; 0: only at the end or when stopped; -1: none", Bounds(-1, 1_000_000_000)
     )
@@ -310,6 +313,26 @@ class TrainerConfig:
         0, "CPU threads of one rank; 0: cores divided by ranks on this machine", Bounds(0, 1024)
     )
     collective_timeout_s: int = key(1800, "seconds until a collective that a rank misses is an error", SECONDS)
+
+
+FREE_TO_CHANGE = frozenset(
+    {
+        *("weights", "tracking", "model.path", "model.megatron_checkpoint", "data.train_files", "data.val_files"),
+        *("rollout.placement", "rollout.engines", "rollout.tensor_parallel_size", "rollout.cpus_per_engine"),
+        *("rollout.engine_timeout_s", "rollout.ray_address", "rollout.max_num_seqs", "rollout.kv_cache_gb"),
+        *("rollout.gpu_memory_utilization", "rollout.enforce_eager"),
+        *("actor.tensor_model_parallel_size", "actor.pipeline_model_parallel_size", "actor.sequence_parallel"),
+        *("actor.context_parallel_size", "actor.expert_model_parallel_size", "actor.use_distributed_optimizer"),
+        *("actor.max_tokens_per_micro_batch", "actor.share_prefixes", "actor.head_chunk_rows"),
+        *("actor.recompute_granularity", "actor.recompute_method", "actor.recompute_num_layers"),
+        *("trainer.name", "trainer.runs_dir", "trainer.total_training_steps", "trainer.total_epochs", "trainer.resume"),
+        *("trainer.allow_config_change", "trainer.save_freq", "trainer.keep_last", "trainer.export_hf"),
+        *("trainer.test_freq", "trainer.val_before_train", "trainer.val_only", "trainer.threads_per_rank"),
+        "trainer.collective_timeout_s",
+    }
+)
+"""Sections and keys that a run may change when it goes on and still be the same run (the content of model and data
+files is compared, not their paths). A key that is not here is part of what the run means."""
 
 
 @dataclass

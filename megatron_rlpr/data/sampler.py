@@ -61,8 +61,6 @@ class PromptSampler:
         """Everything that decides the coming batches, as plain JSON values."""
         return {
             "num_prompts": self.num_prompts,
-            "seed": self._seed,
-            "shuffle": self._shuffle,
             "epoch": self.epoch,
             "position": self._position,
             "deferred": list(self._deferred),
@@ -70,14 +68,15 @@ class PromptSampler:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where state_dict() was taken; raises UserError when data, seed or shuffle are not the same."""
-        mine = {"num_prompts": self.num_prompts, "seed": self._seed, "shuffle": self._shuffle}
-        for name, value in mine.items():
-            if state[name] != value:
-                raise UserError(
-                    f"the checkpoint's sampler has {name}={state[name]} but this run has {value}; resume with the same "
-                    "data files, data.max_prompt_length, data.seed and data.shuffle, or start a new run"
-                )
+        """Continue where state_dict() was taken; with another seed or order, at the same place in the new one.
+
+        Raises UserError when the number of prompts is not the same.
+        """
+        if state["num_prompts"] != self.num_prompts:
+            raise UserError(
+                f"the checkpoint's sampler has num_prompts={state['num_prompts']} but this run has {self.num_prompts}; "
+                "resume with the same data files and data.max_prompt_length, or start a new run"
+            )
         self.epoch, self._position = state["epoch"], state["position"]
         self._deferred, self._cache = list(state["deferred"]), list(state["cache"])
         self._order = self._epoch_order()

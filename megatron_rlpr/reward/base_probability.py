@@ -49,7 +49,8 @@ class BaseProbabilityTable:
     """Base probabilities by prompt, made once by the initial policy and stored with the run.
 
     Every entry carries a fingerprint of its prompt's tokens and reference answer, and the table the settings it was
-    made with (model, temperature, aggregation, ...): a table of other data or settings is refused, not silently used.
+    made with (model, temperature, aggregation, ...). What was made for another prompt or under other settings counts as
+    missing, so it is made again.
     """
 
     def __init__(self, settings: dict[str, Any], path: str | Path) -> None:
@@ -61,24 +62,18 @@ class BaseProbabilityTable:
         return len(self._entries)
 
     def missing(self, prompts: Iterable[Prompt]) -> list[Prompt]:
-        """The prompts that have no entry yet, in order."""
-        return [prompt for prompt in prompts if prompt.index not in self._entries]
+        """The prompts that have no entry of their own yet, in order."""
+        return [prompt for prompt in prompts if self._entries.get(prompt.index, ("",))[0] != _fingerprint(prompt)]
 
     def record(self, prompt: Prompt, probability: float) -> None:
         """Store the base probability of a prompt."""
         self._entries[prompt.index] = (_fingerprint(prompt), float(probability))
 
     def probability(self, prompt: Prompt) -> float:
-        """The stored base probability; raises UserError when the entry belongs to another prompt or answer."""
-        if prompt.index not in self._entries:
+        """The stored base probability; raises KeyError for a prompt that is missing."""
+        if self.missing([prompt]):
             raise KeyError(f"prompt {prompt.index} has no base probability; it must be computed first")
-        fingerprint, probability = self._entries[prompt.index]
-        if fingerprint != _fingerprint(prompt):
-            raise UserError(
-                f"the run's base probabilities were made for other data: prompt {prompt.index} is not the same; "
-                "resume with the same data files and tokenizer, or start a new run (trainer.name)"
-            )
-        return probability
+        return self._entries[prompt.index][1]
 
     def save(self) -> None:
         """Write the table as JSON; a kill in the middle leaves the previous file as it was."""
@@ -90,9 +85,9 @@ class BaseProbabilityTable:
 
     @classmethod
     def load(cls, settings: dict[str, Any], path: str | Path) -> BaseProbabilityTable:
-        """The table stored at path, an empty one if there is none.
+        """The table stored at path, an empty one if there is none or it was made with other settings.
 
-        Raises UserError when it was made with other settings or cannot be read.
+        Raises UserError when it cannot be read.
         """
         table = cls(settings, path)
         if not table._path.exists():
@@ -107,12 +102,7 @@ class BaseProbabilityTable:
             raise UserError(
                 f"{path}: no readable table of base probabilities ({error}); remove it to have it computed again"
             ) from error
-        if stored != json.loads(json.dumps(settings)):
-            raise UserError(
-                f"{path}: made with {stored}, this run has {settings}; remove it to have it computed again, or start a "
-                "new run"
-            )
-        return table
+        return table if stored == json.loads(json.dumps(settings)) else cls(settings, path)
 
 
 def _fingerprint(prompt: Prompt) -> str:

@@ -6,7 +6,7 @@ engines started, and what they do stands in the trainer's loop.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from megatron_rlpr.reward.scoring import GroupScorer
 from megatron_rlpr.rollout.store import forget_after
 from megatron_rlpr.rollout.vllm.limits import end_of_sequence_ids, read_model_config
 from megatron_rlpr.run import engines
+from megatron_rlpr.run.continuity import check_goes_on, fingerprints
 from megatron_rlpr.run.folder import RunFolder
 from megatron_rlpr.run.parts import RunParts
 from megatron_rlpr.run.prompts import (
@@ -43,11 +44,12 @@ from megatron_rlpr.run.prompts import (
     training_prompts,
     validation_sets,
 )
-from megatron_rlpr.run.state import resume_step
+from megatron_rlpr.run.state import resume_step, stored_state
 from megatron_rlpr.system.clock import Clock
 from megatron_rlpr.system.decisions import first_rank_decides, gather_or_raise
 from megatron_rlpr.system.disk import writing
 from megatron_rlpr.system.process_environment import default_threads
+from megatron_rlpr.system.step_folders import StepFolders
 from megatron_rlpr.tracking.console import Console
 from megatron_rlpr.tracking.step_metrics import peak_all_ranks_gb
 from megatron_rlpr.tracking.tracker import Tracker
@@ -74,7 +76,7 @@ def build_parts(config: Config) -> RunParts:
         lock = folder.hold() if first else None
     shape = model_shape(HfFolder(config.model.path).config())
     checkpoints = CheckpointStore(folder.checkpoints, shape, config.trainer.keep_last)
-    done = resume_step(config.trainer, checkpoints)
+    done = resume_step(config.trainer, checkpoints, console)
     if config.trainer.save_freq >= 0 and not config.trainer.val_only:
         first_rank_decides(checkpoints.require_room)
 
@@ -88,8 +90,13 @@ def build_parts(config: Config) -> RunParts:
     held_out = validation_sets(config, tokenizer, tasks)
     end_of_sequence_ids(config.model.path, read_model_config(config.model.path), tokenizer)  # refuses unknown ones
     check_token_ids(config, tokenizer, shape.vocab_size, prompts, held_out)
+    prints = fingerprints(config, tokenizer, prompts, held_out)
+    if done:
+        stored = stored_state(checkpoints, done)
+        for change in check_goes_on(config, steps, stored, prints, checkpoints.path(done)):
+            console.message(f"changed after step {done}: {change}")
     base_sets = prompt_sets(config, prompts, held_out)
-    tables = base_tables(config, folder, base_sets)
+    tables = base_tables(config, folder, base_sets, prints["model"])
 
     described = f"{config.model.path}: {shape.architecture}, {shape.num_layers} layers"
     console.message(f"model {described}; {layout.world_size} ranks with {threads} CPU threads each")
@@ -103,6 +110,9 @@ def build_parts(config: Config) -> RunParts:
         loading.save_resolved(config, folder.config)
         if not config.trainer.val_only:
             forget_after(folder.rollouts, done)
+            configs = StepFolders(folder.configs, ".yaml")
+            configs.forget_after(done)
+            loading.save_resolved(config, configs.path(done))
     resolved = loading.resolved(config)
     tracker = Tracker(config, folder, resolved, done, total_steps=steps, rank=layout.rank, console=console)
     rollouts = engines.rollouts(config, console)
@@ -123,6 +133,7 @@ def build_parts(config: Config) -> RunParts:
         scorer=scorer,
         prompt_sets=base_sets,
         prompts=source,
+        fingerprints=prints,
         std_filter=StdFilter(config.filter),
         hand_over=HandOver(exporter, rollouts),
         validation=ValidationSchedule(
@@ -166,14 +177,13 @@ def kl_controller(algorithm: AlgorithmConfig) -> KLController:
     return KLController(algorithm.kl_loss_coef)
 
 
-def base_tables(config: Config, folder: RunFolder, names: Mapping[str, Any]) -> dict[str, BaseProbabilityTable]:
+def base_tables(config: Config, folder: RunFolder, names: Iterable[str], model: str) -> dict[str, BaseProbabilityTable]:
     """By prompt set, the base probabilities that the run folder holds. Collective: the first rank reads them.
 
-    Raises UserError for a table that was made with other settings.
+    model: fingerprint of the initial one.
     """
     settings = {
-        "model": config.model.path,
-        "megatron_checkpoint": config.model.megatron_checkpoint,
+        "model": model,
         "dtype": config.actor.dtype,
         "temperature": config.rollout.temperature,
         "compute_score_name": config.reward.compute_score_name,

@@ -19,6 +19,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.config = path / "config.yaml"  # the resolved configuration, which --config reads back
+        self.configs = path / "configs"  # step_000003.yaml: the one that the run went on with after step 3
         self.checkpoints = path / "checkpoints"
         self.hf = path / "hf"  # Hugging Face folders, one beside each checkpoint
         self.rollouts = path / "rollouts"

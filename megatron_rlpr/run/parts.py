@@ -30,9 +30,9 @@ class RunParts:
     """Everything a trainer needs.
 
     reference: the initial policy, where a KL to it counts. pipeline: where rollouts run one round ahead. prompt_sets:
-    by name, the prompts whose base probabilities the rewards of this run need. resume_step: the finished step the run
-    goes
-    on after, 0 for a new one. lock: keeps other runs out of the folder (first rank).
+    by name, the prompts whose base probabilities the rewards of this run need. fingerprints: see `run.continuity`.
+    resume_step: the finished step the run goes on after, 0 for a new one. lock: keeps other runs out of the
+    folder (first rank).
     """
 
     config: Config
@@ -46,6 +46,7 @@ class RunParts:
     scorer: GroupScorer
     prompt_sets: Mapping[str, PromptSet]
     prompts: PromptSource
+    fingerprints: Mapping[str, str]
     std_filter: StdFilter
     hand_over: HandOver
     validation: ValidationSchedule

@@ -8,45 +8,84 @@ from contextlib import contextmanager
 from typing import Any
 
 from megatron_rlpr.actor.checkpoint import CheckpointStore, random_state, restore_random_state
+from megatron_rlpr.config.loading import resolved
 from megatron_rlpr.config.schema import TrainerConfig
 from megatron_rlpr.run.parts import RunParts
 from megatron_rlpr.system.decisions import first_rank_decides
 from megatron_rlpr.system.stop_signals import Stopped
+from megatron_rlpr.tracking.console import Console
 from megatron_rlpr.types import UserError
 
+_STATE = {
+    "step": int,
+    **dict.fromkeys(("prompts", "std_filter", "kl_controller", "validation", "random", "config", "fingerprints"), dict),
+}
 
-def resume_step(trainer: TrainerConfig, checkpoints: CheckpointStore) -> int:
-    """The finished step the run goes on after, 0 for a new run. Collective: the first rank looks.
 
-    trainer.resume=never in a folder with checkpoints would mix two runs, so it is refused, and so is a checkpoint of
-    another model.
+def resume_step(trainer: TrainerConfig, checkpoints: CheckpointStore, console: Console) -> int:
+    """The finished step the run goes on after, 0 for a new run: the newest whose checkpoint is whole. Collective.
+
+    Of damaged checkpoints newer than that one the console says what is wrong. UserError when there are damaged ones
+    alone, and for trainer.resume=never in a folder with checkpoints, which would mix two runs.
     """
 
-    def newest() -> int:
+    def found() -> list[int]:
         steps = checkpoints.steps()
-        if not steps:
-            return 0
-        if trainer.resume == "never":
+        if steps and trainer.resume == "never":
             raise UserError(
                 f"trainer.resume=never, but {checkpoints.path(steps[-1])} is a checkpoint of an earlier run: choose "
                 "another trainer.name, or set trainer.resume=auto to go on from it"
             )
-        checkpoints.check(steps[-1])
-        return steps[-1]
+        return steps
 
-    return first_rank_decides(newest)
+    damaged: list[str] = []
+    for step in reversed(first_rank_decides(found)):
+        problems = checkpoints.problems(step)
+        if not problems:
+            for damage in damaged:
+                console.message(f"{damage}: going on from step {step}")
+            return step
+        more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
+        damaged.append(f"{checkpoints.path(step)} is damaged ({problems[0]}{more})")
+    if damaged:
+        raise UserError(f"no checkpoint of the run is whole: {'; '.join(damaged)}; remove them to start again")
+    return 0
+
+
+def stored_state(checkpoints: CheckpointStore, step: int) -> dict[str, Any]:
+    """What the checkpoint of a step holds besides weights and optimizer. Raises UserError when it is of another kind.
+
+    Collective: the first rank reads it.
+    """
+    state = checkpoints.run_state(step)
+    faults = [name for name, kind in _STATE.items() if type(state.get(name)) is not kind]
+    if faults:
+        raise _foreign(checkpoints, step, f"{', '.join(faults)} missing or of a wrong type")
+    return state
+
+
+def _foreign(checkpoints: CheckpointStore, step: int, why: str) -> UserError:
+    return UserError(
+        f"{checkpoints.path(step)}/run_state.json is not what this version stores ({why}): remove the folder to go on "
+        "from an earlier step, or choose another trainer.name"
+    )
 
 
 def resume(parts: RunParts) -> int:
     """Load the checkpoint the run goes on from; returns the last finished step (0: a new run)."""
     if not parts.resume_step:
         return 0
-    state = parts.checkpoints.load(parts.resume_step, parts.policy)
-    parts.prompts.load_state_dict(state["prompts"])
-    parts.std_filter.load_state_dict(state["std_filter"])
-    parts.kl_controller.load_state_dict(state["kl_controller"])
-    parts.validation.load_state_dict(state["validation"])
-    restore_random_state(state["random"])
+    state = stored_state(parts.checkpoints, parts.resume_step)
+    try:
+        parts.prompts.load_state_dict(state["prompts"])
+        parts.std_filter.load_state_dict(state["std_filter"])
+        parts.kl_controller.load_state_dict(state["kl_controller"])
+        parts.validation.load_state_dict(state["validation"])
+        restore_random_state(state["random"])
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        why = f"{type(error).__name__}: {error}"
+        raise _foreign(parts.checkpoints, parts.resume_step, why) from error
+    parts.checkpoints.load(parts.resume_step, parts.policy)
     parts.console.message(f"resumed {parts.checkpoints.path(parts.resume_step)}")
     return int(state["step"])
 
@@ -94,6 +133,8 @@ def _state(parts: RunParts, step: int) -> dict[str, Any]:
         "kl_controller": parts.kl_controller.state_dict(),
         "validation": parts.validation.state_dict(),
         "random": random_state(),
+        "config": resolved(parts.config),
+        "fingerprints": dict(parts.fingerprints),
     }
 
 

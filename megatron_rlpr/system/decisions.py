@@ -6,7 +6,7 @@ while another updates. So the first rank finds out, and tells the others.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch.distributed as dist
@@ -14,6 +14,7 @@ import torch.distributed as dist
 from megatron_rlpr.system.stop_signals import Stopped
 from megatron_rlpr.types import UserError
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 _KNOWN = (UserError, Stopped)
 """What is raised on every rank as it is, when nothing else has failed."""
@@ -66,6 +67,18 @@ def gather_or_raise(work: Callable[[], Result], group: dist.ProcessGroup | None,
         raise kind(*said) from own_error
     causes = "; ".join(f"rank {rank}: {said[0]}" for rank, (_, said) in failures)
     raise RankError(f"{what} failed on {len(failures)} of {len(outcomes)} ranks: {causes}") from own_error
+
+
+def shared_by_ranks(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    """Collective over all ranks: work on every item once, by one of them; all results, in order, on every rank.
+
+    items: the same on all ranks. Errors are those of `gather_or_raise`. A process without torch.distributed is alone.
+    """
+    together = dist.is_initialized() and dist.get_world_size() > 1
+    rank, ranks = (dist.get_rank(), dist.get_world_size()) if together else (0, 1)
+    group = dist.group.WORLD if together else None
+    parts = gather_or_raise(lambda: [work(item) for item in items[rank::ranks]], group, "shared work")
+    return [parts[number % ranks][number // ranks] for number in range(len(items))]
 
 
 def _attempt(work: Callable[[], Result]) -> tuple[Result | None, Failure | None, Exception | None]:

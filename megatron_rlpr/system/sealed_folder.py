@@ -2,7 +2,7 @@
 
 A tool builds its files in a hidden sibling folder, seals them with a list of their SHA-256 sums (`sealed.json`, beside
 what they were made from) and renames the folder into place. A later run trusts the output only after every sum has been
-computed again.
+computed again. The checkpoints of a run carry the same seal; its ranks share the sums (`actor.checkpoint`).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def make_once(folder: Path, made_from: Mapping[str, Any], build: Callable[[Path]
         staging.mkdir(parents=True, exist_ok=True)
         try:
             build(staging)
-            _seal(staging, origin)
+            seal(staging, origin, {name: sha256(staging / name) for name in files(staging)})
         except UserError:
             _drop_if_empty(staging)
             raise
@@ -60,14 +60,32 @@ def make_once(folder: Path, made_from: Mapping[str, Any], build: Callable[[Path]
 def problems(folder: Path) -> list[str]:
     """What speaks against trusting the folder, one sentence each; empty when its seal and all sums agree."""
     try:
-        seal = json.loads((folder / SEAL).read_text(encoding="utf-8"))
-        sums: dict[str, str] = dict(seal["files"])
-    except FileNotFoundError:
-        return [f"{SEAL} is missing"]
-    except (ValueError, KeyError, TypeError):
-        return [f"{SEAL} is not readable"]
+        sums = sealed_sums(folder)
+    except UserError as error:
+        return [str(error)]
     missing = [f"{name} is missing" for name in sums if not (folder / name).is_file()]
-    return missing or [f"{name} has changed" for name, expected in sums.items() if sha256(folder / name) != expected]
+    return missing or [found for file in sums.items() if (found := problem(folder, file))]
+
+
+def sealed_sums(folder: Path) -> dict[str, str]:
+    """File -> sum as the seal has them. Raises UserError, which says of the seal what is wrong with it."""
+    try:
+        return dict(json.loads((folder / SEAL).read_text(encoding="utf-8"))["files"])
+    except FileNotFoundError as error:
+        raise UserError(f"{SEAL} is missing") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{SEAL} is not readable") from error
+
+
+def problem(folder: Path, file: tuple[str, str]) -> str:
+    """What speaks against one file (name, sum) of a seal; empty when its sum agrees."""
+    name, expected = file
+    try:
+        return "" if sha256(folder / name) == expected else f"{name} has changed"
+    except FileNotFoundError:
+        return f"{name} is missing"
+    except OSError as error:
+        return f"{name} cannot be read ({error.strerror})"
 
 
 def sha256(path: Path) -> str:
@@ -90,12 +108,15 @@ def _drop_if_empty(folder: Path) -> None:
         folder.rmdir()
 
 
-def _seal(staging: Path, origin: Mapping[str, Any]) -> None:
-    names = sorted(
-        path.relative_to(staging).as_posix() for path in staging.rglob("*") if path.is_file() and path.name != SEAL
-    )
-    seal = {"made_from": origin, "files": {name: sha256(staging / name) for name in names}}
-    write_text(staging / SEAL, json.dumps(seal, indent=2) + "\n")
+def files(folder: Path) -> list[str]:
+    """What a seal covers: all files, by their names below the folder."""
+    found = (path for path in folder.rglob("*") if path.is_file() and path.name != SEAL)
+    return sorted(path.relative_to(folder).as_posix() for path in found)
+
+
+def seal(folder: Path, made_from: Mapping[str, Any], sums: Mapping[str, str]) -> None:
+    """Write the seal of a folder with these sums of its `files`."""
+    write_text(folder / SEAL, json.dumps({"made_from": made_from, "files": sums}, indent=2) + "\n")
 
 
 def _refuse_unless_sealed(folder: Path, origin: Mapping[str, Any]) -> None:

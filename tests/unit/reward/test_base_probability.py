@@ -1,4 +1,5 @@
-"""The stored table of base probabilities: survives a restart exactly, and is never used for other data or settings."""
+"""The stored table of base probabilities: survives a restart exactly, and what was made for other data or settings is
+made again."""
 
 from __future__ import annotations
 
@@ -49,16 +50,19 @@ def test_a_prompt_that_was_never_scored_has_no_probability(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("change", [{"reference_answer": "another"}, {"token_ids": (1, 2, 4)}])
-def test_another_prompt_under_the_same_index_is_refused(change: dict[str, object], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="other data"):
-        filled(tmp_path / "base.json").probability(replace(PROMPTS[0], **change))
+def test_another_prompt_under_the_same_index_is_missing(change: dict[str, object], tmp_path: Path) -> None:
+    table, other = filled(tmp_path / "base.json"), replace(PROMPTS[0], **change)
+    assert table.missing([other, PROMPTS[1]]) == [other]
+    with pytest.raises(KeyError):
+        table.probability(other)
+    table.record(other, 0.25)
+    assert table.probability(other) == 0.25
 
 
-def test_other_settings_are_refused(tmp_path: Path) -> None:
+def test_under_other_settings_everything_is_missing(tmp_path: Path) -> None:
     path = tmp_path / "base.json"
     filled(path).save()
-    with pytest.raises(UserError, match=r"base\.json: made with .*temperature"):
-        BaseProbabilityTable.load({**SETTINGS, "temperature": 0.6}, path)
+    assert BaseProbabilityTable.load({**SETTINGS, "temperature": 0.6}, path).missing(PROMPTS) == PROMPTS
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"settings": {}}', '{"settings": {}, "entries": {"x": 1}}'])
