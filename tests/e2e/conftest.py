@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
+from forked_ranks import ForkedRanks
 from tiny_policy import row, save_model, write_rows
 from training_runs import Workplace
 
@@ -14,6 +17,13 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     write_rows(folder / "train.parquet", [row(number) for number in range(120)])
     write_rows(folder / "val.parquet", [row(number) for number in range(200, 216)])
     return Workplace(folder)
+
+
+@pytest.fixture(scope="session")
+def ranks() -> Iterator[ForkedRanks]:
+    """What starts trainings in no time."""
+    with ForkedRanks() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

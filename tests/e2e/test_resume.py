@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
-import torch
-from torch.distributed.checkpoint import FileSystemReader
-from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
-from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
+from same_run import assert_same_run
 from training_runs import STEPS, Workplace, run
 
 pytestmark = pytest.mark.e2e
@@ -30,45 +24,6 @@ def killed(workplace: Workplace, name: str, ranks: int, happened: Callable[[Path
         if status != 0 and happened(folder) and f"step_{STEPS:06d}" not in workplace.checkpoints(name):
             return
     raise AssertionError(f"{name} was never killed in time")
-
-
-def stored_tensors(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """Weights and optimizer of a checkpoint, by name."""
-    state: dict[str, Any] = {}
-    _load_state_dict(
-        state, FileSystemReader(checkpoint / "megatron"), planner=_EmptyStateDictLoadPlanner(), no_dist=True
-    )
-    return dict(_flat("", state))
-
-
-def _flat(prefix: str, value: Any) -> list[tuple[str, torch.Tensor]]:
-    if isinstance(value, torch.Tensor):
-        return [(prefix, value)]
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    return [pair for key, entry in inner for pair in _flat(f"{prefix}/{key}", entry)]
-
-
-def run_state(checkpoint: Path) -> dict[str, Any]:
-    """What the trainer stored besides weights and optimizer, times apart."""
-    state = json.loads((checkpoint / "run_state.json").read_text())
-    del state["validation"]["elapsed_s"]
-    return state
-
-
-def assert_same_run(workplace: Workplace, name: str, other: str) -> None:
-    """Metrics, rollouts, weights, optimizer and the trainer's state, bit for bit."""
-    assert workplace.timeless(name) == workplace.timeless(other)
-    for step in range(1, STEPS + 1):
-        file = f"rollouts/step_{step:06d}.parquet"
-        assert pq.read_table(workplace.run_folder(name) / file).equals(
-            pq.read_table(workplace.run_folder(other) / file)
-        ), file
-    last, others_last = (workplace.run_folder(run) / "checkpoints" / f"step_{STEPS:06d}" for run in (name, other))
-    assert run_state(last) == run_state(others_last)
-    tensors, expected = stored_tensors(last), stored_tensors(others_last)
-    assert tensors.keys() == expected.keys()
-    assert any("exp_avg" in tensor for tensor in tensors), "the optimizer is part of it"
-    assert [key for key in tensors if not torch.equal(tensors[key], expected[key])] == []
 
 
 def test_a_run_that_is_asked_to_stop_saves_its_last_step_and_goes_on_as_if_nothing_had_happened(
@@ -152,35 +107,3 @@ def test_a_runs_checkpoint_can_be_the_start_of_another_run(workplace: Workplace,
         assert validation[f"val/val/greedy/{measure}"] == trained[f"val/val/greedy/{measure}"]
     assert validation["step"] == 0
     assert not (workplace.run_folder("from_checkpoint") / "metrics.jsonl").read_text()
-
-
-@pytest.mark.parametrize(
-    ("damage", "overrides", "named"),
-    [
-        ("", ["trainer.resume=never"], ["trainer.resume=never", "step_000006", "choose another trainer.name"]),
-        ("run_state.json", [], ["step_000006/run_state.json", "go on from step 3"]),
-        ("megatron/.metadata", [], ["step_000006", ".metadata"]),
-        ("", ["actor.dtype=bfloat16"], ["base_probability_train.json", "'dtype': 'float32'"]),
-        ("megatron/__0_0.distcp", [], ["step_000006", "damaged", "go on from step 3"]),
-    ],
-)
-def test_what_cannot_be_resumed_is_refused_in_one_line(
-    workplace: Workplace, copied: str, damage: str, overrides: list[str], named: list[str]
-) -> None:
-    if damage:
-        file = workplace.run_folder(copied) / "checkpoints" / "step_000006" / damage
-        file.write_bytes(file.read_bytes()[: 3 * file.stat().st_size // 4])
-        if file.name == ".metadata":
-            file.unlink()
-    before = workplace.metrics(copied)
-    config = (workplace.run_folder(copied) / "config.yaml").read_text()
-    replay = f"rollout.replay={workplace.run_folder('undisturbed') / 'rollouts'}"
-    status, output = workplace.start(copied, 0, replay, *overrides)
-    assert status == 2, output[-4000:]
-    errors = [line for line in output.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1
-    assert [part for part in named if part not in errors[0]] == [], errors[0]
-    assert "Traceback" not in output
-    assert workplace.metrics(copied) == before
-    if "trainer.resume=never" in overrides:
-        assert (workplace.run_folder(copied) / "config.yaml").read_text() == config, "a refused start changes nothing"

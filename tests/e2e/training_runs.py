@@ -26,9 +26,10 @@ MEASURED = ("time/", "tokens/s", "memory/")
 
 @dataclass(frozen=True)
 class Workplace:
-    """A model, its data and a folder for runs."""
+    """A model, its data and a folder for runs of so many steps."""
 
     folder: Path
+    steps: int = STEPS
 
     @property
     def arguments(self) -> list[str]:
@@ -39,7 +40,7 @@ class Workplace:
             f"data.train_files=[{self.folder / 'train.parquet'}]",
             f"data.val_files=[{self.folder / 'val.parquet'}]",
             f"trainer.runs_dir={self.folder / 'runs'}",
-            f"trainer.total_training_steps={STEPS}",
+            f"trainer.total_training_steps={self.steps}",
         ]
 
     def run_folder(self, name: str) -> Path:

@@ -1,0 +1,107 @@
+"""Kills at random moments: however often, wherever and with whatever compiled loops, a run ends as if undisturbed.
+
+Generated runs of two ranks on stored rollouts, without engines and validations. RLPR_SEED and RLPR_KILLS choose others
+and how many.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from pathlib import Path
+
+import pytest
+from forked_ranks import KILLED, ForkedRanks
+from generated_runs import make_place, replay
+from same_run import assert_same_run
+from training_runs import Workplace
+
+pytestmark = pytest.mark.e2e
+
+SEED = int(os.environ.get("RLPR_SEED", "0"))
+KILLS = int(os.environ.get("RLPR_KILLS", "20"))
+KILLS_OF_A_RUN = 7
+START_LIMIT_S = 300
+LAYOUTS = (
+    (),
+    ("actor.tensor_model_parallel_size=2",),
+    ("actor.pipeline_model_parallel_size=2",),
+    ("actor.tensor_model_parallel_size=2", "actor.sequence_parallel=true"),
+)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
+    return make_place(tmp_path_factory.mktemp("kills"), SEED)
+
+
+def settings(dice: random.Random, place: Workplace) -> list[str]:
+    """A run of two ranks that carries state of every kind from step to step."""
+    return [
+        *replay(place),
+        *dice.choice(LAYOUTS),
+        f"trainer.save_freq={dice.choice([1, 1, 2])}",
+        f"trainer.keep_last={dice.choice([1, 2])}",
+        f"actor.ppo_mini_batch_size={dice.choice([0, 2])}",
+        f"actor.lr_decay_style={dice.choice(['constant', 'cosine'])}",
+        f"algorithm.adv_estimator={dice.choice(['grpo', 'rloo', 'reinforce_plus_plus'])}",
+        f"filter.cache_regenerate={dice.choice(['true', 'false'])}",
+        *dice.choice(
+            [(), ("algorithm.kl_loss_coef=0.01", "algorithm.use_kl_loss=false", "algorithm.kl_ctrl_type=adaptive")]
+        ),
+    ]
+
+
+def finish(ranks: ForkedRanks, argv: list[str], log: Path, numba_cache: Path) -> float:
+    """Run to the end; the seconds that it took."""
+    start = time.monotonic()
+    ranks.start(argv, 2, log, numba_cache)
+    statuses = ranks.ended(START_LIMIT_S)
+    assert statuses == [0, 0], f"{statuses}: {log.read_text(errors='replace')[-4000:]}"
+    return time.monotonic() - start
+
+
+def kill(ranks: ForkedRanks, argv: list[str], log: Path, numba_cache: Path, after_s: float, victims: list[int]) -> bool:
+    """Start and send SIGKILL to the victims (rank numbers), then to whoever is left, as a torchrun would soon.
+
+    False when the run ended before.
+    """
+    ranks.start(argv, 2, log, numba_cache)
+    if (statuses := ranks.ended(after_s)) is not None:
+        assert statuses == [0, 0], f"{statuses}: {log.read_text(errors='replace')[-4000:]}"
+        return False
+    ranks.kill(victims)
+    statuses = ranks.ended(1.0)
+    if statuses is None:
+        ranks.kill([0, 1])
+        statuses = ranks.ended(60)
+    assert statuses is not None
+    return KILLED in statuses
+
+
+@pytest.mark.parametrize("number", range(-(-KILLS // KILLS_OF_A_RUN)))
+def test_a_run_that_is_killed_again_and_again_equals_the_undisturbed_one(
+    ranks: ForkedRanks, place: Workplace, number: int
+) -> None:
+    dice = random.Random(f"{SEED}/{number}")
+    argv = settings(dice, place)
+    warm = place.folder / "numba"
+    if not warm.exists():
+        finish(ranks, [*argv, "trainer.name=warm"], place.folder / "warm.log", warm)
+    seconds = finish(ranks, [*argv, f"trainer.name=truth_{number}"], place.folder / "truth.log", warm)
+    kills, left = 0, min(KILLS_OF_A_RUN, KILLS - number * KILLS_OF_A_RUN)
+    for attempt in range(3 * left):
+        if kills == left:
+            break
+        name = f"killed_{number}_{attempt}"
+        numba_cache = warm if attempt else place.folder / f"cold_{number}"
+        log = place.folder / f"{name}.log"
+        mine = [*argv, f"trainer.name={name}"]
+        while kills < left and kill(
+            ranks, mine, log, numba_cache, dice.uniform(0.1, seconds), dice.choice([[0, 1], [0], [1]])
+        ):
+            kills += 1
+        finish(ranks, mine, log, numba_cache)
+        assert_same_run(place, name, f"truth_{number}")
+    assert kills == left, "the runs ended before they could be killed"
