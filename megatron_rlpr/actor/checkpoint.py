@@ -70,6 +70,10 @@ class CheckpointStore:
         sums = shared_by_ranks(lambda name: sealed_folder.sha256(unfinished / name), names)
         return first_rank_decides(lambda: self._finish(step, dict(zip(names, sums, strict=True))))
 
+    def set_aside_after(self, step: int) -> None:
+        """Let later checkpoints, which are damaged, be none any more; one rank calls this."""
+        self._folders.set_aside_after(step)
+
     def require_room(self) -> None:
         """UserError unless there is room for one more checkpoint: as much as the newest takes, or is to be expected."""
         steps = self.steps()

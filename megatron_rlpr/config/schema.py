@@ -297,7 +297,10 @@ class TrainerConfig:
     total_training_steps: int = key(0, "steps to train; 0: total_epochs over the data", STEPS)
     total_epochs: int = key(1, "epochs to train when total_training_steps is 0", AT_LEAST_ONE)
     seed: int = key(1, "seed of the run: sampling seeds and initial random state", SEED)
-    resume: Literal["auto", "never"] = key("auto", "auto: go on from the newest good checkpoint of the run folder")
+    resume: Literal["auto", "never"] = key(
+        "auto",
+        "auto: go on from the newest good checkpoint of the run folder; damaged newer ones become damaged_step_*",
+    )
     allow_config_change: bool = key(
         False, "go on from a checkpoint also when settings changed that decide what the run means (lr, batch size, ...)"
     )

@@ -109,6 +109,7 @@ def build_parts(config: Config) -> RunParts:
     if first:
         loading.save_resolved(config, folder.config)
         if not config.trainer.val_only:
+            checkpoints.set_aside_after(done)
             forget_after(folder.rollouts, done)
             configs = StepFolders(folder.configs, ".yaml")
             configs.forget_after(done)

@@ -16,7 +16,7 @@ from megatron_rlpr.system import disk
 
 
 class StepFolders:
-    """The steps in one folder. Of several ranks one calls `begin`, `finish` and `forget_after`; all may write."""
+    """The steps in one folder. Of several ranks one calls `begin`, `finish` and what removes steps; all may write."""
 
     def __init__(self, folder: Path, suffix: str = "", keep_last: int = 0) -> None:
         """suffix: of files, such as ".parquet"; none for folders. keep_last: how many steps stay; 0: all."""
@@ -75,6 +75,14 @@ class StepFolders:
         for later in self.steps():
             if later > step:
                 _remove(self.path(later))
+
+    def set_aside_after(self, step: int) -> None:
+        """Keep later steps, which are damaged, as damaged_step_...; they push out no older ones."""
+        for later in self.steps():
+            if later > step:
+                aside = self._folder / f"damaged_{self.path(later).name}"
+                shutil.rmtree(aside, ignore_errors=True)
+                os.replace(self.path(later), aside)
 
 
 def _remove(path: Path, ignore_errors: bool = False) -> None:

@@ -117,7 +117,7 @@ if __name__ == "__main__":
 
     import pretrain_rlpr
     from megatron_rlpr import trainer  # noqa: F401
-    from megatron_rlpr.config import checks  # noqa: F401
+    from megatron_rlpr.config.checks import machine, model  # noqa: F401
     from megatron_rlpr.run import build  # noqa: F401
     from megatron_rlpr.system import process_environment
 

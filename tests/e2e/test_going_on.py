@@ -103,7 +103,7 @@ def test_a_flipped_bit_in_the_newest_weights_costs_a_step_and_no_number(
         line.endswith(f"has changed): going on from step {STEPS - 1}") for line in output.splitlines() if said in line
     ]
     assert f"resumed {checkpoints / BEFORE}" in output
-    assert place.checkpoints("copied") == [LAST]
+    assert place.checkpoints("copied") == [f"damaged_{LAST}", LAST]
     assert_same_run(place, "copied", whole)
 
 

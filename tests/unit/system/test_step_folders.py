@@ -67,3 +67,19 @@ def test_later_steps_are_forgotten_and_nothing_else(tmp_path: Path, suffix: str)
     (tmp_path / "notes_000009.txt").write_text("mine")
     steps.forget_after(1)
     assert names(tmp_path) == ["notes_000009.txt", f"step_000001{suffix}"]
+
+
+def test_a_damaged_step_counts_no_more_and_pushes_out_no_older_one(tmp_path: Path) -> None:
+    steps = StepFolders(tmp_path, keep_last=2)
+    for step in (3, 6):
+        write(steps, step)
+    steps.set_aside_after(3)
+    assert steps.steps() == [3]
+    write(steps, 7)
+    assert names(tmp_path) == ["damaged_step_000006", "step_000003", "step_000007"]
+    write(steps, 9)
+    steps.set_aside_after(7)
+    assert names(tmp_path) == ["damaged_step_000006", "damaged_step_000009", "step_000007"]
+    write(steps, 9)
+    steps.set_aside_after(7)
+    assert names(tmp_path) == ["damaged_step_000006", "damaged_step_000009", "step_000007"]
