@@ -83,6 +83,8 @@ def find_key(name: str, source: str) -> Key:
         hint = f"the keys of {section} are " + ", ".join(k.name for k in all_keys().values() if k.section == section)
     else:
         hint = "the sections are " + ", ".join(sections())
+    if not name.isascii():
+        hint += " (keys are of plain Latin letters)"
     where = f"on the {COMMAND_LINE}" if source == COMMAND_LINE else f"in {source}"
     raise UserError(f"unknown key {shown(name)} {where}: {hint}")
 

@@ -148,6 +148,8 @@ def test_a_key_like_no_other_lists_what_there_is() -> None:
     assert refusal("qwertz.xyzzy=1") == "unknown key 'qwertz.xyzzy' on the command line: the sections are " + ", ".join(
         sections()
     )
+    look_alike = refusal("r\u043ellout.n=1")
+    assert look_alike.endswith("did you mean 'rollout.n'? (keys are of plain Latin letters)")
     assert refusal("model.xyzzyqwertz=1").endswith("the keys of model are path, megatron_checkpoint")
 
 
