@@ -142,6 +142,13 @@ def test_scores_do_not_depend_on_the_layout(policy: Facts, layout: str, model: s
 
 
 @in_each_layout
+def test_every_micro_batch_is_reported_with_how_many_there_are(policy: Facts, layout: str, model: str) -> None:
+    pieces = policy[layout, model]["pieces"]
+    assert [total for _, total in pieces] == [len(pieces)] * len(pieces)
+    assert all(0 < tokens <= 160 for tokens, _ in pieces)
+
+
+@in_each_layout
 def test_losses_and_gradients_do_not_depend_on_the_layout(policy: Facts, layout: str, model: str) -> None:
     found, alone = policy[layout, model], policy["1 process", model]
     assert len(found["loss"]) == UPDATES

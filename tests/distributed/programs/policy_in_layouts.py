@@ -57,7 +57,8 @@ def observe(case: Case, name: str, folder: Path, work: Path, layout: Layout) -> 
     load_hf_weights(policy.chunks, shape, folder)
     policy.weights_changed()
     wanted = requests(shape.vocab_size)
-    scores = policy.score(wanted)
+    pieces: list[tuple[int, int]] = []
+    scores = policy.score(wanted, lambda *piece: pieces.append(piece))
     sequences = training_sequences(wanted, policy)
     updates = []
     for number in range(1, UPDATES + 1):
@@ -67,6 +68,7 @@ def observe(case: Case, name: str, folder: Path, work: Path, layout: Layout) -> 
     return {
         "log_probs": [s.log_probs.tolist() for s in scores],
         "entropies": [s.entropies.tolist() for s in scores],
+        "pieces": pieces,
         "one_request": policy_alone_on_one_request(policy, wanted),
         **series(updates),
         "processes_left_by_saving": len(psutil.Process().children(recursive=True)),
