@@ -22,11 +22,17 @@ VARIANTS = {
 }
 
 
+@pytest.fixture(scope="module")
+def trained(workplace: Workplace) -> None:
+    """All variants are trained."""
+    workplace.train_all({variant: (1, [*SHORT, *keys]) for variant, keys in VARIANTS.items()})
+
+
+@pytest.mark.usefixtures("trained")
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_variant_answers_alike_and_learns_otherwise(workplace: Workplace, undisturbed: str, variant: str) -> None:
     """The first step samples from the same policy with the same seeds; what it learns from the answers is the
     variant's."""
-    workplace.train(variant, 1, *SHORT, *VARIANTS[variant])
     first, second = workplace.metrics(variant)
     expected_first, expected_second = workplace.metrics(undisturbed)[:2]
     assert first["response_length/mean"] == expected_first["response_length/mean"]

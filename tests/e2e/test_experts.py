@@ -23,10 +23,8 @@ def mixture(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
 
 def test_spread_experts_train_alike_and_go_on_in_one_process(mixture: Workplace) -> None:
     all_steps = ["data.val_files=[]", f"trainer.total_training_steps={STEPS}"]
-    mixture.train("alone", 0, *all_steps)
-    mixture.train(
-        "moved", 2, *all_steps, f"trainer.total_training_steps={SPREAD_STEPS}", "actor.expert_model_parallel_size=2"
-    )
+    spread = [*all_steps, f"trainer.total_training_steps={SPREAD_STEPS}", "actor.expert_model_parallel_size=2"]
+    mixture.train_all({"alone": (0, all_steps), "moved": (2, spread)})
     mixture.train("moved", 0, *all_steps)
     alone, moved = mixture.metrics("alone"), mixture.metrics("moved")
     assert [step["step"] for step in moved] == list(range(1, STEPS + 1))

@@ -35,11 +35,17 @@ def assert_same_steps(workplace: Workplace, name: str, undisturbed: str) -> None
         assert step["rollout/log_prob_gap_max"] < 1e-4, "the stored engine's log-probs are this actor's too"
 
 
+@pytest.fixture(scope="module")
+def trained(workplace: Workplace, undisturbed: str) -> None:
+    """All layouts were trained on the rollouts of the undisturbed run."""
+    replay = f"rollout.replay={workplace.run_folder(undisturbed) / 'rollouts'}"
+    common = [replay, f"trainer.total_training_steps={STEPS}", "trainer.save_freq=-1"]
+    workplace.train_all({layout: (ranks, [*common, *keys]) for layout, (ranks, keys) in LAYOUTS.items()})
+
+
+@pytest.mark.usefixtures("trained")
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts_train_alike_on_the_same_rollouts(workplace: Workplace, undisturbed: str, layout: str) -> None:
-    ranks, keys = LAYOUTS[layout]
-    replay = f"rollout.replay={workplace.run_folder(undisturbed) / 'rollouts'}"
-    workplace.train(layout, ranks, replay, f"trainer.total_training_steps={STEPS}", "trainer.save_freq=-1", *keys)
     assert_same_steps(workplace, layout, undisturbed)
 
 

@@ -3,6 +3,7 @@ way."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -27,8 +28,12 @@ PIPELINE = [
 
 def engines() -> list[psutil.Process]:
     """The processes of engines that this test's trainings started."""
-    family = psutil.Process().children(recursive=True)
-    return [process for process in family if process.name().startswith("ray::EngineActo")]
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if process.name().startswith("ray::EngineActo"):
+                found.append(process)
+    return found
 
 
 def after_step(workplace: Workplace, name: str, step: int) -> Callable[[], bool]:
@@ -48,8 +53,9 @@ def in_ray(workplace: Workplace) -> str:
 
     def kill_one() -> bool:
         if not killed and after_step(workplace, "in_ray", 2)():
-            killed.append(engines()[0].pid)
-            psutil.Process(killed[0]).kill()
+            for engine in engines()[:1]:  # none for the moment in which all are being replaced
+                engine.kill()
+                killed.append(engine.pid)
         return False
 
     status, output = workplace.start("in_ray", 0, *RAY, stop_when=kill_one)

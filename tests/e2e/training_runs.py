@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,10 @@ import psutil
 ROOT = Path(__file__).parents[2]
 RECIPE = Path(__file__).with_name("tiny.yaml")
 STEPS = 6
-TIME_LIMIT_S = 240
+LAST_RESORT_S = 1500
+"""What takes so long hangs, however busy the machine is."""
+AT_ONCE = 2
+"""Trainings of one process side by side: starting them is work for one core each."""
 MEASURED = ("time/", "tokens/s", "memory/")
 """Starts of the metrics that no two runs share."""
 
@@ -71,6 +75,13 @@ class Workplace:
         assert status == 0, output[-4000:]
         return output
 
+    def train_all(self, trainings: Mapping[str, tuple[int, Sequence[str]]]) -> None:
+        """Several whole trainings, a few at once: ranks and overrides by name."""
+        with ThreadPoolExecutor(AT_ONCE) as threads:
+            started = [threads.submit(self.train, name, ranks, *keys) for name, (ranks, keys) in trainings.items()]
+            for one in started:
+                one.result()
+
     def start(
         self,
         name: str,
@@ -107,13 +118,13 @@ def run(
         process = subprocess.Popen(
             command, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=everything
         )
-    deadline = time.monotonic() + TIME_LIMIT_S
+    deadline = time.monotonic() + LAST_RESORT_S
     while process.poll() is None and time.monotonic() < deadline and not (stop_when and stop_when()):
         time.sleep(0.005)
     in_time = time.monotonic() < deadline
     survivors = _stopped(process, stop_with if in_time else signal.SIGKILL) if process.poll() is None else []
     output = log.read_text(errors="replace")
-    assert in_time, f"no end within {TIME_LIMIT_S} s: {output[-4000:]}"
+    assert in_time, f"no end within {LAST_RESORT_S} s: {output[-4000:]}"
     assert not survivors, f"{survivors} outlived the process that had started them"
     return process.returncode, output
 
@@ -122,8 +133,8 @@ def _stopped(process: subprocess.Popen[bytes], number: signal.Signals) -> list[s
     """Stop a process; the command lines of those of its descendants that lived on, which are killed too."""
     family = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(number)
-    process.wait(TIME_LIMIT_S)
-    _, alive = psutil.wait_procs(family, timeout=20)
+    process.wait(LAST_RESORT_S)
+    _, alive = psutil.wait_procs(family, timeout=300)
     survivors = [" ".join(member.cmdline())[:200] for member in alive]
     for member in alive:
         member.kill()
