@@ -9,8 +9,6 @@ ARGS ?=
 # The other variables that must be set before a process starts are in megatron_rlpr/system/process_environment.py. This
 # one torchrun would set itself, with a warning.
 export OMP_NUM_THREADS ?= 1
-# Seconds that a stopped run has to finish its step and to save it before torchrun kills it.
-export TORCH_ELASTIC_SHUTDOWN_TIMEOUT ?= 600
 
 UV := build/uv/bin/uv
 RESOLVE_CUDA := $(UV) pip compile setup.py --extra cuda --extra test \
@@ -35,7 +33,7 @@ data: environment  ## generate the quickstart's questions (complete ones are kep
 	@$(VENV_PYTHON) -m tools.prepare_data --out $(DATA)
 
 quickstart: checkpoint data  ## train the 135M model and show what it learnt (ARGS="key=value ..." changes keys)
-	.venv/bin/torchrun --nproc-per-node $(RANKS) pretrain_rlpr.py --config examples/quickstart/config.yaml $(ARGS)
+	$(VENV_PYTHON) -m tools.launch --nproc-per-node $(RANKS) pretrain_rlpr.py --config examples/quickstart/config.yaml $(ARGS)
 
 test: model lint  ## run lint, then all tests (ARGS=... goes to pytest)
 	$(VENV_PYTHON) -m pytest $(ARGS)
