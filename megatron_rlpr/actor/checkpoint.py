@@ -13,7 +13,7 @@ import json
 import math
 import queue
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -64,7 +64,7 @@ class CheckpointStore:
         unfinished, first = self._folders.unfinished(step), dist.get_rank() == 0
         first_rank_decides(lambda: self._begin(step))
         _collect_write_results_here()
-        with self._folders.writing(step) if first else _the_first_rank_tells(unfinished):
+        with self._folders.writing(step) if first else nullcontext(), _first_rank_tells(unfinished, first):
             dist_checkpointing.save(_sharded_state(policy, is_loading=False), str(unfinished / WEIGHTS))
         names = first_rank_decides(lambda: self._describe(step, run_state))
         sums = shared_by_ranks(lambda name: sealed_folder.sha256(unfinished / name), names)
@@ -151,11 +151,13 @@ def _sharded_state(policy: MegatronPolicy, is_loading: bool) -> dict[str, Any]:
 
 
 @contextmanager
-def _the_first_rank_tells(partial: Path) -> Iterator[None]:
-    """On the others, what went wrong on any rank is an error without its cause."""
+def _first_rank_tells(partial: Path, first: bool) -> Iterator[None]:
+    """What went wrong on any rank is known to the first; torch's exception is no Exception."""
     try:
         yield
     except CheckpointException as error:
+        if first:
+            raise RuntimeError(f"{partial} could not be written: {error}") from error
         raise UserError(f"{partial} could not be written; the first rank says why") from error
 
 

@@ -38,7 +38,7 @@ def writing(place: Path) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except Exception as error:
+    except BaseException as error:  # torch's CheckpointException is no Exception
         refused = refusal(error, place)
         if refused is None:
             raise
@@ -47,15 +47,16 @@ def writing(place: Path) -> Iterator[None]:
 
 def refusal(error: BaseException, place: Path | None = None) -> UserError | None:
     """What the system refused, if that is at the bottom of an error. place: where, if the error does not know."""
-    for cause in _causes(error):
+    causes = list(_causes(error))
+    for cause in causes:
         number, where = (cause.errno, cause.filename) if isinstance(cause, OSError) else (None, None)
         named = _NUMBER.search(str(cause))
         number = number or (int(named[1]) if named else None)
         where = place if where is None or not isinstance(where, str | os.PathLike) else where
         if number in _FIXES and where is not None:
             return UserError(f"{where}: {os.strerror(number)}; {_FIXES[number]}")
-        if place is not None and _TORCH_CANNOT_WRITE.search(str(cause)):
-            return UserError(f"{place}: torch cannot write there; is the disk full? {_FIXES[errno.ENOSPC]}")
+    if place is not None and any(_TORCH_CANNOT_WRITE.search(str(cause)) for cause in causes):
+        return UserError(f"{place}: torch cannot write there; is the disk full? {_FIXES[errno.ENOSPC]}")
     return None
 
 

@@ -46,7 +46,7 @@ def make_once(folder: Path, made_from: Mapping[str, Any], build: Callable[[Path]
         except UserError:
             _drop_if_empty(staging)
             raise
-        except Exception as error:
+        except BaseException as error:  # torch's CheckpointException is no Exception
             if refused := refusal(error, folder):
                 shutil.rmtree(staging, ignore_errors=True)  # it may be what fills the disk
                 raise refused from error

@@ -34,12 +34,13 @@ SIZES = {
 }
 
 
-def run(program: str, *arguments: str | Path, ranks: int = 0) -> subprocess.CompletedProcess[str]:
-    """A conversion program as a user starts it; with ranks, under torchrun."""
+def run(program: str, *arguments: str | Path, ranks: int = 0, file_limit: int = 0) -> subprocess.CompletedProcess[str]:
+    """A conversion program as a user starts it; with ranks, under torchrun; file_limit: bytes a file may have."""
     start = (
         ["-m"] if not ranks else ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m"]
     )
-    command = [sys.executable, *start, f"checkpoint_conversion.{program}", *map(str, arguments)]
+    limit = ["prlimit", f"--fsize={file_limit}"] if file_limit else []
+    command = [*limit, sys.executable, *start, f"checkpoint_conversion.{program}", *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.run(command, capture_output=True, text=True, timeout=1200, env=environment, cwd=ROOT)
 
@@ -68,6 +69,17 @@ def test_a_checkpoint_says_what_it_is(hf: Path, megatron: Path) -> None:
     assert (conversion["source"], conversion["dtype"]) == ("tiny", "bfloat16")
     assert (megatron / "hf" / "config.json").read_bytes() == (hf / "config.json").read_bytes()
     assert [path.name for path in megatron.parent.iterdir() if "unfinished" in path.name] == []
+
+
+def test_weights_that_cannot_be_written_are_one_line_and_leave_nothing(hf: Path, tmp_path: Path) -> None:
+    """As on a full disk: the small files fit, the weights do not."""
+    done = run("hf_to_megatron", "--hf", hf, "--out", tmp_path / "out", file_limit=10_000)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    error = done.stderr.splitlines()[-1]
+    assert error.startswith(f"error: {tmp_path / 'out'}: ")
+    assert "File too large; raise the limit of file sizes" in error
+    assert [path.name for path in tmp_path.iterdir()] == [".out.lock"]
 
 
 def test_verify_finds_the_conversion_equal_under_torchrun(hf: Path, megatron: Path) -> None:
