@@ -28,6 +28,8 @@ _FIXES = {
     errno.EIO: "is the disk sound?",
 }
 _NUMBER = re.compile(r"(?:\[errno |\(os error )(\d+)", re.IGNORECASE)  # in the texts of pyarrow, torch, safetensors
+_ALMOST_NOTHING = 2**24
+"""Bytes left on a disk on which torch, which forgets why it could not write, has just failed."""
 _TORCH_CANNOT_WRITE = re.compile(r"PytorchStreamWriter failed|inline_container.*unexpected pos")
 
 
@@ -55,19 +57,24 @@ def refusal(error: BaseException, place: Path | None = None) -> UserError | None
         where = place if where is None or not isinstance(where, str | os.PathLike) else where
         if number in _FIXES and where is not None:
             return UserError(f"{where}: {os.strerror(number)}; {_FIXES[number]}")
-    if place is not None and any(_TORCH_CANNOT_WRITE.search(str(cause)) for cause in causes):
-        return UserError(f"{place}: torch cannot write there; is the disk full? {_FIXES[errno.ENOSPC]}")
-    return None
+    if place is None or not any(_TORCH_CANNOT_WRITE.search(str(cause)) for cause in causes):
+        return None
+    if _free(place) < _ALMOST_NOTHING:
+        return UserError(f"{place}: {os.strerror(errno.ENOSPC)}; {_FIXES[errno.ENOSPC]}")
+    return UserError(f"{place}: torch cannot write there; is there a quota, or a limit of file sizes (ulimit -f)?")
 
 
 def require_room(folder: Path, nbytes: int, what: str) -> None:
     """UserError unless the file system of folder, which may not be there yet, has room for nbytes of `what`."""
-    there = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
-    free = shutil.disk_usage(there).free
+    free = _free(folder)
     if free < nbytes:
         raise UserError(
             f"{folder}: {what} needs {nbytes / 1e9:.3g} GB, {free / 1e9:.3g} GB are free; {_FIXES[errno.ENOSPC]}"
         )
+
+
+def _free(place: Path) -> int:
+    return shutil.disk_usage(next(path for path in (place, *place.absolute().parents) if path.is_dir())).free
 
 
 def size(folder: Path) -> int:

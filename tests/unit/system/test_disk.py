@@ -76,7 +76,7 @@ WRITERS = [a_text, metrics, a_step, torchs_writer, a_sealed_folder]
 
 @pytest.mark.parametrize("write", WRITERS)
 def test_a_file_that_may_not_grow(write: Callable[[Path], None], tmp_path: Path) -> None:
-    with files_up_to(10_000), pytest.raises(UserError, match=r"ulimit -f|is the disk full") as refused:
+    with files_up_to(10_000), pytest.raises(UserError, match=r"ulimit -f") as refused:
         write(tmp_path)
     assert str(tmp_path) in str(refused.value)
     assert "\n" not in str(refused.value)
@@ -95,9 +95,9 @@ def test_a_folder_below_a_file(write: Callable[[Path], None], tmp_path: Path) ->
 FULL = """
 import sys
 from pathlib import Path
-from test_disk import a_sealed_folder, a_step, a_text, metrics
+from test_disk import WRITERS
 from megatron_rlpr.types import UserError
-for write in (a_text, metrics, a_step, a_sealed_folder):
+for write in WRITERS:
     try:
         write(Path(sys.argv[1]))
     except UserError as error:
@@ -114,7 +114,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
     if done.returncode == 77 or "unshare" in done.stderr:
         pytest.skip(f"no file system can be mounted here ({done.stderr.strip()})")
     lines = done.stdout.splitlines()
-    assert len(lines) == len(WRITERS) - 1, done.stderr
+    assert len(lines) == len(WRITERS), done.stderr
     for line in lines:
         assert line.startswith(str(tmp_path))
         assert "No space left on device; free space there, then run the same command again" in line
