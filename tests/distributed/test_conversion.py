@@ -78,7 +78,7 @@ def test_weights_that_cannot_be_written_are_one_line_and_leave_nothing(hf: Path,
     assert "Traceback" not in done.stderr
     error = done.stderr.splitlines()[-1]
     assert error.startswith(f"error: {tmp_path / 'out'}: ")
-    assert "a limit of file sizes (ulimit -f)" in error
+    assert "limit of file sizes (ulimit -f)" in error
     assert [path.name for path in tmp_path.iterdir()] == [".out.lock"]
 
 

@@ -121,7 +121,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_all_ranks_with_one_line(
     folder = workplace.run_folder("limited") / "checkpoints"
     (error,) = [line for line in output.splitlines() if line.startswith("error")]
     assert error.startswith(f"error: {folder / '.partial_step_000002'}: "), error
-    assert "(ulimit -f)" in error
+    assert "limit of file sizes (ulimit -f)" in error
     assert "Traceback" not in output.split("torch/distributed/elastic")[0], "torchrun's own apart"
     assert workplace.checkpoints("limited") == []
     assert len(workplace.metrics("limited")) == 2, "what was there stays"
