@@ -104,7 +104,7 @@ def test_what_the_judge_fails_to_judge_keeps_its_verdict_and_is_counted(tmp_path
     server.stop()
     assert result.per_prompt["accuracy"] == [0.5, 0.0]
     assert result.judge == {"judge_turned": 0.0, "judge_failures": 3.0}
-    assert printed == "the judge failed to judge 3 of 4 responses: 3 BadRequestError\n"
+    assert printed == "the judge failed to judge 3 of 4 responses: 3 status 400\n"
 
 
 def test_accuracies_have_the_references_names_over_all_sets_of_a_source() -> None:
