@@ -9,6 +9,10 @@ One training step t (numbers from 1) with mode "EMA":
 A step's mean covers the groups of all its rounds, before filtering. A step in which nothing was judged leaves the
 average as it is. Mode "fixed" keeps a group iff accuracy_lower_bound <= target <= accuracy_upper_bound, from the first
 step on.
+
+Rewards are finite: the trainer stops where one is not. What is not finite all the same (a target of the groups' scores,
+say) never reaches the average, and its group is dropped as soon as the filter acts, whatever the bounds; a step with
+nothing finite leaves the average as it is.
 """
 
 from __future__ import annotations

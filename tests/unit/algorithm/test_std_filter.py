@@ -74,6 +74,22 @@ def test_a_step_that_was_never_ended_still_counts_once() -> None:
     assert broken_off.average == ended.average == pytest.approx(0.5)
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_what_is_not_finite_never_reaches_the_average_and_is_dropped_once_the_filter_acts(bad: float) -> None:
+    strange = scored_group([bad, 0.0])
+    quiet, std_filter = StdFilter(EMA), StdFilter(EMA)
+    for step, stds in ((2, [0.2, 0.4]), (3, []), (4, [0.5, 0.1]), (5, [0.3]), (6, []), (7, [0.3])):
+        quiet.begin_step(step), std_filter.begin_step(step)
+        kept = quiet.judge(groups_with(stds))
+        assert std_filter.judge([strange, *groups_with(stds)]) == [step < EMA.start_step, *kept]
+        quiet.end_step(), std_filter.end_step()
+        assert std_filter.state_dict() == quiet.state_dict(), "as if the group had not been there"
+    for target in ("scoreB", "scoreB-scoreA", "final_reward_std"):
+        fixed = StdFilter(replace(FIXED, target=target, accuracy_lower_bound=-1e9, accuracy_upper_bound=1e9))
+        fixed.begin_step(1)
+        assert fixed.judge([scored_group([bad, bad], reference=bad)]) == [False]
+
+
 def test_a_group_without_a_finite_std_is_dropped_and_not_averaged() -> None:
     std_filter = StdFilter(replace(EMA, start_step=3))
     play(std_filter, 2, [0.4])
