@@ -103,6 +103,7 @@ class Trainer:
             "epoch": parts.prompts.epoch,
             **(length_metrics(parts.tokenizer, groups, mode) if self.writes else {}),
             **step_metrics(fill, batch, updates, lr, clock.take(), parts.std_filter, parts.prompts.cached),
+            "reward/ungraded": parts.graders.failures.total(),
             "weights/hand_overs_repeated": parts.hand_over.repeated,
             "rollout/engines_replaced": parts.rollouts.engines_replaced,
         }

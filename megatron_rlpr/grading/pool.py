@@ -2,7 +2,8 @@
 
 An answer such as 9**9**9**9 can keep a mathematics library busy for ever inside one C call, which no exception
 interrupts: only ending the process does. Pebble owns the processes: it kills a worker that is past the limit and starts
-another.
+another. A policy that has gone astray may write many such answers at once, so every answer first has a short limit;
+those that need longer are asked again, behind all others, and a whole batch has a limit of its own.
 
 Workers come from a fork server that has imported the graders once, so that neither the threads nor the memory of the
 training process are copied, and a replaced worker starts in milliseconds. Python imports the main module of the program
@@ -12,7 +13,9 @@ into every worker; keep heavy imports of an entry point inside its `main()`.
 from __future__ import annotations
 
 import multiprocessing
+import os
 import resource
+import time
 from collections import Counter
 from collections.abc import Sequence
 
@@ -24,6 +27,10 @@ from megatron_rlpr.grading.result import GradeResult, GradeTask
 
 _MEMORY_LIMIT_BYTES = 4 * 1024**3
 _STOP_SECONDS = 5.0
+_SHORT_LIMIT_S = 1.0
+_BATCH_LIMIT_S, _BATCH_LIMIT_PER_ANSWER_S = 60.0, 0.1
+_TIME_LIMIT = "time limit"
+_MOST_WORKERS = 8
 
 
 class GraderPool:
@@ -32,8 +39,13 @@ class GraderPool:
     failures counts the reasons for which answers got no verdict since the pool was made; such an answer is wrong.
     """
 
-    def __init__(self, workers: int = 2, timeout_s: float = 10.0) -> None:
-        """At most `workers` processes; an answer that takes longer than `timeout_s` seconds is wrong."""
+    def __init__(self, workers: int | None = None, timeout_s: float = 10.0) -> None:
+        """At most `workers` processes; an answer that takes longer than `timeout_s` seconds is wrong.
+
+        workers: one a processor core of this process, up to 8, where nothing is given.
+        """
+        if workers is None:
+            workers = min(len(os.sched_getaffinity(0)), _MOST_WORKERS)
         if workers < 1 or timeout_s <= 0:
             given = f"{workers} workers and {timeout_s} s"
             raise ValueError(f"a grader pool needs at least one worker and a positive limit, not {given}")
@@ -43,20 +55,20 @@ class GraderPool:
         self._pool: ProcessPool | None = None
 
     def grade_many(self, tasks: Sequence[GradeTask]) -> list[GradeResult]:
-        """Grade the tasks, in order. Raises UserError for an unknown data source before anything is graded."""
+        """Grade the tasks, in order. Raises UserError for an unknown data source before anything is graded.
+
+        Takes at most 60 s, and 0.1 s more a task: what has no verdict by then is wrong.
+        """
         graders = {task.data_source: grader_of(task.data_source) for task in tasks}
-        futures = {
-            index: self._started().schedule(_grade_safely, args=[task], timeout=self.timeout_s)
-            for index, task in enumerate(tasks)
-            if graders[task.data_source] not in QUICK
-        }
-        results = []
-        for index, task in enumerate(tasks):
-            result = self._outcome(futures[index], task) if index in futures else _grade_safely(task)
-            if result.reason:
-                self.failures[result.reason.split(":", 1)[0]] += 1
-            results.append(result)
-        return results
+        bounded = [index for index, task in enumerate(tasks) if graders[task.data_source] not in QUICK]
+        deadline = time.monotonic() + _BATCH_LIMIT_S + _BATCH_LIMIT_PER_ANSWER_S * len(bounded)
+        results = {i: _grade_safely(task) for i, task in enumerate(tasks) if graders[task.data_source] in QUICK}
+        for limit_s in sorted({min(_SHORT_LIMIT_S, self.timeout_s), self.timeout_s}):
+            waiting = {i: self._started().schedule(_grade_safely, args=[tasks[i]], timeout=limit_s) for i in bounded}
+            results |= {i: self._outcome(future, tasks[i], deadline) for i, future in waiting.items()}
+            bounded = [i for i in bounded if results[i].reason.startswith(_TIME_LIMIT)]
+        self.failures.update(r.reason.split(":", 1)[0] for r in results.values() if r.reason)
+        return [results[i] for i in range(len(tasks))]
 
     @property
     def started(self) -> bool:
@@ -77,11 +89,12 @@ class GraderPool:
             self._pool = ProcessPool(max_workers=self.workers, initializer=_limit_memory, context=context)
         return self._pool
 
-    def _outcome(self, future: ProcessFuture, task: GradeTask) -> GradeResult:
+    def _outcome(self, future: ProcessFuture, task: GradeTask, deadline: float) -> GradeResult:
         try:
-            return future.result()
+            return future.result(max(deadline - time.monotonic(), 0.0))
         except TimeoutError:
-            return without_verdict(task, f"time limit: no verdict in {self.timeout_s:g} s")
+            future.cancel()  # ends the worker if it has begun
+            return without_verdict(task, f"{_TIME_LIMIT}: no verdict in {self.timeout_s:g} s")
         except ProcessExpired as error:
             return without_verdict(task, f"worker ended: exit code {error.exitcode}")
 

@@ -131,6 +131,7 @@ def build_parts(config: Config) -> RunParts:
         kl_controller=kl_controller(config.algorithm),
         rollouts=rollouts,
         pipeline=engines.pipeline(config, rollouts, source, steps),
+        graders=graders,
         scorer=scorer,
         prompt_sets=base_sets,
         prompts=source,

@@ -14,6 +14,7 @@ from megatron_rlpr.config.schema import Config
 from megatron_rlpr.data.dataset import PromptSet
 from megatron_rlpr.data.prompt_source import PromptSource
 from megatron_rlpr.evaluation.schedule import ValidationSchedule
+from megatron_rlpr.grading.pool import GraderPool
 from megatron_rlpr.reward.scoring import GroupScorer
 from megatron_rlpr.rollout.engine import Rollouts
 from megatron_rlpr.rollout.ray.pipeline import RolloutPipeline
@@ -43,6 +44,7 @@ class RunParts:
     kl_controller: KLController
     rollouts: Rollouts
     pipeline: RolloutPipeline | None
+    graders: GraderPool
     scorer: GroupScorer
     prompt_sets: Mapping[str, PromptSet]
     prompts: PromptSource

@@ -19,6 +19,9 @@ STEP_METRICS: dict[str, str] = {
     "reward/format": "share of responses with the right tags",
     "reward/repetition": "mean repetition penalty (0 or -1 a response)",
     "reward/accuracy": "share of responses graded right, where a grader ran",
+    "reward/ungraded": (
+        "responses of this process's run so far that the graders reached no verdict on (time limit, crash): wrong"
+    ),
     "reward/splice_valid": "share of responses into which the reference answer could be spliced",
     "final_reward_dist/final_reward{bin}": (
         "share of the final rewards below 0 (<0), at 0 (=0), in each tenth of (0, 1), at 1 (=1) and above 1 (>1)"

@@ -6,6 +6,7 @@ from contextlib import closing
 
 import pytest
 
+from megatron_rlpr.grading import pool as pool_module
 from megatron_rlpr.grading.pool import GraderPool
 from megatron_rlpr.grading.result import GradeTask
 from megatron_rlpr.types import UserError
@@ -22,6 +23,31 @@ def test_an_endless_answer_is_wrong_in_time_and_the_others_are_graded() -> None:
         assert "time limit" in results[1].reason
         assert pool.failures == {"time limit": 1}
         assert pool.grade_many([EASY])[0].accuracy == 1.0
+
+
+def test_many_endless_answers_share_one_limit_and_those_behind_them_are_graded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """64 answers of 10 s each would take 640 s one by one; here all limits are a tenth of the product's."""
+    for name in ("_SHORT_LIMIT_S", "_BATCH_LIMIT_S", "_BATCH_LIMIT_PER_ANSWER_S"):
+        monkeypatch.setattr(pool_module, name, getattr(pool_module, name) / 10)
+    endless = GradeTask("Math-500_Avg2", f"\\boxed{{{ENDLESS}}}", "y")
+    with closing(GraderPool(workers=2, timeout_s=1.0)) as pool:
+        assert pool.grade_many([EASY])[0].accuracy == 1.0  # the workers are there
+        start = time.monotonic()
+        results = pool.grade_many([endless, EASY] * 12)
+        assert time.monotonic() - start < 30
+    assert sum(r.accuracy for r in results[::2]) == 0
+    assert pool.failures["time limit"] >= 12
+    assert sum(r.accuracy for r in results[1::2]) >= 11
+
+
+def test_two_workers_grade_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool_module, "_SHORT_LIMIT_S", 5.0)
+    endless = [GradeTask("Math-500_Avg2", f"\\boxed{{{ENDLESS}+{i}}}", "y") for i in range(2)]
+    with closing(GraderPool(workers=2, timeout_s=5.0)) as pool:
+        pool.grade_many([EASY])
+        start = time.monotonic()
+        assert [r.accuracy for r in pool.grade_many(endless)] == [0.0, 0.0]
+        assert time.monotonic() - start < 2 * 5.0, "one behind the other takes at least this"
 
 
 def test_bounded_graders_start_no_process_and_unknown_sources_grade_nothing() -> None:
