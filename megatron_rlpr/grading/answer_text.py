@@ -18,11 +18,9 @@ def find_answer(response: str, *, sentence_first: bool) -> str:
     """
     text = response
     for marker in _BEFORE_THE_ANSWER:
-        if place := _last(marker, text):
-            text = text[place.end() :].strip()
+        text = _around_last(marker, text)[1]
     for marker in _BEHIND_THE_ANSWER:
-        if place := _last(marker, text):
-            text = text[: place.start()].strip()
+        text = _around_last(marker, text)[0]
     if boxed := last_boxed(text):
         text = boxed
     elif (tagged := last_section(text, "<answer>", "</answer>")) is not None:
@@ -30,8 +28,7 @@ def find_answer(response: str, *, sentence_first: bool) -> str:
     if sentence_first:
         text = _first_sentences(text)
     for marker in _LINKS:
-        if place := _last(marker, text):
-            text = text[place.end() :].strip()
+        text = _around_last(marker, text)[1]
     if not sentence_first:
         text = _first_sentences(text)
     return text
@@ -47,16 +44,16 @@ def last_boxed(text: str) -> str | None:
         return None
     # a stray closing brace before the first opening one leaves the count at zero too early: not closed, as far as the
     # reference can tell
-    stop = closing_brace(text, start, -text.count("}", place, start))
+    stop = closing_bracket(text, start, -text.count("}", place, start))
     return text[start + 1 : stop].strip() if stop >= 0 else None
 
 
-def closing_brace(text: str, start: int, depth: int) -> int:
-    """Where the number of open braces, `depth` before start, falls to 0; -1 where it never does."""
-    for position in range(start, len(text)):
-        depth += {"{": 1, "}": -1}.get(text[position], 0)
-        if depth == 0 and text[position] == "}":
-            return position
+def closing_bracket(text: str, start: int, depth: int, pair: str = "{}") -> int:
+    """Where the number of open brackets, `depth` before start, falls to 0; -1 where it never does."""
+    for bracket in re.compile(f"[{re.escape(pair)}]").finditer(text, start):
+        depth += 1 if bracket[0] == pair[0] else -1
+        if depth == 0 and bracket[0] == pair[1]:
+            return bracket.start()
     return -1
 
 
@@ -100,12 +97,11 @@ def _first_sentences(text: str) -> str:
     return text.removesuffix(".")
 
 
-def _last(marker: str, text: str) -> re.Match[str] | None:
-    """The last place of an ASCII marker, whatever its case."""
-    return last_match(re.compile(re.escape(marker), re.IGNORECASE | re.ASCII), text)
-
-
-def last_match(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
-    """The last of the places where a pattern fits."""
-    places = list(pattern.finditer(text))
-    return places[-1] if places else None
+def _around_last(marker: str, text: str) -> tuple[str, str]:
+    """What stands before and behind the last place of an ASCII marker, whatever its case; the text twice without."""
+    data = text.encode("utf-8", "surrogatepass")
+    place = data.lower().rfind(marker.encode())  # of bytes, only ASCII letters have a lower case
+    if place < 0:
+        return text, text
+    before, behind = data[:place], data[place + len(marker) :]
+    return before.decode("utf-8", "surrogatepass").strip(), behind.decode("utf-8", "surrogatepass").strip()

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
-
 from megatron_rlpr.types import UserError
 
 OPEN_THINK, CLOSE_THINK = "<think>", "</think>"
 OPEN_ANSWER, CLOSE_ANSWER = "<answer>", "</answer>"
 
-_BOXED = re.compile(r"\\boxed\{.*\}", re.DOTALL)
+_OPEN_BOX = r"\boxed{"
 
 
 def format_score(response_text: str, format_mode: str) -> float:
@@ -34,6 +32,6 @@ def rule_format_score(response_text: str, prompt_text: str, format_mode: str) ->
     """What the prompt asks for: its answer tags (as format_score), else a \\boxed{...}, else nothing (always 1)."""
     if OPEN_ANSWER in prompt_text and CLOSE_ANSWER in prompt_text:
         return format_score(response_text, format_mode)
-    if r"\boxed{" in prompt_text:
-        return float(_BOXED.search(response_text) is not None)
+    if _OPEN_BOX in prompt_text:
+        return float("}" in response_text.partition(_OPEN_BOX)[2])
     return 1.0

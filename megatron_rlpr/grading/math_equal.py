@@ -9,12 +9,16 @@ from __future__ import annotations
 import math
 import re
 import warnings
+from decimal import Decimal
 
 import sympy
 
+from megatron_rlpr.grading.math_normalize import decimal_number
 from megatron_rlpr.grading.symbolic import SYMPY_FAILURES, NotAnExpression, read_expression
 
-RELATIVE_TOLERANCE = 1e-4
+RELATIVE_TOLERANCE = Decimal("1e-4")
+_SCALES = (Decimal("0.01"), Decimal(1), Decimal(100))  # a percentage of the reference, itself, as a percentage
+_MOST_DIGITS = 300
 _MOST_CHARACTERS = 1000
 _DOLLARS = re.compile(r"\$\d+(\.\d+)?")
 _PERCENTAGE = re.compile(r"\d+(\.\d+)?\\?%")
@@ -31,7 +35,7 @@ def math_equal(prediction: str, reference: str, pi: float = math.pi) -> bool:
         return True
     given, wanted = _number(prediction), _number(reference)
     if given is not None and wanted is not None:
-        return any(math.isclose(wanted * factor, given, rel_tol=RELATIVE_TOLERANCE) for factor in (0.01, 1, 100))
+        return any(close(wanted * scale, given) for scale in _SCALES)
     if not prediction:
         return False
     prediction, reference = _plain_interval(prediction.strip()), reference.strip()
@@ -51,9 +55,22 @@ def symbolic_equal(first: str, second: str) -> bool:
         try:
             if not carets and sympy.simplify(left - right) == 0:
                 return True
-            return math.isclose(float(sympy.N(left)), float(sympy.N(right)), rel_tol=RELATIVE_TOLERANCE)
+            return close(_value(left), _value(right))
         except SYMPY_FAILURES:  # not numbers, or beyond sympy
             return False
+
+
+def close(first: Decimal, second: Decimal) -> bool:
+    """True if two numbers, of any size, differ by at most RELATIVE_TOLERANCE of the larger one."""
+    return abs(first - second) <= RELATIVE_TOLERANCE * max(abs(first), abs(second))
+
+
+def _value(expression: sympy.Expr) -> Decimal:
+    """The number an expression stands for, of any size. TypeError: it stands for none, or for none that is real."""
+    number = sympy.N(expression)
+    if not (number.is_Number and number.is_finite):
+        raise TypeError(f"{number} is no real number")
+    return Decimal(str(number))
 
 
 def _expression(text: str) -> sympy.Expr | None:
@@ -70,8 +87,8 @@ def _without_dressing(answer: str, pi: float) -> str:
     if _PERCENTAGE.fullmatch(answer):
         return answer.rstrip("%").rstrip("\\")
     if "_" in answer:
-        written = _python_float(answer.split("_")[0])
-        return str(int(written)) if written is not None and math.isfinite(written) else answer
+        written = decimal_number(answer.split("_")[0])
+        return str(int(written)) if written is not None and written.adjusted() <= _MOST_DIGITS else answer
     return _with_pi_as_number(answer, pi) if "\\pi" in answer else answer
 
 
@@ -88,16 +105,9 @@ def _with_pi_as_number(answer: str, pi: float) -> str:
         return product
 
 
-def _number(answer: str) -> float | None:
+def _number(answer: str) -> Decimal | None:
     """The value of a number, commas between digits taken as separators of thousands."""
-    return _python_float(answer.replace("{,}", "") if "{,}" in answer else answer.replace(",", ""))
-
-
-def _python_float(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
+    return decimal_number(answer.replace("{,}", "") if "{,}" in answer else answer.replace(",", ""))
 
 
 def _plain_interval(answer: str) -> str:

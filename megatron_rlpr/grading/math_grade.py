@@ -8,7 +8,13 @@ import warnings
 import sympy
 
 from megatron_rlpr.grading.math_equal import math_equal
-from megatron_rlpr.grading.math_normalize import is_whole, latex_form, plain_form, without_thousands_commas
+from megatron_rlpr.grading.math_normalize import (
+    latex_form,
+    latex_roots,
+    plain_form,
+    whole_number,
+    without_thousands_commas,
+)
 from megatron_rlpr.grading.symbolic import SYMPY_FAILURES, read_expression
 
 _BRACKETS = "()[]"
@@ -23,6 +29,7 @@ def answers_match(given: str, reference: str) -> bool:
     """True if the given answer is the reference answer, in another spelling perhaps."""
     if len(given) > 4 * len(reference) + _LONGEST_ANSWER:
         return False
+    given, reference = latex_roots(given), latex_roots(reference)
     if forms_match(given, reference):
         return True
     if "\\pi" in given or "\\pi" in reference:
@@ -68,7 +75,7 @@ def _elements_match(given: str, reference: str) -> bool:
 
 
 def _is_integer(text: str) -> bool:
-    return is_whole(without_thousands_commas(text))
+    return whole_number(without_thousands_commas(text)) is not None
 
 
 def _difference_vanishes(given: str, reference: str) -> bool:

@@ -8,12 +8,16 @@ Problem Solving"); `plain_form` turns LaTeX to text, drops units and spells inte
 from __future__ import annotations
 
 import re
+from decimal import Decimal, InvalidOperation
 from functools import lru_cache
 
 from pylatexenc.latex2text import LatexNodes2Text
 
+from megatron_rlpr.grading.answer_text import closing_bracket
+
 _ENCLOSING_TEXT = re.compile(r"^\\text\{(.+?)\}$")
 _ROOT_SIGN = re.compile(r"√\s*\{?(\d+(?:\.\d+)?|[A-Za-z])\}?")
+_ROOT_OF_BRACKET = re.compile(r"√\s*\(")
 _INTEGER_RATIO = re.compile(r"(0|-?[1-9][0-9]*)/(0|-?[1-9][0-9]*)")
 
 _WORDS_FOR_POWERS = (("million", "*10^6"), ("billion", "*10^9"), ("trillion", "*10^12"))
@@ -22,6 +26,9 @@ _UNITS = re.compile(
     r"(?:es)?s? *(?:\^[0-9]+)?"
 )
 _THOUSANDS_COMMA = re.compile(r"(\d),(\d\d\d)(?=$|\D)")
+_NEARLY_WHOLE = Decimal("1e-7")
+_MOST_DIGITS = 300
+_LARGEST_POWER = 100_000
 _TEXT_SYMBOLS = str.maketrans({"√": "sqrt", "π": "pi", "∞": "inf", "∪": "U", "·": "*", "×": "*"})
 
 
@@ -35,7 +42,7 @@ def latex_form(answer: str) -> str:
     if enclosed := _ENCLOSING_TEXT.search(answer):
         answer = enclosed.group(1).strip()
     try:
-        return strict_latex_form(_ROOT_SIGN.sub(r"\\sqrt{\1}", answer))
+        return strict_latex_form(latex_roots(answer))
     except Unnormalisable:
         return answer
 
@@ -57,6 +64,16 @@ def strict_latex_form(text: str) -> str:
     if text == "0.5":
         return r"\frac{1}{2}"
     return _INTEGER_RATIO.sub(r"\\frac{\1}{\2}", text) if _INTEGER_RATIO.fullmatch(text) else text
+
+
+def latex_roots(text: str) -> str:
+    r"""√10 -> \sqrt{10}, 3√(x+1) -> 3\sqrt{x+1}."""
+    text = _ROOT_SIGN.sub(r"\\sqrt{\1}", text)
+    for root in reversed(list(_ROOT_OF_BRACKET.finditer(text))):  # the inner roots first
+        stop = closing_bracket(text, root.end() - 1, 0, "()")
+        if stop >= 0:
+            text = text[: root.start()] + "\\sqrt{" + text[root.end() : stop] + "}" + text[stop + 1 :]
+    return text
 
 
 def _without_unit_on_the_right(text: str) -> str:
@@ -104,25 +121,37 @@ def plain_form(answer: str) -> str:
     if answer[:1] == "{" and answer[-1] == "}":
         answer = answer[1:-1]
     answer = re.sub(r",\\! *", "", answer)
-    if is_whole(answer):
-        answer = str(round(float(answer)))
+    if (whole := whole_number(answer)) is not None:
+        answer = str(whole)
     if "\\" in answer:
         answer = latex_to_text(answer)
     answer = re.sub(r"- *", "-", answer)
     answer = re.sub(r"([0-9]) +([0-9])", r"\1+\2", answer)  # a mixed number, 3 1/2
     answer = answer.lower()
-    if is_whole(without_thousands_commas(answer)):
-        answer = str(int(float(answer.replace(",", ""))))
+    if (whole := whole_number(without_thousands_commas(answer))) is not None:
+        answer = str(whole)
     return answer
 
 
-def is_whole(text: str) -> bool:
-    """True when the text is a number within 1e-7 of an integer."""
+def decimal_number(text: str) -> Decimal | None:
+    """The number a text spells, exactly; None for other text, for what is not finite and beyond 10^(+-100,000)."""
     try:
-        value = float(text)
-        return abs(value - round(value)) <= 1e-7
-    except (ValueError, OverflowError):  # no number; not finite
-        return False
+        value = Decimal(text)
+    except InvalidOperation:
+        return None
+    if not value:
+        return Decimal(0)
+    return value if value.is_finite() and abs(value.adjusted()) <= _LARGEST_POWER else None
+
+
+def whole_number(text: str) -> int | None:
+    """The integer that a text spells to within 1e-7; None for other text, and for more than 300 digits."""
+    value = decimal_number(text)
+    if value is None or value.adjusted() > _MOST_DIGITS:
+        return None
+    whole = value.to_integral_value()
+    tiny = whole == 0 and value != 0  # 6.6e-34 is no spelling of 0, nor of 1.6e-19
+    return int(whole) if abs(value - whole) <= _NEARLY_WHOLE and not tiny else None
 
 
 def without_thousands_commas(text: str) -> str:

@@ -1,16 +1,17 @@
 """Phrases that name the chosen option of a multiple-choice question, in the order they are tried (spec appendix A).
 
 In a pattern, X stands for one letter of the options. The last place where a pattern fits counts; a pattern without a
-group counts whole.
+group counts whole. A long response may repeat the beginning of a phrase without end, so nothing is looked for twice:
+what comes before and behind "any text" (.*?) are patterns of their own, and a run without the full stop it needs is
+passed over whole.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
-
-from megatron_rlpr.grading.answer_text import last_match
 
 _BOXED = (
     r"[Tt]he correct answer is:?.*?boxed{(X)}",
@@ -41,7 +42,7 @@ _CHINESE = (
 _AT_THE_END = (
     r"所以\s?(X[.。$]?$)", r"所有\s?(X[.。$]?$)", r"[\s，：:,](X)[。，,.]?$", r"[\s，,：:][故即](X)[。.]?$",
     r"[\s，,：:]因此(X)[。.]?$", r"[是为。]\s?(X)[。.]?$", r"因此\s?(X)[。.]?$", r"显然\s?(X)[。.]?$",
-    r"答案是\s?(\S+)(?:。|$)", r"答案应该是\s?(\S+)(?:。|$)", r"答案为\s?(\S+)(?:。|$)",
+    r"答案是\s?(?:(\S+)(?:。|$)|\S+)", r"答案应该是\s?(?:(\S+)(?:。|$)|\S+)", r"答案为\s?(?:(\S+)(?:。|$)|\S+)",
 )  # fmt: skip
 _ENGLISH = (
     r"[Tt]he answer is:?\s+\(?(X)\)?",
@@ -58,15 +59,35 @@ _AT_THE_START = (
 
 
 @lru_cache(maxsize=8)
-def option_patterns(letters: str) -> tuple[re.Pattern[str], ...]:
-    """The patterns for the option letters, e.g. "ABCD". X_ ignores case: "answer: b" fits, and names no option."""
+def option_patterns(letters: str) -> tuple[tuple[re.Pattern[str], ...], ...]:
+    """The patterns for the option letters, e.g. "ABCD", each as one or two that fit one behind the other.
+
+    X_ ignores case: "answer: b" fits, and names no option.
+    """
     one = f"[{letters}]"
     phrases = _BOXED + _TAGGED + _CHINESE + _AT_THE_END + _ENGLISH + _AT_THE_START
-    return tuple(re.compile(phrase.replace("X_", f"(?i:{one})").replace("X", one), re.DOTALL) for phrase in phrases)
+    chosen = [phrase.replace("X_", f"(?i:{one})").replace("X", one) for phrase in phrases]
+    return tuple(tuple(re.compile(part, re.DOTALL) for part in phrase.split(".*?")) for phrase in chosen)
 
 
 def named_options(text: str, letters: str) -> Iterator[str]:
     """What each pattern that fits found, in the order of the patterns: the last place of each."""
-    for pattern in option_patterns(letters):
-        if found := last_match(pattern, text):
-            yield found.group(1) if pattern.groups else found.group()
+    for parts in option_patterns(letters):
+        last = deque(_places(parts, text), maxlen=1)
+        yield from last
+
+
+def _places(parts: Sequence[re.Pattern[str]], text: str) -> Iterator[str]:
+    """What a pattern finds at each place where it fits, from left to right; linear in the text."""
+    if len(parts) == 1:
+        for found in parts[0].finditer(text):
+            if not found.re.groups:
+                yield found.group()
+            elif found.group(1) is not None:
+                yield found.group(1)
+        return
+    opening, closing = parts
+    place = 0
+    while (begun := opening.search(text, place)) and (ended := closing.search(text, begun.end())):
+        yield (begun if opening.groups else ended).group(1)
+        place = ended.end()

@@ -7,14 +7,11 @@ behind it is refused (quirk Q3: the reference means to, but tests after it appen
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
-from megatron_rlpr.grading.format import CLOSE_THINK, OPEN_ANSWER, OPEN_THINK
+from megatron_rlpr.grading.format import CLOSE_ANSWER, CLOSE_THINK, OPEN_ANSWER, OPEN_THINK
 
 _LEADING_WHITESPACE = " \n\t\r"
-_CLOSING = re.compile(r"(\s*)</answer>")
-_EXTRACTED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -40,9 +37,9 @@ def find_answer_slot(response_text: str, format_mode: str, eos_text: str, pad_te
     section = text[tag + len(OPEN_ANSWER) :]
     if not section:
         return None
-    closing = _CLOSING.search(section)
+    answer, closing, _ = section.partition(CLOSE_ANSWER)
     leading = section[: len(section) - len(section.lstrip(_LEADING_WHITESPACE))]
-    return AnswerSlot(leading, closing.group(1) if closing else None)
+    return AnswerSlot(leading, answer[len(answer.rstrip()) :] if closing else None)
 
 
 def _thinks_before(text: str, tag: int) -> bool:
@@ -65,5 +62,5 @@ def strip_padding(text: str, pad_text: str) -> str:
 
 def extract_answer(response_text: str) -> str:
     """The stripped text of the first closed answer section, "" when there is none."""
-    match = _EXTRACTED.search(response_text)
-    return match.group(1).strip() if match else ""
+    answer, closing, _ = response_text.partition(OPEN_ANSWER)[2].partition(CLOSE_ANSWER)
+    return answer.strip() if closing else ""

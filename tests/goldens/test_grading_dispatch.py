@@ -35,7 +35,8 @@ def test_a_response_is_graded_as_by_the_reference(case: dict[str, Any], request:
             with pytest.raises(UserError, match="never"):
                 graded()
         else:
-            answered = f"#### {case['ground_truth']}", f"\\boxed{{{case['ground_truth']}}}"
+            right = case["ground_truth"]
+            answered = f"#### {right}", f"\\boxed{{{right}}}", f"<answer> {right} </answer>"
             assert graded().accuracy == float(case["solution"].endswith(answered))
     elif "error" in case:
         with pytest.raises(UserError, match=case["data_source"]):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -41,6 +43,38 @@ def test_the_last_closed_answer_counts_whatever_its_case_or_commas(response: str
 )
 def test_without_a_closed_answer_or_with_another_text_it_is_wrong(response: str, reference: str) -> None:
     assert not grade_exact(response, reference).correct
+
+
+@pytest.mark.parametrize("phase", ["train", "validation"])
+@pytest.mark.parametrize(
+    ("response", "accuracy"),
+    [
+        (r"\boxed{1000}", 1.0),
+        (r"so \boxed{999}, no, \boxed{1{,}000}", 1.0),
+        ("<think>5</think> <answer> 1000 </answer>", 1.0),
+        (r"<think>r</think><answer> \boxed{\$1,000.00} </answer>", 1.0),
+        ("#### 1,000", 1.0),
+        ("#### 5 \\boxed{1000}", 0.0),
+        (r"<answer>5</answer> \boxed{1000}", 0.0),
+        (r"<think>\boxed{1000}</think> none", 0.0),
+        ("1000", 0.0),
+        ("<answer>1000", 0.0),
+        (r"\boxed{1000", 0.0),
+        (r"\boxed{1000 or 5}", 0.0),
+        ("", 0.0),
+    ],
+)
+def test_gsm8k_takes_its_own_mark_and_without_it_tags_and_boxes(response: str, accuracy: float, phase: Any) -> None:
+    assert grade(GradeTask("openai/gsm8k", response, "1000", "", phase)).accuracy == accuracy
+
+
+def test_math_takes_the_last_box_and_without_any_the_answer_section() -> None:
+    def accuracy(response: str) -> float:
+        return grade(GradeTask("lighteval/MATH", response, r"\frac{1}{2}")).accuracy
+
+    assert accuracy(r"<think>r</think> <answer> \dfrac12 </answer>") == 1.0
+    assert accuracy(r"\boxed{3} <answer> \frac12 </answer>") == 0.0
+    assert accuracy(r"\frac12 </answer>") == 0.0
 
 
 @settings(deadline=None)

@@ -24,6 +24,15 @@ from megatron_rlpr.grading.prime_math import grade_in_training, grade_in_validat
         ("12 inches", "12"),
         ("xy^2", "y^2x"),
         (r"3\frac{1}{2}", "3.5"),
+        ("3√(x+1)", r"3\sqrt{x+1}"),
+        ("3√(1+x)", r"3\sqrt{x+1}"),
+        ("√((x+1)(x-1))", r"\sqrt{x^2-1}"),
+        ("√(2√(x)+1)", r"\sqrt{1+2\sqrt{x}}"),
+        ("1" + 400 * "0", "1" + 400 * "0"),
+        ("1e400", "1" + 400 * "0"),
+        ("6.626e-34", "6.6263e-34"),
+        ("50%", "0.5"),
+        ("1{,}234{,}567", "1,234,567"),
     ],
 )
 def test_spellings_of_one_answer_match(given_answer: str, reference: str) -> None:
@@ -32,7 +41,29 @@ def test_spellings_of_one_answer_match(given_answer: str, reference: str) -> Non
 
 @pytest.mark.parametrize(
     ("given_answer", "reference"),
-    [("[0,1)", "(0,1)"), ("x+1", "x+2"), ("5 or 6", "5"), ("", "5"), ("(1,2)", "(2,1)"), ("True", "1"), ("2^3", "1")],
+    [
+        ("[0,1)", "(0,1)"),
+        ("x+1", "x+2"),
+        ("5 or 6", "5"),
+        ("", "5"),
+        ("(1,2)", "(2,1)"),
+        ("True", "1"),
+        ("2^3", "1"),
+        ("1" + 400 * "0", "2" + 400 * "0"),
+        ("1e400", "1e500"),
+        ("10**400", "10**500"),
+        ("(1e400,2)", "(1e500,2)"),
+        ("exp(1000)", "exp(1001)"),
+        ("1e-400", "0"),
+        ("1e-400", "1e-500"),
+        ("6.6e-34", "1.6e-19"),
+        ("1e999999999", "1"),
+        ("1e99999", "1e99998"),
+        ("10^{10^{10}}", "10^{10^{11}}"),
+        ("9**9**9**9", "1"),
+        ("√(x", "√x"),
+        ("√(x+2)", "√(x+1)"),
+    ],
 )
 def test_other_answers_do_not(given_answer: str, reference: str) -> None:
     assert not answers_match(given_answer, reference)
