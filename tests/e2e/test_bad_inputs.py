@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 from tiny_policy import row, save_model, write_rows
 from training_runs import Workplace, run
 
@@ -138,11 +140,18 @@ def test_a_long_training_prompt_is_dropped_and_counted(workplace: Workplace, tmp
     assert len(workplace.metrics("dropped")) == 1
 
 
-def test_a_run_that_learns_nothing_stops_in_one_line(workplace: Workplace, undisturbed: str) -> None:
-    """On stored rollouts, which need no engine."""
+def test_a_run_that_learns_nothing_stops_in_one_line(workplace: Workplace, undisturbed: str, tmp_path: Path) -> None:
+    """The squares of its embeddings overflow: norms divide by infinity, and gradients are NaN.
+
+    On stored rollouts, which need no engine.
+    """
+    model = Path(shutil.copytree(workplace.folder / "model", tmp_path / "model"))
+    tensors = load_file(model / "model.safetensors")
+    tensors["model.embed_tokens.weight"] *= 1e25
+    save_file(tensors, model / "model.safetensors", {"format": "pt"})
     stored = f"rollout.replay={workplace.run_folder(undisturbed) / 'rollouts'}"
     settings = ("filter.enabled=false", "actor.lr_warmup_steps=0", "trainer.save_freq=1", "trainer.keep_last=9")
-    status, output = workplace.start("lost", 0, stored, *settings, "algorithm.entropy_coeff=1e30")
+    status, output = workplace.start("lost", 0, stored, *settings, f"model.path={model}")
     assert status == 2, output[-3000:]
     errors = [line for line in output.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
