@@ -7,7 +7,7 @@ the data-parallel ranks and run through Megatron's pipeline schedule; results co
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import numpy as np
 import torch
@@ -145,11 +145,7 @@ class MegatronPolicy:
 
     def _pack(self, requests: Sequence[ScoreRequest]) -> Plan:
         """Raises UserError for a token id that the model does not have, whose numbers would be made up."""
-        for request in requests:
-            if min(request.token_ids) < 0 or max(request.token_ids) >= self._vocab_size:
-                ids = f"holds token id {max(request.token_ids)}, but the model has {self._vocab_size} tokens"
-                raise UserError(f"a sequence {ids}: use the model's own tokenizer")
-        return plan(
+        packed = plan(
             requests,
             max_tokens=self._config.max_tokens_per_micro_batch,
             data_parallel_size=self.layout.data_size,
@@ -157,6 +153,12 @@ class MegatronPolicy:
             cost_model=self._costs,
             sequence_multiple=self.layout.tensor_size if self._config.sequence_parallel else 1,
         )
+        for tokens in chain.from_iterable(run.tokens for runs in packed.runs for run in runs):
+            for token_id in (int(tokens.min()), int(tokens.max())):
+                if not 0 <= token_id < self._vocab_size:
+                    known = f"the model has {self._vocab_size} tokens: use its own tokenizer"
+                    raise UserError(f"a sequence holds token id {token_id}, but {known}")
+        return packed
 
 
 def _first_index(requests: Sequence[ScoreRequest]) -> np.ndarray:
