@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import subprocess
 import sys
 from collections.abc import Callable
-from math import prod
 from pathlib import Path
 from typing import Any
 
 import pytest
+from zero_weights import write_zeros
 
 from megatron_rlpr.config.checks import check
 from megatron_rlpr.config.keys import all_keys
 from megatron_rlpr.config.loading import load_config
 from megatron_rlpr.config.schema import Config
 from megatron_rlpr.types import UserError
-from megatron_rlpr.weights.architectures import hf_manifest, model_shape
-from megatron_rlpr.weights.hf_folder import HfFolder
 
 HF_CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -66,19 +63,6 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
         return load_config([*valid, *(override.replace("{here}", str(tmp_path)) for override in overrides)])
 
     return build
-
-
-def write_zeros(model: Path) -> None:
-    """All tensors of config.json in a file that takes no room on disk."""
-    with contextlib.suppress(UserError):
-        manifest, entries, size = hf_manifest(model_shape(HfFolder(model).config())), {}, 0
-        for name, shape in manifest.items():
-            start, size = size, size + 4 * prod(shape)
-            entries[name] = {"dtype": "F32", "shape": shape, "data_offsets": [start, size]}
-        header = json.dumps(entries).encode()
-        with (model / "model.safetensors").open("wb") as file:
-            file.write(len(header).to_bytes(8, "little") + header)
-            file.truncate(8 + len(header) + size)
 
 
 def refusal(config: Config, world_size: int = 1) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from zero_weights import write_zeros
 
 from megatron_rlpr.config import checks
 from megatron_rlpr.config.loading import load_config, resolved
@@ -201,7 +202,7 @@ def test_a_recipe_validates_on_the_seven_sets_with_their_samples(name: str) -> N
 
 @pytest.fixture
 def present(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A GPU, and a folder with a file for every path a recipe names, as the current one: the model's shape and empty
+    """A GPU, and a folder with a file for every path a recipe names, as the current one: a model of zeros and empty
     files."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     for name in NAMES:
@@ -209,11 +210,9 @@ def present(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         model = tmp_path / config.model.path
         model.mkdir(parents=True)
         (model / "config.json").write_text(json.dumps(HF_CONFIGS[name]))
-        for file in (
-            model / "tokenizer.json",
-            model / "model.safetensors",
-            *(tmp_path / f for f in config.data.val_files),
-        ):
+        (model / "tokenizer.json").write_text("{}")
+        write_zeros(model)
+        for file in (tmp_path / f for f in config.data.val_files):
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(b"")
     (tmp_path / "data/train").mkdir()
