@@ -174,6 +174,12 @@ def padding_is_zero(policy: MegatronPolicy) -> bool:
     return shard is None or not last.output_weight()[shard.valid_rows :].any()
 
 
+def some_layouts(number: int, parts: tuple[tuple[str, ...], ...], *folders: Path) -> None:
+    """One part of the layouts, one after the other."""
+    for name in parts[number]:
+        mp.start_processes(one_rank, (name, *folders), nprocs=LAYOUTS[name][0], start_method="fork")
+
+
 def one_rank(rank: int, name: str, models: Path, work: Path, results: Path) -> None:
     torch.set_num_threads(1)
     world, tensor, pipeline, expert = LAYOUTS[name]
@@ -243,8 +249,8 @@ def main() -> None:
     models, work = Path(sys.argv[1]), Path(sys.argv[2])
     results = Path(tempfile.mkdtemp())
     mp.start_processes(conversions, (models, work, results), nprocs=1, start_method="fork")
-    for name, (world, *_) in LAYOUTS.items():
-        mp.start_processes(one_rank, (name, models, work, results), nprocs=world, start_method="fork")
+    halves = (tuple(LAYOUTS)[::2], tuple(LAYOUTS)[1::2])  # side by side: ranks wait for each other most of the time
+    mp.start_processes(some_layouts, (halves, models, work, results), nprocs=2, start_method="fork")
     mp.start_processes(exports_of_runs, (models, work, results), nprocs=1, start_method="fork")
     report: dict[str, Any] = {
         part: json.loads((results / f"{part}.json").read_text()) for part in ("conversions", "exports_of_runs")
