@@ -39,7 +39,8 @@ from megatron_rlpr.config.help import help_text
 from megatron_rlpr.config.keys import Key, all_keys
 from megatron_rlpr.config.loading import load_config, save_resolved
 from megatron_rlpr.config.schema import Config
-from megatron_rlpr.data.tokenizer import load_tokenizer
+from megatron_rlpr.data.tokenizer import SpecialTokens, load_tokenizer
+from megatron_rlpr.grading.tasks import GradeTasks
 from megatron_rlpr.packing import plan
 from megatron_rlpr.reward.manager import RewardManager
 from megatron_rlpr.reward.shaping import discrete_function, shaping_function
@@ -97,8 +98,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     before = os.getcwd()
     os.chdir(here)
     tokenizer = load_tokenizer("model")
+    tasks = GradeTasks(SpecialTokens.of(tokenizer), "R1")
     yield Place(
-        tokenizer, training_prompts(load_config(as_arguments({})), tokenizer), model_shape(HfFolder("model").config())
+        tokenizer,
+        training_prompts(load_config(as_arguments({})), tokenizer, tasks),
+        model_shape(HfFolder("model").config()),
     )
     os.chdir(before)
 
