@@ -203,7 +203,7 @@ def test_a_run_writes_hugging_face_folders_from_any_layout(report: dict[str, Any
     first, *others = [facts["exports"] for facts in ranks(report, layout, model)]
     assert first["error"] == "UserError"
     assert others == [{"error": ""}] * len(others)
-    assert first["after_failure"] == [".partial_step_000030", "step_000020"]
+    assert first["after_failure"] == ["step_000020"], "what failed does not stay: it may be what filled the disk"
     assert first["left"] == ["step_000010"]
     assert (first["missing"], first["identical"], first["dtypes"], first["config_dtype"]) == (
         [],
