@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from megatron_rlpr.data.carried_groups import from_state, to_state
@@ -51,9 +51,14 @@ class PromptSource:
         """Groups of the last step that the next one starts with."""
         return self._carried
 
+    def remembered(self) -> Callable[[], dict[str, Any]]:
+        """Makes the present `state_dict` when it is called, whatever has been drawn until then: groups are long."""
+        sampler, carried = self._sampler.state_dict(), self._carried
+        return lambda: {"sampler": sampler, "carried": to_state(carried)}
+
     def state_dict(self) -> dict[str, Any]:
         """Where the sampler stands and what it carries, JSON-serialisable."""
-        return {"sampler": self._sampler.state_dict(), "carried": to_state(self._carried)}
+        return self.remembered()()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from state_dict()."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -96,7 +95,7 @@ def save(parts: RunParts, step: int) -> None:
     last = step == parts.total_steps
     if frequency < 0 or not (last or (frequency > 0 and step % frequency == 0)):
         return
-    _write(parts, step, _state(parts, step))
+    _write(parts, step, _remembered(parts, step)())
 
 
 @contextmanager
@@ -106,33 +105,38 @@ def saved_when_stopped(parts: RunParts, step: int) -> Iterator[None]:
     What the body has done to prompts and filter until then is no part of it; the policy it has not touched. Raises
     Stopped with what is saved.
     """
-    before = copy.deepcopy(_state(parts, step))
+    before = _remembered(parts, step)
     try:
         yield
     except Stopped as stopped:
         raise Stopped(stopped.args[0], _kept(parts, step, before)) from stopped
 
 
-def _kept(parts: RunParts, step: int, state: dict[str, Any]) -> str:
+def _kept(parts: RunParts, step: int, state: Callable[[], dict[str, Any]]) -> str:
     """Write what is to be kept when the run stops after `step`; says what that is."""
     if step == 0:
         return "no step was complete, nothing is saved"
     if parts.config.trainer.save_freq < 0:
         return f"step {step} is complete, nothing is saved (trainer.save_freq=-1)"
     if not first_rank_decides(lambda: step in parts.checkpoints.steps()):
-        _write(parts, step, {**state, "validation": parts.validation.state_dict()})  # it may be due again
+        _write(parts, step, state())
     return f"step {step} is saved, {parts.checkpoints.path(step)}"
 
 
-def _state(parts: RunParts, step: int) -> dict[str, Any]:
-    """What a checkpoint after `step` holds beside weights and optimizer."""
-    return {
-        "step": step,
-        "prompts": (parts.prompts if parts.pipeline is None else parts.pipeline).state_dict(),
+def _remembered(parts: RunParts, step: int) -> Callable[[], dict[str, Any]]:
+    """Makes what a checkpoint after `step` holds beside weights and optimizer; prompts, filter, KL coefficient and
+    random state are those of now. The validation's is that of then: one that was broken off is due again."""
+    prompts = (parts.prompts if parts.pipeline is None else parts.pipeline).remembered()
+    now = {
         "std_filter": parts.std_filter.state_dict(),
         "kl_controller": parts.kl_controller.state_dict(),
-        "validation": parts.validation.state_dict(),
         "random": random_state(),
+    }
+    return lambda: {
+        "step": step,
+        "prompts": prompts(),
+        **now,
+        "validation": parts.validation.state_dict(),
         "config": resolved(parts.config),
         "fingerprints": dict(parts.fingerprints),
     }

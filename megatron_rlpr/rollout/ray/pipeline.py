@@ -32,25 +32,25 @@ class RolloutPipeline:
         self._prompts = prompts
         self._request = request
         self._last_step = last_step
-        self._state_before: dict[str, Any] | None = None
+        self._before: Callable[[], dict[str, Any]] | None = None
 
     def begin(self, step: int) -> None:
         """Draw the step's first prompts and start to answer them; nothing after the last step."""
         if step > self._last_step:
             return
-        self._state_before = self._prompts.state_dict()
+        self._before = self._prompts.remembered()
         self._rollouts.begin(self._request(self._prompts.next_batch(), step))
 
     @property
     def begun(self) -> bool:
         """Whether a round is under way that nobody has collected."""
-        return self._state_before is not None
+        return self._before is not None
 
     def collect(self, on_progress: ProgressCallback | None = None) -> list[RolloutGroup]:
         """The round that is under way, when it is finished."""
-        self._state_before = None
+        self._before = None
         return self._rollouts.collect(on_progress)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Where the prompts stand for a checkpoint: before the draw that is under way."""
-        return self._prompts.state_dict() if self._state_before is None else self._state_before
+    def remembered(self) -> Callable[[], dict[str, Any]]:
+        """Where the prompts stand for a checkpoint, as theirs: before the draw that is under way."""
+        return self._before or self._prompts.remembered()
