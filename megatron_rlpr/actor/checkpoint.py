@@ -77,8 +77,10 @@ class CheckpointStore:
     def require_room(self) -> None:
         """UserError unless there is room for one more checkpoint: as much as the newest takes, or is to be expected."""
         steps = self.steps()
-        parameters = sum(math.prod(shape) for shape in hf_manifest(self._shape).values())
-        expected = disk.size(self.path(steps[-1])) if steps else parameters * _BYTES_PER_PARAMETER
+        if steps:
+            expected = disk.size(self.path(steps[-1]))
+        else:
+            expected = _BYTES_PER_PARAMETER * sum(math.prod(shape) for shape in hf_manifest(self._shape).values())
         disk.require_room(self.path(0).parent, expected, "a checkpoint")
 
     def _begin(self, step: int) -> None:
@@ -151,14 +153,14 @@ def _sharded_state(policy: MegatronPolicy, is_loading: bool) -> dict[str, Any]:
 
 
 @contextmanager
-def _first_rank_tells(partial: Path, first: bool) -> Iterator[None]:
+def _first_rank_tells(unfinished: Path, first: bool) -> Iterator[None]:
     """What went wrong on any rank is known to the first; torch's exception is no Exception."""
     try:
         yield
     except CheckpointException as error:
         if first:
-            raise RuntimeError(f"{partial} could not be written: {error}") from error
-        raise UserError(f"{partial} could not be written; the first rank says why") from error
+            raise RuntimeError(f"{unfinished} could not be written: {error}") from error
+        raise UserError(f"{unfinished} could not be written; the first rank says why") from error
 
 
 def _collect_write_results_here() -> None:

@@ -73,13 +73,15 @@ class MegatronPolicy:
     def score(self, requests: Sequence[ScoreRequest], progress: TokensDone | None = None) -> list[TokenScores]:
         """Log-probs and entropies of the wanted tokens of every request, in request order, on every rank.
 
-        progress is called for each micro-batch this rank has computed.
+        progress is called for each micro-batch this rank has computed. Raises UserError for a token id that the model
+        does not have.
         """
         if not requests:
             return []
         for chunk in self._callables:
             chunk.eval()
         packed = self._pack(requests)
+        self._check_token_ids(packed)
         mine = packed.for_rank(self.layout.data_rank)
         outputs = self._runner.forward(self._callables, mine, progress)
         first = _first_index(requests)
@@ -143,9 +145,17 @@ class MegatronPolicy:
             sequence_tokens=sum(s.stop - 1 for s in sequences),
         )
 
+    def _check_token_ids(self, packed: Plan) -> None:
+        """Raise UserError for a token that the model does not have: its numbers would be made up. All that is trained
+        on has been scored before."""
+        for tokens in chain.from_iterable(run.tokens for runs in packed.runs for run in runs):
+            for token_id in (int(tokens.min()), int(tokens.max())):
+                if not 0 <= token_id < self._vocab_size:
+                    known = f"the model has {self._vocab_size} tokens: use its own tokenizer"
+                    raise UserError(f"a sequence holds token id {token_id}, but {known}")
+
     def _pack(self, requests: Sequence[ScoreRequest]) -> Plan:
-        """Raises UserError for a token id that the model does not have, whose numbers would be made up."""
-        packed = plan(
+        return plan(
             requests,
             max_tokens=self._config.max_tokens_per_micro_batch,
             data_parallel_size=self.layout.data_size,
@@ -153,12 +163,6 @@ class MegatronPolicy:
             cost_model=self._costs,
             sequence_multiple=self.layout.tensor_size if self._config.sequence_parallel else 1,
         )
-        for tokens in chain.from_iterable(run.tokens for runs in packed.runs for run in runs):
-            for token_id in (int(tokens.min()), int(tokens.max())):
-                if not 0 <= token_id < self._vocab_size:
-                    known = f"the model has {self._vocab_size} tokens: use its own tokenizer"
-                    raise UserError(f"a sequence holds token id {token_id}, but {known}")
-        return packed
 
 
 def _first_index(requests: Sequence[ScoreRequest]) -> np.ndarray:

@@ -164,11 +164,11 @@ def policy(shape: ModelShape, config: Config, layout: parallel.Layout, trainable
     made = MegatronPolicy(shape, config.actor, layout, config.rollout.temperature, trainable)
     if config.model.megatron_checkpoint:
         load_megatron_checkpoint(made.chunks, shape, config.model.megatron_checkpoint)
+        made.check_weights(f"{config.model.megatron_checkpoint} cannot be trained")
     else:
         load_here = partial(load_hf_weights, made.chunks, shape, config.model.path)
         gather_or_raise(load_here, dist.group.WORLD, "loading the weights")
     made.weights_changed()
-    made.check_weights(f"{config.model.megatron_checkpoint or config.model.path} cannot be trained")
     return made
 
 
