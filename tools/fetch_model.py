@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from megatron_rlpr.system.command_line import exit_status, tool_parser
+from megatron_rlpr.system.quoting import reason
 from megatron_rlpr.system.sealed_folder import empty, make_once
 from megatron_rlpr.types import UserError
 from megatron_rlpr.weights.hf_folder import HfFolder
@@ -95,13 +96,9 @@ def download(hub_id: str, staging: Path) -> None:
         raise UserError(f"{hub_id}: no such folder here and no such model on the hub; check the spelling") from None
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         raise UserError(
-            f"{hub_id}: nothing came from the model hub ({_first_line(error)}); run again, or give a local folder"
+            f"{hub_id}: nothing came from the model hub ({reason(error)}); run again, or give a local folder"
         ) from error
     shutil.rmtree(staging / ".cache", ignore_errors=True)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def main(arguments: list[str] | None = None) -> int:

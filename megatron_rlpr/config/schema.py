@@ -118,6 +118,11 @@ class RolloutConfig:
     enforce_eager: bool = key(True, "run the engine without graph capture or compilation")
     replay: str = key("", "folder of stored rollouts (runs/<name>/rollouts) to train on instead of generating", PATH)
 
+    @property
+    def truncated(self) -> bool:
+        """Whether top_p or top_k leave tokens out."""
+        return self.top_p < 1 or self.top_k != -1
+
 
 @dataclass
 class RewardConfig:

@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
+from megatron_rlpr.system.quoting import reason
 from megatron_rlpr.types import UserError
 
 
@@ -26,9 +27,8 @@ def load_tokenizer(path: str) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # of a damaged file the libraries raise anything, a bare Exception too
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"model.path {path!r} holds no readable tokenizer ({reason:.200}); give a Hugging Face folder"
+            f"model.path {path!r} holds no readable tokenizer ({reason(error)}); give a Hugging Face folder"
         ) from error
     if not tokenizer.is_fast:
         raise UserError(

@@ -42,8 +42,8 @@ _WHOLE_NAMES = _GREEK | CONSTANTS.keys() | FUNCTIONS.keys()
 _ANY_LETTERS = frozenset("SNOQ")  # names of sympy that stand for no number: refused rather than read as a variable
 
 
-SYMPY_FAILURES = (TypeError, ValueError, ArithmeticError, AttributeError, NotImplementedError, RecursionError)
-"""What sympy raises where values are no numbers or a problem is beyond it."""
+SYMPY_FAILURES = (TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError)
+"""What sympy raises where values are no numbers, or (both RuntimeErrors) a problem is beyond it or too deep."""
 
 
 class NotAnExpression(ValueError):

@@ -33,17 +33,12 @@ class SamplingSettings:
         if self.max_tokens < 1:
             raise UserError(f"max_tokens of a response is {self.max_tokens}; use at least 1")
 
-    @property
-    def truncated(self) -> bool:
-        """top_p or top_k leave tokens out."""
-        return self.top_p < 1 or self.top_k != -1
-
     def full_log_probs(self, raw: bool) -> bool:
         """Whether an engine's log-probs are of all tokens at this temperature (1 for greedy), as the actor's are.
 
         vLLM gives them before the temperature (raw) or after top_p and top_k, which makes what they keep more probable.
         """
-        return self.temperature in (0, 1) if raw else not self.truncated
+        return self.temperature in (0, 1) if raw else self.top_p == 1 and self.top_k == -1
 
 
 @dataclass(frozen=True)

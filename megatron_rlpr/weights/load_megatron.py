@@ -19,6 +19,7 @@ from megatron.core.dist_checkpointing import serialization
 from megatron.core.dist_checkpointing.core import CheckpointingException
 from torch.distributed.checkpoint import CheckpointException
 
+from megatron_rlpr.system.quoting import reason
 from megatron_rlpr.types import UserError
 from megatron_rlpr.weights.local_parameters import local_parameters, tensor_parallel_place
 from megatron_rlpr.weights.mapping import Vocab
@@ -109,4 +110,4 @@ def _reason(error: BaseException) -> str:
         error = next(iter(error.failures.values()))[0]
     if isinstance(error, UnpicklingError):
         return "a file of it is cut or foreign"  # torch's own text advises to load it unsafely
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return reason(error)

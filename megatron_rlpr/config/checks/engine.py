@@ -27,7 +27,7 @@ def engine_settings(config: Config) -> EngineSettings:
         tensor_parallel_size=rollout.tensor_parallel_size,
         seed=config.trainer.seed,
         threads=rollout.cpus_per_engine if rollout.placement == "ray" else here,
-        raw_log_probs=rollout.temperature == 1 and (rollout.top_p < 1 or rollout.top_k != -1),
+        raw_log_probs=rollout.temperature == 1 and rollout.truncated,
     )
 
 

@@ -107,7 +107,7 @@ def _engines(config: Config, world_size: int) -> Iterator[str]:
         yield f"rollout.placement=ray with rollout.replay={rollout.replay}: stored rollouts need no engines, remove one"
     if rollout.pipeline and not config.algorithm.importance_cap:
         yield "rollout.pipeline=1 trains on responses of older weights: set algorithm.importance_cap, e.g. 2"
-    if config.algorithm.importance_cap and rollout.temperature != 1 and (rollout.top_p < 1 or rollout.top_k != -1):
+    if config.algorithm.importance_cap and rollout.temperature != 1 and rollout.truncated:
         yield (
             f"algorithm.importance_cap needs the engine's log-probs of all tokens, which it does not give for "
             f"rollout.temperature={rollout.temperature} with top_p or top_k: set rollout.temperature=1, or "

@@ -17,6 +17,7 @@ from megatron_rlpr.rollout.engine import EngineSettings
 from megatron_rlpr.rollout.ray import guard as ray_guard
 from megatron_rlpr.system import stop_signals
 from megatron_rlpr.system.process_environment import ON_CPU
+from megatron_rlpr.system.quoting import reason
 from megatron_rlpr.types import UserError
 
 _OBJECT_STORE = 256 * 2**20
@@ -49,10 +50,9 @@ def connect(address: str, *, cpus: int) -> bool:
             _knock(address)
             ray.init(address=address, **options)
         except (OSError, ValueError, RuntimeError) as error:
-            cause = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(
                 f"no Ray cluster answers at {address} (rollout.ray_address or RAY_ADDRESS): start one with `ray start "
-                f"--head`, or leave both empty to start a local one ({cause})"
+                f"--head`, or leave both empty to start a local one ({reason(error)})"
             ) from error
         stop_signals.listen_again()
         return False

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from megatron_rlpr.system import quoting
 from megatron_rlpr.weights.transports.interface import WeightTransportError
 
 _POLL_S = 0.0005
@@ -112,7 +113,7 @@ class ProcessGroup:
                 try:
                     self.look()
                 except BaseException as error:
-                    self.fail(_cause(error))
+                    self.fail(quoting.reason(error))
                     raise
                 self._check()
                 looked = time.monotonic()
@@ -135,7 +136,7 @@ class ProcessGroup:
         try:
             yield
         except RuntimeError as error:
-            raise self.fail(_cause(error)) from error
+            raise self.fail(quoting.reason(error)) from error
 
 
 def _within(seconds: float, question: Callable[[], Any]) -> Any:
@@ -177,7 +178,3 @@ def _outlive(backend: Any, pending: Sequence[tuple[Any, torch.Tensor]]) -> None:
         with contextlib.suppress(RuntimeError):
             work.wait()
     del backend
-
-
-def _cause(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
