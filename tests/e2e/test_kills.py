@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 from forked_ranks import KILLED, ForkedRanks
+from generated_cases import SEED
 from generated_runs import make_place, replay
 from same_run import assert_same_run
 from training_runs import Workplace
 
 pytestmark = pytest.mark.e2e
 
-SEED = int(os.environ.get("RLPR_SEED", "0"))
 KILLS = int(os.environ.get("RLPR_KILLS", "20"))
 KILLS_OF_A_RUN = 7
 START_LIMIT_S = 300

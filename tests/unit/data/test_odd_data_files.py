@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from generated_cases import SEED, case_count
 from odd_data_files import DataFile, broken_file, flipped_file, good_file
+from time_limit import time_limit
 
 from megatron_rlpr.data.carried_groups import from_state, to_state
 from megatron_rlpr.data.dataset import load_prompts
@@ -23,25 +21,10 @@ from megatron_rlpr.grading.tasks import GradeTasks
 from megatron_rlpr.rollout.store import read_rollouts, write_rollouts
 from megatron_rlpr.types import Prompt, Response, ResponseReward, RolloutGroup, ScoredGroup, TokenScores, UserError
 
-SEED = int(os.environ.get("RLPR_SEED", "0"))
-CASES = int(os.environ.get("RLPR_CASES", "300"))
+CASES = case_count(300)
 LIMIT_S = 60
 LONGEST_MESSAGE = 1500
 FORMS = {"openai/gsm8k": "#### {}", "lighteval/MATH": r"\boxed{{{}}}"}
-
-
-@contextmanager
-def time_limit() -> Iterator[None]:
-    def ring(*_: object) -> None:
-        raise TimeoutError(f"no end within {LIMIT_S} s")
-
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.alarm(LIMIT_S)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
 
 
 @pytest.mark.parametrize("part", range(10))
@@ -54,7 +37,7 @@ def test_a_generated_file_is_used_faithfully_or_refused_with_its_place(
         made = rng.choices([good_file, broken_file, flipped_file], [3, 5, 2])[0](rng)
         path = tmp_path / f"case_{case}.parquet"
         made.write(path, rng)
-        with time_limit():
+        with time_limit(LIMIT_S):
             try:
                 prompts = load_prompts([path], tokenizer, 512, overlong="refuse", check=tasks.check).prompts
             except UserError as error:

@@ -6,17 +6,17 @@ RLPR_SEED and RLPR_CASES choose other responses, and more of them, than the defa
 from __future__ import annotations
 
 import math
-import os
 import random
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from generated_cases import SEED, case_count
 from rollout_records import TOKENIZERS, prompt, response
+from time_limit import time_limit
 
 from megatron_rlpr.config.schema import RewardConfig
 from megatron_rlpr.data.sources import SOURCES
@@ -34,7 +34,7 @@ from megatron_rlpr.reward.repetition import repetition_penalty
 from megatron_rlpr.rollout.store import read_rollouts, write_rollouts
 from megatron_rlpr.types import Prompt, Response, RolloutGroup, ScoredGroup, ScoreRequest, TokenScores
 
-SEED, CASES = int(os.environ.get("RLPR_SEED", "0")), int(os.environ.get("RLPR_CASES", "200"))
+CASES = case_count(200)
 GROUP = 4
 EOS, PAD = "<|im_end|>", "<|endoftext|>"
 REPEATED = (
@@ -77,22 +77,6 @@ def task(source: str, text: str) -> GradeTask:
     return GradeTask(source, text, "B", "user\nWhich?\nOptions:\nA. one\nB. two\n")
 
 
-@contextmanager
-def at_most(seconds: float) -> Iterator[None]:
-    """Raises where the block takes longer: a limit for what ought to take a small part of it on a quiet machine."""
-
-    def late(*_: Any) -> None:
-        raise AssertionError(f"not done after {seconds:g} s")
-
-    previous = signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)
-
-
 @pytest.mark.parametrize("reader", READERS)
 def test_a_megabyte_of_one_thing_is_read_in_time(reader: str) -> None:
     """Each of these took minutes to hours where a reader goes over the same text again and again."""
@@ -100,7 +84,7 @@ def test_a_megabyte_of_one_thing_is_read_in_time(reader: str) -> None:
     for piece in REPEATED:
         filling = piece * (size // len(piece))
         for text in (filling, f"<think>r</think><answer>\\boxed{{{filling}x"):
-            with at_most(20.0):
+            with time_limit(20.0):
                 READERS[reader](text)
 
 
@@ -161,7 +145,7 @@ def test_any_response_goes_through_all_that_reads_it(
     random_ = random.Random(SEED * 1000 + number)
     tokenizer = load_tokenizer(str(TOKENIZERS / ("bpe_base", "bpe_chat", "sp_gemma_like")[number % 3]))
     mode = ("R1", "R1_nothink")[number // 2]
-    with at_most(300.0), closing(GraderPool(timeout_s=5.0)) as graders:
+    with time_limit(300.0), closing(GraderPool(timeout_s=5.0)) as graders:
         tasks = GradeTasks(SpecialTokens.of(tokenizer), mode)
         groups = hostile_groups(tokenizer, random_, math.ceil(CASES / GROUP / 4))
 

@@ -4,7 +4,6 @@ choose other damage and how much of it."""
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from generated_cases import SEED, case_count
 
 from megatron_rlpr.actor.checkpoint import CheckpointStore
 from megatron_rlpr.config.schema import TrainerConfig
@@ -22,8 +22,7 @@ from megatron_rlpr.tracking.console import Console
 from megatron_rlpr.types import UserError
 from megatron_rlpr.weights.architectures import model_shape
 
-SEED = int(os.environ.get("RLPR_SEED", "0"))
-CASES = int(os.environ.get("RLPR_CASES", "40"))
+CASES = case_count(40)
 SHAPE = model_shape(
     {
         "architectures": ["LlamaForCausalLM"],
