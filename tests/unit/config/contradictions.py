@@ -1,0 +1,76 @@
+"""Which keys cannot be combined, written down once more, so that the checks are not their own judge."""
+
+from __future__ import annotations
+
+import re
+
+import psutil
+from tiny_run import KEY_VALUE_HEADS, LAYERS, POSITIONS
+
+from megatron_rlpr.config.schema import Config
+
+DEFAULTS = Config()
+MEMORY_GIB = psutil.virtual_memory().total / 2**30
+
+
+def contradictions(config: Config, world: int) -> list[str]:
+    """Why this cannot run on `world` processes of a machine without a GPU; empty when nothing speaks against it."""
+    data, rollout, reward, rules = config.data, config.rollout, config.reward, config.filter
+    algorithm, actor, trainer = config.algorithm, config.actor, config.trainer
+    tensor, pipeline = actor.tensor_model_parallel_size, actor.pipeline_model_parallel_size
+    estimator, manager, ray = algorithm.adv_estimator, reward.reward_manager, rollout.placement == "ray"
+    mixed = estimator in ("prnostd_vrstd", "prstd_vrstd")
+    longest = max(data.max_prompt_length, data.val_max_prompt_length if data.val_files else 0)
+    scored_prompt = longest if config.evaluation.score_reward else data.max_prompt_length
+    caches = rollout.engines * rollout.tensor_parallel_size if ray else 1
+    engines = bool(data.val_files) or not rollout.replay
+    stage = LAYERS // pipeline if LAYERS % pipeline == 0 else 1
+    unit = actor.recompute_num_layers
+    reasons = {
+        "ranks": world % (tensor * pipeline) != 0,
+        "heads": KEY_VALUE_HEADS % tensor != 0 or KEY_VALUE_HEADS % rollout.tensor_parallel_size != 0,
+        "layers": LAYERS % pipeline != 0,
+        "sequence": actor.sequence_parallel and tensor == 1,
+        "context": actor.context_parallel_size != 1,
+        "experts": actor.expert_model_parallel_size != 1,
+        "engine ranks": not ray and world % rollout.tensor_parallel_size != 0,
+        "idle": not ray
+        and (
+            any(getattr(rollout, k) != getattr(DEFAULTS.rollout, k) for k in ("engines", "pipeline", "cpus_per_engine"))
+            or rollout.engine_timeout_s != DEFAULTS.rollout.engine_timeout_s
+            or rollout.ray_address != ""
+            or config.weights.transport != "auto"
+        ),
+        "idle frequency": trainer.test_freq != DEFAULTS.trainer.test_freq and not data.val_files,
+        "idle cap": reward.gt_tokens_one_more_adjusted and not reward.gt_tokens_one_more,
+        "idle bound": rules.mode == "EMA" and rules.accuracy_lower_bound != 0,
+        "idle rate": actor.lr_decay_style == "constant" and actor.min_lr != 0,
+        "store and engines": ray and bool(rollout.replay),
+        "stale": rollout.pipeline == 1 and not algorithm.importance_cap,
+        "carried": rollout.pipeline == 1 and not rules.cache_regenerate,
+        "nothing to answer": bool(rollout.replay) and (trainer.val_only or estimator == "remax"),
+        "nothing to validate": trainer.val_only and not data.val_files,
+        "nothing to train on": not (data.train_files or trainer.val_only or rollout.replay),
+        "export": trainer.export_hf and trainer.save_freq < 0,
+        "strategies": not config.evaluation.strategies
+        or any(name not in ("greedy", "sampling") for name in config.evaluation.strategies),
+        "name": not re.fullmatch(r"[^/\\:\s]([^/\\:]*[^/\\:\s])?", trainer.name) or trainer.name in (".", ".."),
+        "mini-batch": actor.ppo_mini_batch_size > 0 and data.train_batch_size % actor.ppo_mini_batch_size != 0,
+        "budget": scored_prompt + data.max_response_length > actor.max_tokens_per_micro_batch,
+        "positions": longest + data.max_response_length > POSITIONS,
+        "rewrite": data.prompt_rewrite == "llama_gemma" and reward.format_mode != "R1_nothink",
+        "bounds": rules.accuracy_lower_bound > rules.accuracy_upper_bound,
+        "collected": rules.enabled and rules.mode == "EMA" and rules.ema_start_step >= rules.start_step,
+        "ungraded": rules.enabled and rules.target == "vr_acc" and manager == "prob" and reward.reward_type == "pr",
+        "unscored": rules.enabled and rules.target.startswith("scoreB") and manager == "naive",
+        "group of one": rollout.n < 2 and estimator in ("grpo", "grpo_nostd", "rloo", "prnostd_vrstd", "prstd_vrstd"),
+        "mixed": mixed and (manager != "mix" or reward.format_only),
+        "adaptive": algorithm.kl_ctrl_type == "adaptive" and (algorithm.use_kl_loss or algorithm.kl_loss_coef == 0),
+        "rates": actor.min_lr > actor.lr,
+        "GPU": bool(actor.fp8) or actor.use_distributed_optimizer,
+        "memory": engines and not rollout.ray_address and caches * rollout.kv_cache_gb > MEMORY_GIB,
+        "cache": engines and rollout.kv_cache_gb * 2**30 < 64 * 4 * LAYERS * (longest + data.max_response_length),
+        "recompute": actor.recompute_granularity == "full"
+        and (stage % unit != 0 if actor.recompute_method == "uniform" else unit > stage),
+    }
+    return [reason for reason, holds in reasons.items() if holds]
