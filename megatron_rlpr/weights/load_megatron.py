@@ -15,7 +15,6 @@ from pickle import UnpicklingError
 
 import torch
 from megatron.core import dist_checkpointing
-from megatron.core.dist_checkpointing import serialization
 from megatron.core.dist_checkpointing.core import CheckpointingException
 from torch.distributed.checkpoint import CheckpointException
 
@@ -29,9 +28,7 @@ WEIGHTS = "megatron"
 SHAPE = "model_shape.json"
 _AGAIN = "convert or save the checkpoint again"
 
-# Megatron-Core 0.19 reads the file common.pt where there is one and writes none: what it held lies among the weights.
-_COMMON_IS_A_FILE = not hasattr(serialization, "_legacy_common_state_exists")
-_MEGATRON_FILES = ("metadata.json", ".metadata", *(["common.pt"] if _COMMON_IS_A_FILE else []))
+_MEGATRON_FILES = ("metadata.json", ".metadata")
 
 # Transformer Engine's FP8 state: absent from checkpoints written on a CPU, and rebuilt by the first steps.
 _EXTRA_STATE = "_extra_state"

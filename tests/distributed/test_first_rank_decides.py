@@ -36,7 +36,7 @@ SETTINGS = {
 def write_checkpoint(folder: Path, model: Path) -> None:
     """The small files by which a checkpoint is known to be complete."""
     (folder / "megatron").mkdir(parents=True)
-    for name in ("metadata.json", ".metadata", "common.pt"):
+    for name in ("metadata.json", ".metadata"):
         (folder / "megatron" / name).touch()
     (folder / "model_shape.json").write_text(json.dumps(asdict(model_shape(HfFolder(str(model)).config()))))
     (folder / "run_state.json").write_text("{}")

@@ -57,7 +57,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(workplace: Workplace, u
     # What a kill in the middle of the next checkpoint would leave behind.
     unfinished = workplace.run_folder("killed") / "checkpoints" / ".partial_step_000006" / "megatron"
     unfinished.mkdir(parents=True, exist_ok=True)
-    (unfinished / "common.pt").write_bytes(b"half a checkpoint")
+    (unfinished / "metadata.json").write_bytes(b"half a checkpoint")
     output = workplace.train("killed", 1)
     assert f"resumed {workplace.run_folder('killed')}/checkpoints/step_000003" in output
     assert_same_run(workplace, "killed", undisturbed)

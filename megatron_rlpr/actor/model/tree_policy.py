@@ -16,7 +16,7 @@ from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt import gpt_layer_specs as layer_specs
 from megatron.core.tensor_parallel import mappings
-from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.spec_utils import ModuleSpec, get_submodules
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
 
@@ -176,13 +176,13 @@ def _block_spec(config: TransformerConfig, shape: ModelShape) -> TransformerBloc
     else:
         layer = layer_specs.get_gpt_layer_local_spec(**kind, normalization="RMSNorm")
         layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = norm
-    attention = layer.submodules.self_attention.submodules
+    attention = get_submodules(layer.submodules.self_attention)
     attention.core_attention = ModuleSpec(module=TreeCoreAttention, params={"shape": shape})
     if shape.qk_norm and norm is RMSNorm:
         attention.q_layernorm = attention.k_layernorm = norm
-    feed_forward = layer.submodules.mlp.submodules
+    feed_forward = get_submodules(layer.submodules.mlp)
     if config.use_te_activation_func:
-        gated = feed_forward.experts.submodules if shape.experts else feed_forward
+        gated = get_submodules(feed_forward.experts) if shape.experts else feed_forward
         gated.activation_func = GatedSilu
     if shape.post_norms:
         attention.linear_proj = with_post_norm(attention.linear_proj, norm)

