@@ -1,4 +1,4 @@
-"""Norms: RMSNorm for Megatron's CPU layer spec, and norms behind attention and feed-forward (Gemma 2).
+"""Norms: RMSNorm for Megatron's own layer spec, and norms behind attention and feed-forward (Gemma 2).
 
 RMSNorm is rounded once, behind the weight, as in vLLM's kernel and Transformer Engine.
 """
@@ -64,6 +64,8 @@ class RMSNorm(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [..., hidden_size] -> same shape and dtype."""
+        if x.is_cuda:
+            return torch.nn.functional.rms_norm(x, self.weight.shape, self.weight + self.offset, self.eps)
         return _RmsNorm.apply(x, self.weight, self.eps, self.offset)
 
 

@@ -2,7 +2,7 @@
 
 Two things differ from a stock GPTModel: attention runs over prefix trees and rotates by tree depth itself (so the
 model has no position embedding of its own), and the output layer is applied to selected rows only, by
-`selected_head`. Without CUDA the local layer spec is used, with CUDA the Transformer Engine spec.
+`selected_head`. The layers are Transformer Engine's or Megatron's own (`layer_kind`).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_rlpr.actor.attention.core import TreeCoreAttention, TreeSeqParams
 from megatron_rlpr.actor.model.gated_activation import GatedSilu
+from megatron_rlpr.actor.model.layer_kind import transformer_engine_is_here
 from megatron_rlpr.actor.model.norms import RMSNorm, with_post_norm
 from megatron_rlpr.actor.model.selected_head import VocabShard, selected_log_probs
 from megatron_rlpr.config.schema import ActorConfig
@@ -137,7 +138,7 @@ def _expert_options(experts: ExpertShape, actor: ActorConfig) -> dict[str, Any]:
         "moe_router_pre_softmax": not experts.normalised,
         "moe_router_dtype": "fp32",
         "moe_router_load_balancing_type": "none",
-        "moe_grouped_gemm": torch.cuda.is_available(),
+        "moe_grouped_gemm": transformer_engine_is_here(),
         "expert_model_parallel_size": actor.expert_model_parallel_size,
         "expert_tensor_parallel_size": actor.tensor_model_parallel_size,
     }
@@ -165,10 +166,10 @@ def build_model(shape: ModelShape, actor: ActorConfig) -> TreePolicy:
 
 
 def _block_spec(config: TransformerConfig, shape: ModelShape) -> TransformerBlockSubmodules:
-    """Stock layers with tree attention; on CPU with a norm that knows sequence parallelism."""
+    """Stock layers with tree attention; Megatron's own with a norm that knows sequence parallelism."""
     kind: dict[str, Any] = {"num_experts": config.num_moe_experts, "qk_layernorm": config.qk_layernorm}
     norm: Any = RMSNorm
-    if torch.cuda.is_available():
+    if transformer_engine_is_here():
         from megatron.core.extensions.transformer_engine import TENorm
 
         norm = TENorm
