@@ -52,6 +52,8 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--response", type=int, default=300, help="mean tokens of a response")
     parser.add_argument("--reference", type=int, default=6, help="mean tokens of a reference answer")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
+    parser.add_argument("--fp8", choices=("", "e4m3", "hybrid"), default="", help="actor.fp8, on a GPU")
+    parser.add_argument("--fp8-recipe", default="", help="actor.fp8_recipe; empty: its default")
     parser.add_argument(
         "--repetitions",
         type=int,
@@ -108,8 +110,10 @@ def _measure(options: Namespace) -> dict[str, Any]:
         head_chunk_rows=options.chunk_rows,
         share_prefixes=not options.no_sharing,
         clip_grad=0.0,  # clipping would scale the gradients that are compared
+        fp8=options.fp8,
+        **({"fp8_recipe": options.fp8_recipe} if options.fp8_recipe else {}),
     )
-    about: dict[str, Any] = {"case": options.case, "dtype": options.dtype, "threads": threads}
+    about: dict[str, Any] = {"case": options.case, "dtype": options.dtype, "fp8": options.fp8, "threads": threads}
     match options.case:
         case "packing":
             return about | packing_case.run(options.sequences, max(options.max_tokens, 16384))

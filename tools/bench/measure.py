@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-MATMUL_SIZE = 2048
+MATMUL_SIZE = {"cpu": 2048, "cuda": 8192}
 """Rows, columns and depth of the matrix product whose rate is the machine's: large enough for its peak."""
 _SMALLEST_MATMUL = 128
 _LONGEST_MATMUL_S = 1.0
@@ -139,9 +139,9 @@ def matmul_rate(dtype: torch.dtype, seconds: float = 0.15) -> float:
         out = torch.empty_like(left)
         product = partial(torch.mm, left, left, out=out)
         product()
-        if size == MATMUL_SIZE or 8 * timed(product)[1] > _LONGEST_MATMUL_S:
+        if size == MATMUL_SIZE[where] or 8 * timed(product)[1] > _LONGEST_MATMUL_S:
             break
-        size = min(2 * size, MATMUL_SIZE)
+        size = min(2 * size, MATMUL_SIZE[where])
     times: list[float] = []
     while sum(times) < seconds or len(times) < 3:
         times.append(timed(product)[1])

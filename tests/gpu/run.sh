@@ -1,0 +1,63 @@
+#!/usr/bin/env bash
+# All checks on a machine with a GPU, as one command that needs no decision and ends within 8 minutes:
+#
+#   bash tests/gpu/run.sh OUT
+#
+# Prints one table (verdict, value, bound, check) and leaves it in OUT/table.json, with the log of every part beside it.
+# Takes from build/gpu what is there (README.md says what), else what is installed. Without Transformer Engine the parts
+# that need it are left out.
+set -u
+[ $# = 1 ] || { echo "usage: bash tests/gpu/run.sh OUT" >&2; exit 2; }
+mkdir -p "$1" && out="$(cd "$1" && pwd)"
+cd "$(dirname "$0")/../.."
+python="${PYTHON:-python3}"
+site="$(mktemp -d)"
+trap 'rm -rf "$site"' EXIT
+export RLPR_GPU_RECORDS="$out/records.jsonl" PYTHONUNBUFFERED=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+export OMP_NUM_THREADS=4 TORCHINDUCTOR_CACHE_DIR="$site/inductor" PYTHONDONTWRITEBYTECODE=1
+: >"$RLPR_GPU_RECORDS"
+
+unpack() { mkdir -p "$site/$1" && xz -dc "build/gpu/$1.tar.xz" | tar -C "$site/$1" -xf -; }
+own="$PWD:$PWD/tests/gpu"
+[ -f build/gpu/base.tar.xz ] && unpack base && own="$own:$site/base"
+if [ -f build/gpu/transformer_engine.tar.xz ]; then unpack transformer_engine; fi
+export PYTHONPATH="$own"
+engine=""
+for candidate in "$own" "$own:$site/transformer_engine"; do
+    if PYTHONPATH="$candidate" "$python" -c "import megatron_rlpr, transformer_engine.pytorch" >"$out/import.log" 2>&1; then
+        engine="$candidate"
+        break
+    fi
+done
+if [ -z "$engine" ] && [ -f build/gpu/transformer_engine.tar.xz ]; then
+    echo "Transformer Engine does not load:"
+    tail -n 3 "$out/import.log"
+fi
+
+part() { # NAME SECONDS PYTHONPATH COMMAND...
+    local name="$1" seconds="$2" path="$3" begun=$SECONDS
+    shift 3
+    RLPR_GPU_PART="$name" PYTHONPATH="$path" timeout -k 5 "$seconds" "$@" >"$out/$name.log" 2>&1
+    echo "part $name: exit status $? after $((SECONDS - begun)) s"
+}
+
+# Both at once: what is checked are numbers.
+part own-layers 170 "$own" "$python" -m pytest -p no:cacheprovider tests/gpu &
+if [ -n "$engine" ]; then
+    part transformer-engine 170 "$engine" "$python" -m pytest -p no:cacheprovider tests/gpu &
+fi
+model="$site/model"
+part model 100 "$own" "$python" tests/gpu/speed.py "$model" model &
+wait
+# One after the other: what is measured are times.
+work="--groups 8 --n 8 --prompt 256 --response 512 --reference 8 --max-tokens 16384 --chunk-rows 1024 --repetitions 3"
+part attention-speed 60 "$own" "$python" tests/gpu/attention_speed.py
+part own-layers-score 45 "$own" "$python" tests/gpu/speed.py "$model" score $work
+part own-layers-update 45 "$own" "$python" tests/gpu/speed.py "$model" update $work
+if [ -n "$engine" ]; then
+    part te-score 45 "$engine" "$python" tests/gpu/speed.py "$model" score $work
+    part te-update 45 "$engine" "$python" tests/gpu/speed.py "$model" update $work
+    part te-score-fp8 45 "$engine" "$python" tests/gpu/speed.py "$model" score $work --fp8 hybrid
+    part te-update-fp8 45 "$engine" "$python" tests/gpu/speed.py "$model" update $work --fp8 hybrid
+fi
+"$python" tests/gpu/table.py "$RLPR_GPU_RECORDS" "$out/table.json"
