@@ -32,7 +32,9 @@ class MicroBatchRunner:
 
     def __init__(self, shape: ModelShape, dtype: torch.dtype, temperature: float, head_chunk_rows: int) -> None:
         self._frequencies = inverse_frequencies(shape)
-        self.backend = choose_backend(dtype, shape.head_dim, shape.attention_softcap, device())
+        self.backend = choose_backend(
+            dtype, shape.head_dim, shape.attention_softcap, any(shape.layer_windows), device()
+        )
         self._dtype = dtype
         self._temperature = temperature
         self._head_chunk_rows = head_chunk_rows

@@ -5,37 +5,61 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from gpu_records import Within
+
+from megatron_rlpr.actor.attention.block_attention import BlockBackend
+from megatron_rlpr.actor.attention.cascade_attention import CascadeBackend
+from megatron_rlpr.actor.attention.flex_attention import FlexBackend
+from megatron_rlpr.actor.attention.rotary import Rotary
+from megatron_rlpr.packing import Nodes
+
+BF16, FP32 = torch.bfloat16, torch.float32
 
 
-@pytest.mark.parametrize("window", [0, 1, 70])
-def test_flash_attention_equals_the_plain_blocks(window: int) -> None:
-    """Forward and backward in bf16, a prompt with three branches, grouped queries; the blocks are tested on every
-    machine."""
-    from megatron_rlpr.actor.attention.block_attention import BlockBackend
-    from megatron_rlpr.actor.attention.flash_attention import FlashBackend
-    from megatron_rlpr.actor.attention.rotary import Rotary
-    from megatron_rlpr.packing import Nodes
+@pytest.mark.parametrize(
+    ("name", "dtype", "window", "softcap", "bound"),
+    [
+        ("cascade", BF16, 0, None, 0.02),
+        ("flex", BF16, 0, None, 0.02),
+        ("flex", BF16, 1, None, 0.02),
+        ("flex", BF16, 70, 30.0, 0.02),
+        ("flex", FP32, 0, None, 1e-4),
+        ("flex", FP32, 70, 30.0, 1e-4),
+    ],
+)
+def test_tree_attention_equals_the_plain_blocks(
+    name: str, dtype: torch.dtype, window: int, softcap: float | None, bound: float, within: Within
+) -> None:
+    """Forward and backward, the same bits again when repeated; the blocks are tested on every machine.
 
-    nodes = Nodes(
-        *(
-            np.array(values, dtype=np.int64)
-            for values in ([0, 300, 500, 620], [300, 500, 620, 700], [-1, 0, 0, 2], [700, 500, 700, 700])
-        )
+    Two prompts, branches in branches, answers and nodes of one token, grouped queries.
+    """
+    start, stop, parent, subtree_stop = (
+        [0, 300, 301, 500, 508, 620, 700, 750, 757],
+        [300, 301, 500, 508, 620, 700, 750, 757, 761],
+        [-1, 0, 1, 2, 1, 0, -1, 6, 6],
+        [700, 620, 508, 508, 620, 700, 761, 757, 761],
     )
-    where = torch.device("cuda")
+    nodes = Nodes(*(np.array(values, dtype=np.int64) for values in (start, stop, parent, subtree_stop)))
+    where, tokens = torch.device("cuda"), stop[-1]
     generator = torch.Generator(device=where).manual_seed(0)
 
     def leaf(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator, device=where, dtype=torch.bfloat16, requires_grad=True)
+        return torch.randn(*shape, generator=generator, device=where, dtype=dtype, requires_grad=True)
 
-    inputs = leaf(700, 8, 64), leaf(700, 4, 64), leaf(700, 4, 64)
-    cotangent = leaf(700, 8, 64).detach()
-    rotary = Rotary.at(torch.arange(700, device=where), 1.0 / 1e4 ** (torch.arange(32) / 32), torch.bfloat16)
-    fast, plain = (
-        backend.attend(*inputs, backend.lay_out(nodes, torch.bfloat16, where, window), rotary, 1 / 8, None)
-        for backend in (FlashBackend(), BlockBackend())
-    )
-    pairs = [(fast, plain)]
-    pairs += zip(*(torch.autograd.grad((out * cotangent).sum(), inputs) for out in (fast, plain)), strict=True)
-    for found, expected in pairs:
-        assert (found.float() - expected.float()).norm() <= 0.02 * expected.float().norm()
+    inputs = leaf(tokens, 8, 64), leaf(tokens, 4, 64), leaf(tokens, 4, 64)
+    cotangent = leaf(tokens, 8, 64).detach()
+    rotary = Rotary.at(torch.arange(tokens, device=where), 1.0 / 1e4 ** (torch.arange(32) / 32), dtype)
+
+    def results(backend: CascadeBackend | FlexBackend | BlockBackend) -> list[torch.Tensor]:
+        layout = backend.lay_out(nodes, dtype, where, window)
+        out = backend.attend(*inputs, layout, rotary, 1 / 8, softcap)
+        return [out, *torch.autograd.grad((out * cotangent).sum(), inputs)]
+
+    backend = {"cascade": CascadeBackend, "flex": FlexBackend}[name]()
+    found, again, plain = results(backend), results(backend), results(BlockBackend())
+    names = ("output", "gradient of q", "gradient of k", "gradient of v")
+    for what, got, repeated, expected in zip(names, found, again, plain, strict=True):
+        assert torch.equal(got, repeated)
+        error = (got.float() - expected.float()).norm() / expected.float().norm()
+        within(float(error), bound, f"relative error of the {what}")

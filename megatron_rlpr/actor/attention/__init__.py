@@ -4,7 +4,8 @@ rotary           a token's depth in its tree -> the angles that its queries and 
 backend          the protocol of those who compute it (applies, lay_out, attend), and the choice of one
 core             Megatron's core attention, which hands a layer's queries, keys and values to the backend
 
-flash_attention  backend on CUDA in half precision: PyTorch's varlen attention over gathered paths
+cascade_*        backend on CUDA in half precision: PyTorch's flash attention; layout: a varlen call a level of the tree
+flex_attention   backend on CUDA for the rest (fp32, soft-capping, sliding windows): PyTorch's FlexAttention
 paged_*          backend on a CPU: vLLM's kernel; layout: paths as lists of shared pages
 block_*          backend everywhere, and the backward of paged: plain tensor operations; layout: blocks of rows
 """

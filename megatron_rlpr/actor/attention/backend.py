@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from megatron_rlpr.actor.attention.block_attention import BlockBackend
-from megatron_rlpr.actor.attention.flash_attention import FlashBackend
+from megatron_rlpr.actor.attention.cascade_attention import CascadeBackend
+from megatron_rlpr.actor.attention.flex_attention import FlexBackend
 from megatron_rlpr.actor.attention.paged_attention import PagedBackend
 from megatron_rlpr.actor.attention.rotary import Rotary
 from megatron_rlpr.packing import Nodes
@@ -26,8 +27,13 @@ class Backend(Protocol[Layout]):
 
     name: str
 
-    def applies(self, dtype: torch.dtype, head_dim: int, softcap: float | None, device: torch.device) -> bool:
-        """Whether it can compute such attention on such a device, if nothing is `missing`."""
+    def applies(
+        self, dtype: torch.dtype, head_dim: int, softcap: float | None, windowed: bool, device: torch.device
+    ) -> bool:
+        """Whether it can compute such attention on such a device, if nothing is `missing`.
+
+        windowed: some layers have a sliding window.
+        """
 
     def missing(self) -> str:
         """What this machine lacks for it, as a clause; empty when it lacks nothing."""
@@ -42,16 +48,21 @@ class Backend(Protocol[Layout]):
 
 
 Backends = tuple[Backend[Any], ...]
-BACKENDS: Backends = (FlashBackend(), PagedBackend(), BlockBackend())
+BACKENDS: Backends = (CascadeBackend(), FlexBackend(), PagedBackend(), BlockBackend())
 """The fastest first; the last one always applies."""
 
 
 @cache
 def choose_backend(
-    dtype: torch.dtype, head_dim: int, softcap: float | None, device: torch.device, backends: Backends = BACKENDS
+    dtype: torch.dtype,
+    head_dim: int,
+    softcap: float | None,
+    windowed: bool,
+    device: torch.device,
+    backends: Backends = BACKENDS,
 ) -> Backend[Any]:
     """The first that applies and is here. Its name is logged once, as a warning when a faster one is missing."""
-    applying = [backend for backend in backends if backend.applies(dtype, head_dim, softcap, device)]
+    applying = [backend for backend in backends if backend.applies(dtype, head_dim, softcap, windowed, device)]
     chosen = next(backend for backend in applying if not backend.missing())
     reasons = [
         f"; {faster.name} would be faster, but {faster.missing()}" for faster in applying[: applying.index(chosen)]

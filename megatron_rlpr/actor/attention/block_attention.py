@@ -25,7 +25,9 @@ class BlockBackend:
 
     name = "plain tensor operations"
 
-    def applies(self, dtype: torch.dtype, head_dim: int, softcap: float | None, device: torch.device) -> bool:
+    def applies(
+        self, dtype: torch.dtype, head_dim: int, softcap: float | None, windowed: bool, device: torch.device
+    ) -> bool:
         return True
 
     def missing(self) -> str:

@@ -26,7 +26,9 @@ class PagedBackend:
 
     name = "vLLM's CPU attention kernel"
 
-    def applies(self, dtype: torch.dtype, head_dim: int, softcap: float | None, device: torch.device) -> bool:
+    def applies(
+        self, dtype: torch.dtype, head_dim: int, softcap: float | None, windowed: bool, device: torch.device
+    ) -> bool:
         return device.type == "cpu" and dtype in (torch.bfloat16, torch.float32) and head_dim in _HEAD_SIZES
 
     def missing(self) -> str:

@@ -10,8 +10,9 @@ import torch
 
 from megatron_rlpr.actor.attention.backend import BACKENDS, choose_backend
 from megatron_rlpr.actor.attention.block_attention import BlockBackend
+from megatron_rlpr.actor.attention.cascade_attention import CascadeBackend
 from megatron_rlpr.actor.attention.core import TreeCoreAttention, windows_of
-from megatron_rlpr.actor.attention.flash_attention import FlashBackend
+from megatron_rlpr.actor.attention.flex_attention import FlexBackend
 from megatron_rlpr.actor.attention.paged_attention import PagedBackend
 from megatron_rlpr.weights.architectures import model_shape
 
@@ -28,22 +29,26 @@ class NotInstalled(BlockBackend):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "head_dim", "softcap", "device", "first"),
+    ("dtype", "head_dim", "softcap", "windowed", "device", "first"),
     [
-        (torch.float32, 64, None, CPU, PagedBackend),
-        (torch.bfloat16, 64, 4.0, CPU, PagedBackend),
-        (torch.float32, 16, None, CPU, BlockBackend),
-        (torch.bfloat16, 64, None, CUDA, FlashBackend),
-        (torch.bfloat16, 64, 4.0, CUDA, BlockBackend),
-        (torch.bfloat16, 512, None, CUDA, BlockBackend),
-        (torch.float32, 64, None, CUDA, BlockBackend),
+        (torch.float32, 64, None, False, CPU, PagedBackend),
+        (torch.bfloat16, 64, 4.0, True, CPU, PagedBackend),
+        (torch.float32, 16, None, False, CPU, BlockBackend),
+        (torch.bfloat16, 64, None, False, CUDA, CascadeBackend),
+        (torch.float16, 80, None, False, CUDA, CascadeBackend),
+        (torch.bfloat16, 60, None, False, CUDA, FlexBackend),
+        (torch.bfloat16, 64, None, True, CUDA, FlexBackend),
+        (torch.bfloat16, 64, 4.0, False, CUDA, FlexBackend),
+        (torch.float32, 64, None, False, CUDA, FlexBackend),
+        (torch.bfloat16, 512, None, False, CUDA, BlockBackend),
+        (torch.float32, 8, None, False, CUDA, BlockBackend),
     ],
 )
 def test_the_fastest_that_can_compute_this_attention_comes_first(
-    dtype: torch.dtype, head_dim: int, softcap: float | None, device: torch.device, first: type
+    dtype: torch.dtype, head_dim: int, softcap: float | None, windowed: bool, device: torch.device, first: type
 ) -> None:
-    assert type(next(b for b in BACKENDS if b.applies(dtype, head_dim, softcap, device))) is first
-    chosen = choose_backend(dtype, head_dim, softcap, device)
+    assert type(next(b for b in BACKENDS if b.applies(dtype, head_dim, softcap, windowed, device))) is first
+    chosen = choose_backend(dtype, head_dim, softcap, windowed, device)
     assert type(chosen) is first or first().missing()
 
 
@@ -51,8 +56,8 @@ def test_a_faster_backend_that_is_missing_is_named_in_one_line_with_the_one_used
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     backends = (NotInstalled(), BlockBackend())
-    assert choose_backend(torch.float32, 64, None, CPU, backends) is backends[1]
-    assert choose_backend(torch.float32, 64, None, CPU, backends) is backends[1]
+    assert choose_backend(torch.float32, 64, None, False, CPU, backends) is backends[1]
+    assert choose_backend(torch.float32, 64, None, False, CPU, backends) is backends[1]
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
     assert record.getMessage() == (

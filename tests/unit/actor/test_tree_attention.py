@@ -2,59 +2,19 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
+from forests import Forest, forests
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from megatron_rlpr.actor.attention.block_attention import BlockAttention, BlockBackend
 from megatron_rlpr.actor.attention.block_layout import attention_runs
-from megatron_rlpr.actor.attention.flash_attention import FlashBackend
 from megatron_rlpr.actor.attention.paged_attention import PagedBackend
 from megatron_rlpr.actor.attention.paged_layout import PAGE_TOKENS, paged_paths
 from megatron_rlpr.actor.attention.rotary import Rotary
-from megatron_rlpr.packing import Nodes
 
 CPU = torch.device("cpu")
-
-
-class Forest:
-    """A random forest in depth-first order, with each token's path computed the slow way."""
-
-    def __init__(self) -> None:
-        self.start: list[int] = []
-        self.stop: list[int] = []
-        self.parent: list[int] = []
-        self.subtree_stop: list[int] = []
-        self.paths: list[list[int]] = []
-
-    def add(self, spec: tuple[int, list], parent: int = -1, path: tuple[int, ...] = ()) -> None:
-        length, children = spec
-        node, first = len(self.start), len(self.paths)
-        self.start.append(first)
-        self.stop.append(first + length)
-        self.parent.append(parent)
-        self.subtree_stop.append(-1)
-        path_here = list(path)
-        for token in range(first, first + length):
-            path_here.append(token)
-            self.paths.append(list(path_here))
-        for child in children:
-            self.add(child, node, tuple(path_here))
-        self.subtree_stop[node] = len(self.paths)
-
-    @property
-    def nodes(self) -> Nodes:
-        return Nodes(*(np.asarray(a, dtype=np.int64) for a in (self.start, self.stop, self.parent, self.subtree_stop)))
-
-
-leaf = st.tuples(st.integers(1, 9), st.just([]))
-forests = st.lists(
-    st.recursive(leaf, lambda inner: st.tuples(st.integers(1, 9), st.lists(inner, max_size=3)), max_leaves=8),
-    min_size=1,
-    max_size=3,
-)
 
 
 WINDOWS = st.sampled_from([0, 1, 2, 5, 100])
@@ -102,34 +62,6 @@ def test_every_token_attends_to_exactly_its_path(
     torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
     for got, want in zip(grads, expected_grads, strict=True):
         torch.testing.assert_close(got, want, atol=2e-5, rtol=1e-5)
-
-
-@settings(max_examples=100, deadline=None)
-@given(spec=forests, window=WINDOWS)
-def test_segments_under_a_bottom_right_causal_mask_are_the_same_attention(spec: list, window: int) -> None:
-    """The mask that the flash kernel documents, applied with plain attention to every segment."""
-    forest = Forest()
-    for tree in spec:
-        forest.add(tree)
-    q, k, v = random_inputs(len(forest.paths))
-    segments = FlashBackend().lay_out(forest.nodes, torch.float32, CPU, window)
-    parts = []
-    for first_q, last_q, first_k, last_k in zip(
-        segments.query_bounds[:-1],
-        segments.query_bounds[1:],
-        segments.key_bounds[:-1],
-        segments.key_bounds[1:],
-        strict=True,
-    ):
-        keys = segments.keys[first_k:last_k]
-        queries, behind = int(last_q - first_q), len(keys) - int(last_q - first_q)
-        distance = torch.arange(queries)[:, None] + behind - torch.arange(len(keys))[None, :]
-        mask = (distance >= 0) & ((distance < window) if window else torch.ones_like(distance, dtype=torch.bool))
-        scores = torch.einsum("qkgd,ksd->kgqs", q[first_q:last_q], k[:, keys]).masked_fill(~mask, -torch.inf)
-        parts.append(torch.einsum("kgqs,ksd->qkgd", scores.softmax(-1), v[:, keys]))
-    torch.testing.assert_close(torch.cat(parts), path_attention(forest, q, k, v, window), atol=1e-5, rtol=1e-5)
-    assert segments.longest_keys == int(segments.key_bounds.diff().max())
-    assert segments.longest_query == int(segments.query_bounds.diff().max())
 
 
 @settings(max_examples=60, deadline=None)
@@ -200,8 +132,6 @@ def test_a_window_bounds_the_keys_of_every_block() -> None:
     forest.add((3000, [(1000, []), (1000, [])]))
     runs = attention_runs(forest.nodes, torch.float32, CPU, window=256)
     assert max(block.stop_key - block.first_key for run in runs for block in run.blocks) <= 256 + 128 - 1
-    segments = FlashBackend().lay_out(forest.nodes, torch.float32, CPU, window=256)
-    assert segments.key_bounds.diff().tolist() == [3000, 1255, 1255]
 
 
 @pytest.mark.parametrize("kernel", [False, True])

@@ -41,6 +41,21 @@ _TABLE: dict[str, tuple[tuple[str, ...], ...]] = {
     "actor.attention.block_attention": (
         ("torch.ops.aten._softmax_backward_data", "gradient of a softmax", "grad_output output dim input_dtype"),
     ),
+    "actor.attention.cascade_attention": (
+        # Called by position; both have been the same since PyTorch 2.11, but for optional arguments behind these.
+        (
+            "torch.ops.aten._flash_attention_forward",
+            "attention with its log-sum-exp",
+            "query key value cum_seq_q cum_seq_k max_q max_k dropout_p is_causal return_debug_mask scale *",
+        ),
+        (
+            "torch.ops.aten._flash_attention_backward",
+            "its gradients from a log-sum-exp of our own",
+            "grad_out query key value out logsumexp cum_seq_q cum_seq_k max_q max_k dropout_p is_causal rng_state "
+            "unused scale window_size_left window_size_right",
+        ),
+        ("torch.utils.deterministic.fill_uninitialized_memory", "kernels that write all of it need no filling"),
+    ),
     "actor.checkpoint": (
         (
             "megatron.core.dist_checkpointing.strategies.filesystem_async._results_queue",

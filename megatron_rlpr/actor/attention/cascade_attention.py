@@ -1,0 +1,155 @@
+"""Tree attention through PyTorch's variable-length flash attention (CUDA, half precision): `cascade_layout`'s calls.
+
+Forward: call c gives o_c and l_c, the log-sum-exp of the scores that it saw. With l = log sum_c exp(l_c), the output is
+sum_c exp(l_c - l) o_c, added up in fp32.
+
+Backward: a score's weight is exp(score - l), and its gradient is weight * (grad_out . value - grad_out . out), which
+need l and the merged output only. So each call's own backward, given these two instead of l_c and o_c, returns its
+exact share. A query's shares add up in fp32. A key is in two calls at most (its node's, its level's): one sum, rounded
+once. No gradient is added in an order that the GPU's scheduler chooses, so a repeated step is equal bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megatron_rlpr.actor.attention.cascade_layout import Cascade, CascadeCall, cascade
+from megatron_rlpr.actor.attention.rotary import Rotary
+from megatron_rlpr.packing import Nodes
+
+_LARGEST_HEAD, _HEAD_MULTIPLE = 256, 8
+"""Head sizes of the flash-attention kernels that come with PyTorch."""
+
+
+class CascadeBackend:
+    """It knows no fp32, no soft-capping, and no sliding window: within a level, that would differ by query."""
+
+    name = "a cascade of PyTorch's flash attention"
+
+    def applies(
+        self, dtype: torch.dtype, head_dim: int, softcap: float | None, windowed: bool, device: torch.device
+    ) -> bool:
+        half = dtype in (torch.bfloat16, torch.float16)
+        fits = head_dim <= _LARGEST_HEAD and head_dim % _HEAD_MULTIPLE == 0
+        return device.type == "cuda" and half and fits and softcap is None and not windowed
+
+    def missing(self) -> str:
+        if not torch.backends.cuda.is_flash_attention_available():
+            return "this PyTorch was built without it"
+        return "" if torch.cuda.get_device_capability() >= (8, 0) else "it needs compute capability 8.0"
+
+    def lay_out(self, nodes: Nodes, dtype: torch.dtype, device: torch.device, window: int = 0) -> Cascade:
+        assert not window, window
+        return cascade(nodes, device)
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, layout: Cascade, rotary: Rotary, scale: float, softcap: float | None
+    ) -> Tensor:
+        return _CascadeAttention.apply(rotary.rotate(q), rotary.rotate(k), v.contiguous(), layout, scale)
+
+
+class _CascadeAttention(torch.autograd.Function):
+    """q [T, H, D], k and v [T, K, D] -> [T, H, D]; scale: of the scores."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, calls: Cascade, scale: float) -> Tensor:
+        on_itself, *levels = calls
+        out, lse = _forward(on_itself, q, k, v, scale)
+        if levels:
+            merged = out.float()
+            for call in levels:
+                _merge(merged[call.rows], lse[:, call.rows], *_forward(call, q, k, v, scale))
+            out = merged.to(q.dtype)
+        ctx.save_for_backward(q, k, v, out, lse)
+        ctx.constants = (calls, scale)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+        calls, scale = ctx.constants
+        on_itself, *levels = calls
+        grad_q, grad_k, grad_v = _backward(on_itself, grad_out, ctx.saved_tensors, scale)
+        if levels:
+            total = grad_q.float()
+            for call in levels:
+                share_q, share_k, share_v = _backward(call, grad_out, ctx.saved_tensors, scale)
+                total[call.rows] += share_q
+                grad_k[call.keys] += share_k
+                grad_v[call.keys] += share_v
+            grad_q = total.to(grad_q.dtype)
+        return grad_q, grad_k, grad_v, None, None
+
+
+def _forward(call: CascadeCall, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """(output [rows, H, D], log-sum-exp fp32 [H, rows]) of one call; 0 and -inf for idle rows."""
+    out, lse, *_ = torch.ops.aten._flash_attention_forward(
+        q[call.rows],
+        k[call.keys],
+        v[call.keys],
+        call.query_bounds,
+        call.key_bounds,
+        call.longest_query,
+        call.longest_keys,
+        0.0,  # dropout
+        call.causal,
+        False,  # no debug mask
+        scale=scale,
+    )
+    return out, lse if call.idle is None else lse.masked_fill(call.idle, -torch.inf)
+
+
+def _merge(out: Tensor, lse: Tensor, more_out: Tensor, more_lse: Tensor) -> None:
+    """Let fp32 out [rows, H, D] and lse [H, rows] take in what another call saw, in place."""
+    both = torch.logaddexp(lse, more_lse)
+    kept, added = ((part - both).exp().t()[..., None] for part in (lse, more_lse))
+    out.mul_(kept).addcmul_(more_out, added)
+    lse.copy_(both)
+
+
+def _backward(
+    call: CascadeCall, grad_out: Tensor, saved: tuple[Tensor, ...], scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of call.rows of q, and of call.keys of k and v, from the merged out and lse: all of these saved."""
+    q, k, v, out, lse = saved
+    with _deterministic_kernels():
+        return torch.ops.aten._flash_attention_backward(
+            grad_out[call.rows],
+            q[call.rows],
+            k[call.keys],
+            v[call.keys],
+            out[call.rows],
+            lse[:, call.rows].contiguous(),
+            call.query_bounds,
+            call.key_bounds,
+            call.longest_query,
+            call.longest_keys,
+            0.0,
+            call.causal,
+            torch.empty(2, dtype=torch.uint64, device=q.device),  # random state of a dropout that is 0
+            torch.empty(0, device=q.device),
+            scale=scale,
+        )
+
+
+@contextmanager
+def _deterministic_kernels() -> Iterator[None]:
+    """PyTorch asks its global setting whether flash attention may add up gradients of queries by atomics.
+
+    Without them each of a few workers per head sums into a buffer of its own, so the price is a few fp32 copies of the
+    queries of one call while it runs. Fresh memory need not be filled: the kernels write all of it.
+    """
+    enabled = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
+        torch.utils.deterministic.fill_uninitialized_memory = fill

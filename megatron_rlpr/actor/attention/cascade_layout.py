@@ -1,0 +1,97 @@
+"""A forest of prefixes as a cascade of calls of variable-length attention, with no key given twice to one call.
+
+Tokens lie in depth-first order, so a node's own tokens are contiguous, and so are all its descendants' tokens behind
+them. One causal call lets every node attend to itself. Then one call for every level of the tree, without a mask: the
+nodes of that level that have descendants give their keys, and each one's descendants ask. Every token meets each of
+its ancestors in exactly one call, and merging the calls' outputs by their log-sum-exps gives attention to the path.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from megatron_rlpr.packing import Nodes
+from megatron_rlpr.types import IntArray
+
+_SHORTEST_CALL = 2
+"""Told that no segment has more than one query, PyTorch's kernel takes every segment to have exactly one."""
+
+
+@dataclass(frozen=True)
+class CascadeCall:
+    """One call: N segments, each a range of queries that see a range of keys.
+
+    rows: the queries. keys: the keys, contiguous or int64 [S]. query_bounds, key_bounds: int32 [N + 1], where the
+    segments begin in them. longest_query, longest_keys: of any segment. causal: mask what comes later in a segment.
+    idle: bool [rows], which queries lie between two segments' (in segments without keys); None if none do.
+    """
+
+    rows: slice
+    keys: slice | Tensor
+    query_bounds: Tensor
+    key_bounds: Tensor
+    longest_query: int
+    longest_keys: int
+    causal: bool
+    idle: Tensor | None
+
+
+Cascade = tuple[CascadeCall, ...]
+
+
+def cascade(nodes: Nodes, device: torch.device) -> Cascade:
+    """Every node on itself, then the levels from the roots down."""
+    on_itself = _call(nodes.start, nodes.stop, nodes.start, nodes.stop, device, causal=True)
+    has_descendants = nodes.subtree_stop > nodes.stop
+    levels = np.zeros(len(nodes.start), dtype=np.int64)
+    for node, parent in enumerate(nodes.parent):
+        levels[node] = levels[parent] + 1 if parent >= 0 else 0
+    of_levels = []
+    for level in range(int(levels.max()) + 1):
+        chosen = (levels == level) & has_descendants
+        if chosen.any():
+            start, stop, subtree_stop = (x[chosen] for x in (nodes.start, nodes.stop, nodes.subtree_stop))
+            of_levels.append(_call(stop, subtree_stop, start, stop, device, causal=False))
+    return on_itself, *of_levels
+
+
+def _call(
+    first_query: IntArray,
+    last_query: IntArray,
+    first_key: IntArray,
+    last_key: IntArray,
+    device: torch.device,
+    causal: bool,
+) -> CascadeCall:
+    """Disjoint ranges in increasing order. Queries in between become segments without keys, so that none is copied."""
+    start, queries = int(first_query[0]), int(last_query[-1] - first_query[0])
+    query_edges = np.stack([first_query, last_query], axis=1).ravel()
+    key_counts = np.stack([last_key - first_key, np.zeros_like(first_key)], axis=1).ravel()
+    # Range, gap, range, ... without the gap behind the last range, and without gaps of no queries.
+    real = np.append(np.diff(query_edges) > 0, False)
+    bounds = np.append(query_edges[:-1][real[:-1]], query_edges[-1]) - start
+    key_bounds = np.cumsum(np.append(0, key_counts[real]))
+
+    idle = np.repeat(key_counts[real] == 0, np.diff(bounds))
+    keys = np.concatenate([np.arange(*key_range) for key_range in zip(first_key, last_key, strict=True)])
+    contiguous = len(keys) == last_key[-1] - first_key[0]
+
+    def on_device(array: npt.NDArray[Any], dtype: torch.dtype) -> Tensor:
+        return torch.from_numpy(array).to(device=device, dtype=dtype)
+
+    return CascadeCall(
+        rows=slice(start, start + queries),
+        keys=slice(int(first_key[0]), int(last_key[-1])) if contiguous else on_device(keys, torch.int64),
+        query_bounds=on_device(bounds, torch.int32),
+        key_bounds=on_device(key_bounds, torch.int32),
+        longest_query=max(_SHORTEST_CALL, int(np.diff(bounds).max())),
+        longest_keys=int(key_counts.max()),
+        causal=causal,
+        idle=on_device(idle, torch.bool) if idle.any() else None,
+    )

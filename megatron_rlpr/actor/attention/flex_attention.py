@@ -1,0 +1,117 @@
+"""Tree attention through PyTorch's FlexAttention (CUDA): fp32, soft-capping and sliding windows as well.
+
+A token's bounds say who sees it (`seen`), and whole blocks of queries and keys are judged by the bounds' extremes: no
+pair is visible, all are ("full"), or some may be. Only in blocks of the last kind does the kernel ask for every pair.
+That takes (tokens / BLOCK)**2 numbers, never tokens**2.
+
+The kernel is compiled at its first use, and once more when the number of tokens changes; from then on it is a variable.
+Tokens are padded to whole blocks. Its backward adds without atomics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+from torch.nn.functional import pad
+
+from megatron_rlpr.actor.attention.rotary import Rotary
+from megatron_rlpr.packing import Nodes
+
+BLOCK = 128
+_FEWEST_BLOCKS = 2
+"""A single one would be compiled for by itself."""
+_SMALLEST_HEAD, _LARGEST_HEAD = 16, 256
+
+
+@dataclass(frozen=True)
+class FlexBlocks:
+    """mask: over the tokens and `padding` more, each of which sees itself alone."""
+
+    mask: BlockMask
+    padding: int
+
+
+class FlexBackend:
+    """Slower than the cascade; it applies to what that one does not know."""
+
+    name = "PyTorch's FlexAttention"
+
+    def applies(
+        self, dtype: torch.dtype, head_dim: int, softcap: float | None, windowed: bool, device: torch.device
+    ) -> bool:
+        return device.type == "cuda" and _SMALLEST_HEAD <= head_dim <= _LARGEST_HEAD
+
+    def missing(self) -> str:
+        return "" if find_spec("triton") else "triton, which compiles it, is not installed"
+
+    def lay_out(self, nodes: Nodes, dtype: torch.dtype, device: torch.device, window: int = 0) -> FlexBlocks:
+        sizes = nodes.stop - nodes.start
+        tokens = int(sizes.sum())
+        padding = max(-tokens % BLOCK, _FEWEST_BLOCKS * BLOCK - tokens)
+        before = np.zeros_like(sizes)  # how many ancestors a node's first token has
+        for node, parent in enumerate(nodes.parent):
+            before[node] = before[parent] + sizes[parent] if parent >= 0 else 0
+        depth = np.arange(tokens) - np.repeat(nodes.start - before, sizes)
+        depth = np.append(depth, np.zeros(padding, dtype=np.int64))
+        subtree_stop = np.append(np.repeat(nodes.subtree_stop, sizes), np.arange(tokens, tokens + padding) + 1)
+        return FlexBlocks(visible_blocks(depth, subtree_stop, window, device), padding)
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, layout: FlexBlocks, rotary: Rotary, scale: float, softcap: float | None
+    ) -> Tensor:
+        rotated = (rotary.rotate(q), rotary.rotate(k), v)
+        by_head = (pad(x, (0, 0, 0, 0, 0, layout.padding)).transpose(0, 1)[None] for x in rotated)
+        score_mod = None if softcap is None else _capped(softcap)
+        out = _kernel(q.device.type)(*by_head, score_mod, layout.mask, scale, enable_gqa=True)
+        return out[0].transpose(0, 1)[: len(q)]
+
+
+def visible_blocks(
+    depth: npt.NDArray[np.int64], subtree_stop: npt.NDArray[np.int64], window: int, device: torch.device
+) -> BlockMask:
+    """depth, subtree_stop: of every token, a multiple of BLOCK; window: tokens one sees, itself included; 0: all."""
+    first_depth = depth - window + 1 if window else np.zeros_like(depth)
+    stops, depths, firsts = (x.reshape(-1, BLOCK) for x in (subtree_stop, depth, first_depth))
+    block = np.arange(len(stops))
+    query, key = block[:, None], block[None, :]
+    # The last query of a block before the last to be in the subtree of a key: all are. The first: some may be.
+    some = (key <= query) & (stops.max(1)[key] > query * BLOCK) & (depths.max(1)[key] >= firsts.min(1)[query])
+    full = (key < query) & (stops.min(1)[key] >= (query + 1) * BLOCK) & (depths.min(1)[key] >= firsts.max(1)[query])
+
+    def listed(blocks: npt.NDArray[np.bool_]) -> list[Tensor]:
+        """How many keys' blocks each block of queries has, int32 [1, 1, B], and their indices first, [1, 1, B, B]."""
+        counts, order = blocks.sum(1), np.argsort(~blocks, axis=1, kind="stable")
+        return [torch.from_numpy(x).to(device, torch.int32)[None, None] for x in (counts, order)]
+
+    bounds = (subtree_stop, depth, first_depth)
+    stop_of, depth_of, first_of = (torch.from_numpy(x).to(device, torch.int32) for x in bounds)
+
+    def seen(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (key <= query) & (query < stop_of[key]) & (depth_of[key] >= first_of[query])
+
+    shape = (len(depth), len(depth))
+    partial, whole = listed(some & ~full), listed(full)
+    return BlockMask.from_kv_blocks(*partial, *whole, BLOCK_SIZE=BLOCK, mask_mod=seen, seq_lengths=shape)
+
+
+@cache
+def _capped(softcap: float) -> Callable[..., Tensor]:
+    def capped(score: Tensor, *_: Tensor) -> Tensor:
+        return softcap * torch.tanh(score / softcap)
+
+    return capped
+
+
+@cache
+def _kernel(device_type: str) -> Callable[..., Any]:
+    """Compiled on a GPU. Were it not (too many variants), it would build all scores: fullgraph makes that an error."""
+    return torch.compile(flex_attention, fullgraph=True) if device_type == "cuda" else flex_attention
