@@ -6,6 +6,7 @@
 # base.tar.xz: Megatron-Core and what it imports that such a machine may lack. transformer_engine.tar.xz: Transformer
 # Engine's Python, its library with machine code for one architecture (ARCHITECTURE=90), and its torch binding, which
 # must have been compiled for the Python and the torch of that machine (PYTHON_VERSION=3.12); left out without one.
+# emulated.safetensors: what the emulated kernels compute, for comparison.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 binding="${1:-}" architecture="${ARCHITECTURE:-90}" version="${PYTHON_VERSION:-3.12}"
@@ -33,6 +34,7 @@ if [ -n "$binding" ]; then
     rm -rf "$libraries"/*nccl_ep* "$work/te/transformer_engine/jax"
     strip --strip-unneeded -o "$libraries/transformer_engine_torch.so" "$binding"
     tar -C "$work/te" -cf - . | xz -T0 -6 >"$out/transformer_engine.tar.xz"
+    PYTHONPATH=. .venv/bin/python tests/gpu/kernel_samples.py "$out/emulated.safetensors"
 else
     rm -f "$out/transformer_engine.tar.xz"
 fi
