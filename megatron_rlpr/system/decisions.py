@@ -7,8 +7,10 @@ while another updates. So the first rank finds out, and tells the others.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
 
 from megatron_rlpr.system.stop_signals import Stopped
@@ -24,6 +26,23 @@ Failure = tuple[type[Exception] | None, tuple[str, ...]]
 
 class RankError(RuntimeError):
     """Work of all ranks, or of the one that decides, failed; the message names the ranks and their causes."""
+
+
+def host_group() -> dist.ProcessGroup | None:
+    """A gloo group over all ranks, for objects and errors; None for a single one. Collective.
+
+    It is as patient as the world's own (`trainer.collective_timeout_s`); torch would give it 30 minutes.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return None
+    assert dist.group.WORLD is not None
+    return dist.new_group(backend="gloo", timeout=_patience(dist.group.WORLD))
+
+
+def _patience(group: dist.ProcessGroup) -> timedelta:
+    """How long a group waits for a rank on the CPU."""
+    limit: timedelta = group._get_backend(torch.device("cpu")).options._timeout  # type: ignore[attr-defined]
+    return limit
 
 
 def first_rank_decides(work: Callable[[], Result]) -> Result:

@@ -78,3 +78,7 @@ def test_ranks_that_see_different_folders_go_on_from_the_same_step(found: list[d
 def test_what_one_rank_refuses_is_refused_on_all(found: list[dict[str, Any]]) -> None:
     expected = "trainer.resume=never, but /0/checkpoints/step_000003 is a checkpoint of an earlier run"
     assert [line["refusal"] for line in found] == [expected] * 2
+
+
+def test_groups_of_our_own_are_as_patient_as_the_world(found: list[dict[str, Any]]) -> None:
+    assert [line["patience"] for line in found] == [77.0] * 2

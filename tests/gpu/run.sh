@@ -22,6 +22,9 @@ own="$PWD:$PWD/tests/gpu"
 [ -f build/gpu/base.tar.xz ] && unpack base && own="$own:$site/base"
 if [ -f build/gpu/transformer_engine.tar.xz ]; then unpack transformer_engine; fi
 export PYTHONPATH="$own"
+# Transformer Engine's library finds CUDA's here, where PyTorch brings them.
+brought="$("$python" -c 'import glob, nvidia; print(":".join(f for p in nvidia.__path__ for f in glob.glob(p + "/*/lib")))')"
+export LD_LIBRARY_PATH="$brought:${LD_LIBRARY_PATH:-}"
 engine=""
 for candidate in "$own" "$own:$site/transformer_engine"; do
     if PYTHONPATH="$candidate" "$python" -c "import megatron_rlpr, transformer_engine.pytorch" >"$out/import.log" 2>&1; then

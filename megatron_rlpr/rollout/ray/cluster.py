@@ -7,6 +7,8 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -56,13 +58,43 @@ def connect(address: str, *, cpus: int) -> bool:
             ) from error
         stop_signals.listen_again()
         return False
-    ray.init(address="local", num_cpus=cpus, include_dashboard=False, object_store_memory=_OBJECT_STORE, **options)
+    free = free_gpus(os.environ.get("CUDA_VISIBLE_DEVICES"), torch.cuda.device_count(), _ranks_here())
+    own = {"num_cpus": cpus, "num_gpus": len(free), "object_store_memory": _OBJECT_STORE, "include_dashboard": False}
+    with _visible_gpus(free) if torch.cuda.is_available() else nullcontext():
+        ray.init(address="local", **own, **options)
     stop_signals.listen_again()
     node = [str(process.pid) for process in psutil.Process().children(recursive=True)]
     subprocess.Popen(
         [sys.executable, "-S", ray_guard.__file__, str(os.getpid()), *node], start_new_session=True, close_fds=True
     )
     return True
+
+
+def free_gpus(visible: str | None, count: int, ranks: int) -> list[str]:
+    """The GPUs of this machine that no trainer rank computes on: those behind the first `ranks` of `count`.
+
+    visible: CUDA_VISIBLE_DEVICES. Ray would find them all and give engines those of the trainer.
+    """
+    return (visible.split(",") if visible else list(map(str, range(count))))[ranks:count]
+
+
+def _ranks_here() -> int:
+    """Trainer ranks of this machine, each on a GPU of its own."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+@contextmanager
+def _visible_gpus(gpus: Sequence[str]) -> Iterator[None]:
+    """What processes started meanwhile see; this one has found its GPU."""
+    before = os.environ.get("CUDA_VISIBLE_DEVICES")
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["CUDA_VISIBLE_DEVICES"]
+        else:
+            os.environ["CUDA_VISIBLE_DEVICES"] = before
 
 
 def _knock(address: str) -> None:

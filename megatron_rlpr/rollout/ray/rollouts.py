@@ -17,7 +17,7 @@ import torch.distributed as dist
 from megatron_rlpr.rollout.engine import ProgressCallback, RolloutError
 from megatron_rlpr.rollout.ray.pool import EnginePool, Ticket
 from megatron_rlpr.rollout.requests import RolloutRequest, group_requests
-from megatron_rlpr.system.decisions import gather_or_raise
+from megatron_rlpr.system.decisions import gather_or_raise, host_group
 from megatron_rlpr.types import Response, RolloutGroup
 from megatron_rlpr.weights.checksum import ChecksummedStream
 from megatron_rlpr.weights.receiver import Announcement, Confirmation
@@ -31,7 +31,7 @@ class RayRollouts:
 
     def __init__(self, make_pool: Callable[[], EnginePool]) -> None:
         """make_pool: called on the first rank alone. Collective: makes a gloo group for groups and errors."""
-        self._group = dist.new_group(backend="gloo") if dist.is_initialized() and dist.get_world_size() > 1 else None
+        self._group = host_group()
         self._pool: EnginePool | None = None
         self.weight_version = 0
         """The hand-over that gave the engines their weights; 0 = the initial weights."""

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from megatron_rlpr.rollout.engine import ProgressCallback
 from megatron_rlpr.rollout.requests import RolloutRequest, group_requests
 from megatron_rlpr.rollout.vllm.engine import VllmEngine
-from megatron_rlpr.system.decisions import gather_or_raise
+from megatron_rlpr.system.decisions import gather_or_raise, host_group
 from megatron_rlpr.types import Response, RolloutGroup
 from megatron_rlpr.weights.receiver import Announcement, Confirmation
 
@@ -33,7 +33,7 @@ class ColocatedRollouts:
         """
         self._engine = engine
         tensor_parallel_size = engine.settings.tensor_parallel_size
-        self._group = dist.new_group(backend="gloo") if dist.is_initialized() and dist.get_world_size() > 1 else None
+        self._group = host_group()
         world_size, rank = (dist.get_world_size(), dist.get_rank()) if self._group is not None else (1, 0)
         self._rank: int = rank
         self._tensor_parallel_size = tensor_parallel_size

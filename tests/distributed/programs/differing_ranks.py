@@ -1,7 +1,8 @@
 """Two ranks that see different things must do the same: each writes found.json with what it found in all cases.
 
 grading: a grader has time on the first rank and none on the second. folders: the ranks see different checkpoints and
-different base probabilities. refusal: only the first rank sees a checkpoint that may not be resumed.
+different base probabilities. refusal: only the first rank sees a checkpoint that may not be resumed. patience: seconds
+that a group of its own waits.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import closing
+from datetime import timedelta
 from pathlib import Path
 
+import torch
 import torch.distributed as dist
 
 from megatron_rlpr.actor.checkpoint import CheckpointStore
@@ -21,6 +24,7 @@ from megatron_rlpr.grading.tasks import GradeTasks
 from megatron_rlpr.run.build import base_tables, reward_manager
 from megatron_rlpr.run.folder import RunFolder
 from megatron_rlpr.run.state import resume_step
+from megatron_rlpr.system.decisions import host_group
 from megatron_rlpr.tracking.console import Console
 from megatron_rlpr.types import Prompt, Response, RolloutGroup, UserError
 from megatron_rlpr.weights.architectures import model_shape
@@ -67,8 +71,9 @@ def checkpoints(folder: RunFolder) -> CheckpointStore:
 
 def main(tokenizer: str, place: str, _model: str) -> None:
     """Collective over two ranks; the arguments are those of the command line."""
-    dist.init_process_group("gloo")
+    dist.init_process_group("cpu:gloo", timeout=timedelta(seconds=77))
     mine = Path(place) / str(dist.get_rank())
     found = {"grading": grading(tokenizer), "folders": folders(mine), "refusal": refusal(mine)}
+    found["patience"] = host_group()._get_backend(torch.device("cpu")).options._timeout.total_seconds()
     (mine / "found.json").write_text(json.dumps(found))
     dist.barrier()

@@ -35,6 +35,23 @@ def test_an_address_without_a_cluster_is_refused_soon(address: str) -> None:
     assert time.monotonic() - started < 3 * cluster._ANSWERS_WITHIN_S
 
 
+@pytest.mark.parametrize(
+    ("visible", "count", "ranks", "free"),
+    [
+        (None, 8, 4, ["4", "5", "6", "7"]),
+        ("2,3,5", 3, 1, ["3", "5"]),
+        ("GPU-a,GPU-b", 2, 1, ["GPU-b"]),
+        (None, 2, 2, []),
+        (None, 0, 2, []),
+        ("", 0, 1, []),
+    ],
+)
+def test_a_local_cluster_leaves_the_trainers_gpus_alone(
+    visible: str | None, count: int, ranks: int, free: list[str]
+) -> None:
+    assert cluster.free_gpus(visible, count, ranks) == free
+
+
 def test_waiting_for_a_server_that_is_no_ray_ends_on_sigterm(tmp_path: Path) -> None:
     """It listens and never answers, for which Ray tries for minutes inside one C++ call."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TORCHELASTIC")}

@@ -159,6 +159,10 @@ _TABLE: dict[str, tuple[tuple[str, ...], ...]] = {
             "self layer",
         ),
     ),
+    "system.decisions": (
+        ("torch.distributed.ProcessGroup._get_backend", "how long the world's group waits"),
+        ("torch.distributed.ProcessGroupGloo._Options._timeout", "a group of our own waits as long"),
+    ),
     "weights.transports.process_group": (
         ("torch.distributed.ProcessGroupGloo._Options._devices", "the network interface of a group of our own"),
         ("torch.distributed.ProcessGroupGloo._Options._timeout", "no member waits for ever"),
