@@ -63,7 +63,10 @@ class _CascadeAttention(torch.autograd.Function):
         if levels:
             merged = out.float()
             for call in levels:
-                _merge(merged[call.rows], lse[:, call.rows], *_forward(call, q, k, v, scale))
+                here = merged[call.rows], lse[:, call.rows]
+                _merge(*here, *_forward(call, q, k, v, scale))
+                if not isinstance(call.rows, slice):  # then these were copies
+                    merged[call.rows], lse[:, call.rows] = here
             out = merged.to(q.dtype)
         ctx.save_for_backward(q, k, v, out, lse)
         ctx.constants = (calls, scale)

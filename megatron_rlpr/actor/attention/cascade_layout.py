@@ -23,16 +23,20 @@ _SHORTEST_CALL = 2
 """Told that no segment has more than one query, PyTorch's kernel takes every segment to have exactly one."""
 
 
+_SPARSE = 2
+"""Queries are copied together when they make up less than one in so many of the rows that they lie in."""
+
+
 @dataclass(frozen=True)
 class CascadeCall:
     """One call: N segments, each a range of queries that see a range of keys.
 
-    rows: the queries. keys: the keys, contiguous or int64 [S]. query_bounds, key_bounds: int32 [N + 1], where the
+    rows, keys: the queries and the keys, contiguous or int64. query_bounds, key_bounds: int32 [N + 1], where the
     segments begin in them. longest_query, longest_keys: of any segment. causal: mask what comes later in a segment.
     idle: bool [rows], which queries lie between two segments' (in segments without keys); None if none do.
     """
 
-    rows: slice
+    rows: slice | Tensor
     keys: slice | Tensor
     query_bounds: Tensor
     key_bounds: Tensor
@@ -69,29 +73,32 @@ def _call(
     device: torch.device,
     causal: bool,
 ) -> CascadeCall:
-    """Disjoint ranges in increasing order. Queries in between become segments without keys, so that none is copied."""
-    start, queries = int(first_query[0]), int(last_query[-1] - first_query[0])
-    query_edges = np.stack([first_query, last_query], axis=1).ravel()
-    key_counts = np.stack([last_key - first_key, np.zeros_like(first_key)], axis=1).ravel()
-    # Range, gap, range, ... without the gap behind the last range, and without gaps of no queries.
-    real = np.append(np.diff(query_edges) > 0, False)
-    bounds = np.append(query_edges[:-1][real[:-1]], query_edges[-1]) - start
-    key_bounds = np.cumsum(np.append(0, key_counts[real]))
-
-    idle = np.repeat(key_counts[real] == 0, np.diff(bounds))
-    keys = np.concatenate([np.arange(*key_range) for key_range in zip(first_key, last_key, strict=True)])
-    contiguous = len(keys) == last_key[-1] - first_key[0]
+    """Of disjoint ranges in increasing order."""
+    queries, keys = last_query - first_query, last_key - first_key
+    span = slice(int(first_query[0]), int(last_query[-1]))
+    sparse = _SPARSE * queries.sum() < span.stop - span.start
+    if not sparse:
+        # The rows in between are segments without keys, so that no query is copied. The kernels answer 0 there.
+        gaps = np.append(first_query[1:] - last_query[:-1], 0)
+        queries, keys = (np.stack(pair, axis=1).ravel() for pair in ((queries, gaps), (keys, np.zeros_like(keys))))
+        queries, keys = queries[queries > 0], keys[queries > 0]
+    idle = np.repeat(keys == 0, queries)
 
     def on_device(array: npt.NDArray[Any], dtype: torch.dtype) -> Tensor:
         return torch.from_numpy(array).to(device=device, dtype=dtype)
 
+    def joined(first: IntArray, last: IntArray) -> slice | Tensor:
+        if (first[1:] == last[:-1]).all():
+            return slice(int(first[0]), int(last[-1]))
+        return on_device(np.concatenate([np.arange(*ends) for ends in zip(first, last, strict=True)]), torch.int64)
+
     return CascadeCall(
-        rows=slice(start, start + queries),
-        keys=slice(int(first_key[0]), int(last_key[-1])) if contiguous else on_device(keys, torch.int64),
-        query_bounds=on_device(bounds, torch.int32),
-        key_bounds=on_device(key_bounds, torch.int32),
-        longest_query=max(_SHORTEST_CALL, int(np.diff(bounds).max())),
-        longest_keys=int(key_counts.max()),
+        rows=joined(first_query, last_query) if sparse else span,
+        keys=joined(first_key, last_key),
+        query_bounds=on_device(np.cumsum(np.append(0, queries)), torch.int32),
+        key_bounds=on_device(np.cumsum(np.append(0, keys)), torch.int32),
+        longest_query=max(_SHORTEST_CALL, int(queries.max())),
+        longest_keys=int(keys.max()),
         causal=causal,
         idle=on_device(idle, torch.bool) if idle.any() else None,
     )

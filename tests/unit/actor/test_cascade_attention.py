@@ -151,9 +151,21 @@ def test_bf16_stays_close_to_fp32(kernel: VarlenKernel) -> None:
         assert (got.float() - want).norm() / want.norm() < 0.015
 
 
-def test_nothing_is_copied_of_a_single_tree_but_what_adds_up_in_fp32() -> None:
-    """One prompt with responses: queries and keys of every call are slices."""
+def test_of_one_prompt_with_responses_nothing_is_copied() -> None:
     prompt = Nodes(*(torch.tensor(x).numpy() for x in ([0, 5, 8], [5, 8, 12], [-1, 0, 0], [12, 8, 12])))
     on_itself, of_prompt = cascade(prompt, CPU)
     assert (on_itself.rows, on_itself.keys) == (slice(0, 12), slice(0, 12))
     assert (of_prompt.rows, of_prompt.keys, of_prompt.idle) == (slice(5, 12), slice(0, 5), None)
+
+
+def test_queries_are_copied_together_where_few_rows_ask() -> None:
+    """Two prompts with responses of 100 tokens, one of each with two answers of 3 tokens."""
+    response = (100, [(3, []), (3, [])])
+    _, of_prompts, of_responses = cascade(forest_of([(50, [response, (100, [])]), (50, [response])]).nodes, CPU)
+    assert of_prompts.rows == slice(50, 412)
+    assert of_prompts.idle is not None
+    assert of_prompts.idle.nonzero().flatten().tolist() == list(range(206, 256))
+    assert isinstance(of_responses.rows, Tensor)
+    assert of_responses.rows.tolist() == [*range(150, 156), *range(406, 412)]
+    assert of_responses.query_bounds.tolist() == [0, 6, 12]
+    assert of_responses.idle is None
