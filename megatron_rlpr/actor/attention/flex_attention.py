@@ -4,8 +4,8 @@ A token's bounds say who sees it (`seen`), and whole blocks of queries and keys 
 pair is visible, all are ("full"), or some may be. Only in blocks of the last kind does the kernel ask for every pair.
 That takes (tokens / BLOCK)**2 numbers, never tokens**2.
 
-The kernel is compiled at its first use, and once more when the number of tokens changes; from then on it is a variable.
-Tokens are padded to whole blocks. Its backward adds without atomics.
+The kernel is compiled at its first use, once with and once without gradients, for any number of tokens; these are
+padded to whole blocks. Its backward adds without atomics.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ BLOCK = 128
 _FEWEST_BLOCKS = 2
 """A single one would be compiled for by itself."""
 _SMALLEST_HEAD, _LARGEST_HEAD = 16, 256
+COMPILATION = {"fullgraph": True, "dynamic": True}
+"""Of the kernel: an error where PyTorch would go on without compiling, and build all scores; any number of tokens."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class FlexBackend:
     ) -> Tensor:
         rotated = (rotary.rotate(q), rotary.rotate(k), v)
         by_head = (pad(x, (0, 0, 0, 0, 0, layout.padding)).transpose(0, 1)[None] for x in rotated)
-        score_mod = None if softcap is None else _capped(softcap)
+        score_mod = None if softcap is None else _capped(softcap, q.device)
         out = _kernel(q.device.type)(*by_head, score_mod, layout.mask, scale, enable_gqa=True)
         return out[0].transpose(0, 1)[: len(q)]
 
@@ -104,14 +106,16 @@ def visible_blocks(
 
 
 @cache
-def _capped(softcap: float) -> Callable[..., Tensor]:
+def _capped(softcap: float, device: torch.device) -> Callable[..., Tensor]:
+    """The number lies in a tensor: a plain one could be made a variable, which the kernel's compiler cannot take."""
+    cap = torch.tensor(softcap, device=device)
+
     def capped(score: Tensor, *_: Tensor) -> Tensor:
-        return softcap * torch.tanh(score / softcap)
+        return cap * torch.tanh(score / cap)
 
     return capped
 
 
 @cache
 def _kernel(device_type: str) -> Callable[..., Any]:
-    """Compiled on a GPU. Were it not (too many variants), it would build all scores: fullgraph makes that an error."""
-    return torch.compile(flex_attention, fullgraph=True) if device_type == "cuda" else flex_attention
+    return torch.compile(flex_attention, **COMPILATION) if device_type == "cuda" else flex_attention

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -10,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_rlpr.actor.attention.block_attention import BlockBackend
-from megatron_rlpr.actor.attention.flex_attention import BLOCK, FlexBackend, FlexBlocks
+from megatron_rlpr.actor.attention.flex_attention import BLOCK, COMPILATION, FlexBackend, FlexBlocks
 from megatron_rlpr.actor.attention.rotary import Rotary
 
 CPU = torch.device("cpu")
 
-lengths = st.integers(1, 3 * BLOCK)
+lengths = st.integers(1, 2 * BLOCK)
 long_forests = st.lists(
     st.recursive(
         st.tuples(lengths, st.just([])), lambda inner: st.tuples(lengths, st.lists(inner, max_size=3)), max_leaves=5
@@ -48,7 +50,7 @@ def pairs_of(layout: FlexBlocks) -> torch.Tensor:
     return pairs
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(spec=long_forests, window=st.sampled_from([0, 1, 2, 100, 300]))
 def test_the_mask_of_blocks_is_the_forests(spec: list, window: int) -> None:
     forest = forest_of(spec)
@@ -62,7 +64,7 @@ def test_the_mask_of_blocks_is_the_forests(spec: list, window: int) -> None:
     assert torch.equal(pairs_of(layout), expected)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(spec=long_forests, window=st.sampled_from([0, 2, 300]))
 def test_blocks_are_asked_pair_by_pair_only_where_not_all_pairs_are_visible(spec: list, window: int) -> None:
     layout = FlexBackend().lay_out(forest_of(spec).nodes, torch.float32, CPU, window)
@@ -109,7 +111,30 @@ def test_flex_attention_equals_the_blocks(softcap: float | None, window: int, mo
         torch.testing.assert_close(got, want, atol=2e-5, rtol=1e-5)
 
 
-def test_a_forest_smaller_than_a_block_is_padded_to_two() -> None:
+def test_one_compilation_serves_every_number_of_tokens_every_window_and_every_cap(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """There are as many heads as at no time blocks: a number that is fixed would be taken for the same one."""
+    compiled = []
+
+    def count(graph: torch.fx.GraphModule, _: list[torch.Tensor]) -> Callable[..., object]:
+        compiled.append(graph)
+        return graph.forward
+
+    torch.compiler.reset()
+    kernel = torch.compile(torch.nn.attention.flex_attention.flex_attention, backend=count, **COMPILATION)
+    monkeypatch.setattr("megatron_rlpr.actor.attention.flex_attention._kernel", lambda _: kernel)
+    still = Rotary(torch.ones(1, 1, 16), torch.zeros(1, 1, 16))
+    for softcap in (30.0, 50.0):
+        for prompt, window in ((2, 0), (100, 7), (300, 0), (700, 200)):
+            forest = forest_of([(prompt, [(40, []), (9, [])])])
+            q, k, v = (torch.randn(len(forest.paths), n, 16) for n in (10, 5, 5))
+            layout = FlexBackend().lay_out(forest.nodes, torch.float32, CPU, window)
+            FlexBackend().attend(q, k, v, layout, still, 0.25, softcap)
+    assert len(compiled) == 1
+
+
+def test_a_forest_smaller_than_a_few_blocks_is_padded() -> None:
     layout = FlexBackend().lay_out(forest_of([(3, [(2, []), (1, [])])]).nodes, torch.float32, CPU)
     assert layout.padding == 2 * BLOCK - 6
     assert np.array_equal(pairs_of(layout)[6:, :6], np.zeros((layout.padding, 6)))
