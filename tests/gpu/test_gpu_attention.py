@@ -21,7 +21,7 @@ BF16, FP32 = torch.bfloat16, torch.float32
     [
         ("cascade", BF16, 0, None, 0.02),
         ("flex", BF16, 0, None, 0.02),
-        ("flex", BF16, 1, None, 0.02),
+        ("flex", BF16, 2, None, 0.02),
         ("flex", BF16, 70, 30.0, 0.02),
         ("flex", FP32, 0, None, 1e-4),
         ("flex", FP32, 70, 30.0, 1e-4),
