@@ -25,6 +25,7 @@ from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from torch.distributed.checkpoint import CheckpointException
 
+from megatron_rlpr.actor.delayed_scaling import load_scaling_state, sharded_scaling_state
 from megatron_rlpr.actor.optimizer_state import load_optimizer_state, sharded_optimizer_state
 from megatron_rlpr.actor.policy import MegatronPolicy
 from megatron_rlpr.system import disk, sealed_folder
@@ -32,10 +33,20 @@ from megatron_rlpr.system.decisions import first_rank_decides, shared_by_ranks
 from megatron_rlpr.system.step_folders import StepFolders
 from megatron_rlpr.types import UserError
 from megatron_rlpr.weights.architectures import hf_manifest
-from megatron_rlpr.weights.load_megatron import SHAPE, WEIGHTS, check_megatron_checkpoint, chunks_by_key, damage_named
+from megatron_rlpr.weights.load_megatron import (
+    SHAPE,
+    WEIGHTS,
+    check_megatron_checkpoint,
+    chunks_by_key,
+    damage_named,
+    load_weights_state,
+    stored_in_bf16,
+    weights_state,
+)
 from megatron_rlpr.weights.shape import ModelShape
 
 _RUN_STATE = "run_state.json"
+_SCALES = "fp8_scaling"
 # How a distributed optimizer is stored; Megatron's default can no longer be written, the others not be loaded in
 # another layout.
 _SHARDED_OPTIMIZER = {"distrib_optim_sharding_type": "fully_reshardable"}
@@ -65,7 +76,8 @@ class CheckpointStore:
         first_rank_decides(lambda: self._begin(step))
         _collect_write_results_here()
         with self._folders.writing(step) if first else nullcontext(), _first_rank_tells(unfinished, first):
-            dist_checkpointing.save(_sharded_state(policy, is_loading=False), str(unfinished / WEIGHTS))
+            state = _sharded_state(policy, is_loading=False) | {_SCALES: sharded_scaling_state(policy.chunks)}
+            dist_checkpointing.save(state, str(unfinished / WEIGHTS))
         names = first_rank_decides(lambda: self._describe(step, run_state))
         sums = shared_by_ranks(lambda name: sealed_folder.sha256(unfinished / name), names)
         return first_rank_decides(lambda: self._finish(step, dict(zip(names, sums, strict=True))))
@@ -133,12 +145,17 @@ class CheckpointStore:
 
     def load(self, step: int, policy: MegatronPolicy) -> None:
         """Load weights and optimizer of `step` into the policy (any layout). UserError when they cannot be read."""
+        path = self.path(step) / WEIGHTS
         with damage_named(self.path(step), self._fix(step)):
-            state = dist_checkpointing.load(_sharded_state(policy, is_loading=True), str(self.path(step) / WEIGHTS))
+            wanted = _sharded_state(policy, is_loading=True)
+            wanted[_SCALES] = sharded_scaling_state(policy.chunks, stored_in=path)
+            state = dist_checkpointing.load(wanted, str(path))
         for key, chunk in chunks_by_key(policy.chunks).items():
-            chunk.load_state_dict(state[key])
+            load_weights_state(chunk, state[key], path)
+        load_scaling_state(policy.chunks, state[_SCALES])
         if policy.optimizer is not None:
             load_optimizer_state(policy.optimizer, state)
+            policy.masters_changed()
 
     def _fix(self, step: int) -> str:
         earlier = [s for s in self.steps() if s < step]
@@ -146,10 +163,11 @@ class CheckpointStore:
 
 
 def _sharded_state(policy: MegatronPolicy, is_loading: bool) -> dict[str, Any]:
-    model = {key: chunk.sharded_state_dict() for key, chunk in chunks_by_key(policy.chunks).items()}
-    if policy.optimizer is None:
-        return model
-    return model | sharded_optimizer_state(policy.optimizer, model, is_loading, _SHARDED_OPTIMIZER)
+    model = {key: weights_state(chunk) for key, chunk in chunks_by_key(policy.chunks).items()}
+    entries: dict[str, Any] = {key: stored_in_bf16(state) for key, state in model.items()}
+    if policy.optimizer is not None:
+        entries |= sharded_optimizer_state(policy.optimizer, model, is_loading, _SHARDED_OPTIMIZER)
+    return entries
 
 
 @contextmanager

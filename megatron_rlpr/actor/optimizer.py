@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
+from typing import Any
 
 import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
@@ -10,10 +12,12 @@ from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_mega
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.transformer.module import Float16Module
 
+from megatron_rlpr.actor import fp8
 from megatron_rlpr.actor.model.tree_policy import TreePolicy
 from megatron_rlpr.actor.optimizer_state import optimizer_parts
 from megatron_rlpr.config.schema import ActorConfig
 from megatron_rlpr.system.dtypes import DTYPES
+from megatron_rlpr.weights.local_parameters import take_unrounded
 
 
 def in_their_precision(chunks: Sequence[TreePolicy]) -> list[torch.nn.Module]:
@@ -31,7 +35,9 @@ def wrap_for_training(
     """
     config = chunks[0].config
     buffers = DistributedDataParallelConfig(
-        grad_reduce_in_fp32=True, use_distributed_optimizer=actor.use_distributed_optimizer
+        grad_reduce_in_fp32=True,
+        use_distributed_optimizer=actor.use_distributed_optimizer,
+        **fp8.buffer_options(actor),
     )
     wrapped = [DistributedDataParallel(config, buffers, chunk) for chunk in in_their_precision(chunks)]
     optimizer = get_megatron_optimizer(
@@ -46,12 +52,44 @@ def wrap_for_training(
             bf16=config.bf16,
             params_dtype=DTYPES[actor.dtype],
             use_distributed_optimizer=actor.use_distributed_optimizer,
+            **fp8.optimizer_options(actor),
         ),
         wrapped,
     )
+    for weight in chain.from_iterable(chunk.parameters() for chunk in chunks):
+        if hasattr(weight, "clear_high_precision_init_val"):
+            weight.clear_high_precision_init_val()  # one in FP8 keeps its random initial values in bf16
     config.finalize_model_grads_func = finalize_model_grads
     config.grad_scale_func = optimizer.scale_loss
     return wrapped, optimizer
+
+
+def masters_from_weights(optimizer: MegatronOptimizer, chunks: Sequence[torch.nn.Module]) -> None:
+    """The fp32 weights become those just loaded into the chunks, before their rounding where they are stored in FP8."""
+    optimizer.reload_model_params()
+    for part in optimizer_parts(optimizer):
+        of_shards: Sequence[Any] = getattr(part, "shard_fp32_from_float16_groups", ())  # FP8 weights have them
+        for weights, masters in zip(part.model_float16_groups if of_shards else (), of_shards, strict=True):
+            for weight, master in zip(weights, masters, strict=True):
+                if (values := take_unrounded(weight)) is not None:
+                    place = part._get_model_param_range_map(weight)["param"]
+                    master.data.copy_(values.flatten()[place.start : place.end])
+
+
+@torch.no_grad()
+def weights_from_masters(optimizer: MegatronOptimizer, actor: ActorConfig) -> None:
+    """Weights that are stored in FP8 become what an optimizer step makes of the fp32 ones. Collective.
+
+    A checkpoint holds the former rounded once, so that any precision can load them; rounded again they would differ.
+    """
+    if not actor.fp8_param:
+        return
+    for part in optimizer_parts(optimizer):
+        if part.config.reuse_grad_buf_for_mxfp8_param_ag:
+            part._copy_main_params_to_param_buffer()
+        else:
+            part._copy_main_params_to_model_params()
+        part.start_param_sync_for_bucket_group_subset()
 
 
 def set_learning_rate(optimizer: MegatronOptimizer, lr: float) -> None:

@@ -13,10 +13,19 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from megatron_rlpr.actor import fp8
 from megatron_rlpr.actor.costs import cost_model
 from megatron_rlpr.actor.cpu.megatron import device
+from megatron_rlpr.actor.delayed_scaling import CALIBRATION_PASSES, uncalibrated
 from megatron_rlpr.actor.model.tree_policy import build_model
-from megatron_rlpr.actor.optimizer import apply_gradients, in_their_precision, set_learning_rate, wrap_for_training
+from megatron_rlpr.actor.optimizer import (
+    apply_gradients,
+    in_their_precision,
+    masters_from_weights,
+    set_learning_rate,
+    weights_from_masters,
+    wrap_for_training,
+)
 from megatron_rlpr.actor.parallel import Layout
 from megatron_rlpr.actor.policy_gradient import STATISTICS, LossTerms, RowValues, policy_gradient
 from megatron_rlpr.actor.schedule import MicroBatchRunner
@@ -25,6 +34,7 @@ from megatron_rlpr.packing import Plan, TreeMicroBatch, plan
 from megatron_rlpr.system.decisions import gather_or_raise
 from megatron_rlpr.system.dtypes import DTYPES, all_finite
 from megatron_rlpr.types import ScoreRequest, TokenScores, TokensDone, TrainSequence, UpdateResult, UserError
+from megatron_rlpr.weights.local_parameters import in_bf16, take_unrounded
 from megatron_rlpr.weights.shape import ModelShape
 
 
@@ -39,10 +49,11 @@ class MegatronPolicy:
         self, shape: ModelShape, actor: ActorConfig, layout: Layout, temperature: float, trainable: bool = True
     ) -> None:
         self.layout = layout
-        self._config = actor
+        self._config = actor = fp8.resolved(actor)
         self._costs = cost_model(shape)
         self._vocab_size = shape.vocab_size
-        self.chunks = [build_model(shape, actor)]
+        with torch.set_grad_enabled(trainable):  # weights in FP8 are made for backward, too, or not
+            self.chunks = [build_model(shape, actor)]
         """This rank's parts of the model, in the order data flows through them: one."""
         for chunk in self.chunks:
             chunk.requires_grad_(trainable)
@@ -57,7 +68,15 @@ class MegatronPolicy:
     def weights_changed(self) -> None:
         """Call after loading weights into `chunks`: the optimizer's fp32 copies follow."""
         if self.optimizer is not None:
-            self.optimizer.reload_model_params()
+            masters_from_weights(self.optimizer, self.chunks)
+        for chunk in self.chunks:
+            for weight in chunk.parameters():
+                take_unrounded(weight)
+
+    def masters_changed(self) -> None:
+        """Call after loading the optimizer: weights that are stored in FP8 follow its fp32 ones. Collective."""
+        if self.optimizer is not None:
+            weights_from_masters(self.optimizer, self._config)
 
     def check_weights(self, fault: str) -> None:
         """Raise UserError on every rank when a weight of any is NaN or infinite; it begins with fault. Collective."""
@@ -65,7 +84,7 @@ class MegatronPolicy:
         def check_mine() -> None:
             for chunk in self.chunks:
                 for name, weight in chunk.named_parameters():
-                    if not all_finite(weight):
+                    if not all_finite(in_bf16(weight)):
                         raise UserError(f"{fault}: {name} holds NaN or infinite weights")
 
         gather_or_raise(check_mine, dist.group.WORLD, "looking at the weights")
@@ -83,7 +102,8 @@ class MegatronPolicy:
         packed = self._pack(requests)
         self._check_token_ids(packed)
         mine = packed.for_rank(self.layout.data_rank)
-        outputs = self._runner.forward(self._callables, mine, progress)
+        with fp8.scoring(self._callables, self._config):
+            outputs = self._runner.forward(self._callables, mine, progress)
         first = _first_index(requests)
         flat = torch.zeros(int(first[-1]), 2, dtype=torch.float32, device=device())
         if self.layout.reports_outputs:
@@ -122,9 +142,11 @@ class MegatronPolicy:
 
         for chunk in self._callables:
             chunk.train()
-            chunk.zero_grad_buffer()
-        self.optimizer.zero_grad()
         set_learning_rate(self.optimizer, lr)
+        for _ in range(CALIBRATION_PASSES if uncalibrated(self.chunks) else 0):
+            self._without_gradients()
+            self._runner.forward_backward(self._callables, mine, loss)
+        self._without_gradients()
         statistics = self._runner.forward_backward(self._callables, mine, loss, progress)
         grad_norm = apply_gradients(self.optimizer)
         total = torch.zeros(len(STATISTICS), dtype=torch.float64)
@@ -145,6 +167,12 @@ class MegatronPolicy:
             sequence_tokens=sum(s.stop - 1 for s in sequences),
         )
 
+    def _without_gradients(self) -> None:
+        assert self.optimizer is not None
+        for chunk in self._callables:
+            chunk.zero_grad_buffer()
+        self.optimizer.zero_grad()
+
     def _check_token_ids(self, packed: Plan) -> None:
         """Raise UserError for a token that the model does not have: its numbers would be made up. All that is trained
         on has been scored before."""
@@ -161,7 +189,7 @@ class MegatronPolicy:
             data_parallel_size=self.layout.data_size,
             share_prefixes=self._config.share_prefixes,
             cost_model=self._costs,
-            sequence_multiple=self.layout.tensor_size if self._config.sequence_parallel else 1,
+            sequence_multiple=fp8.sequence_multiple(self._config),
         )
 
 

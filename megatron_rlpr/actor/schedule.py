@@ -15,6 +15,7 @@ from megatron_rlpr.actor.attention.backend import choose_backend
 from megatron_rlpr.actor.attention.core import HeadRows, TreeSeqParams, windows_of
 from megatron_rlpr.actor.attention.rotary import Rotary, inverse_frequencies
 from megatron_rlpr.actor.cpu.megatron import device
+from megatron_rlpr.actor.fp8 import own_weight_copies
 from megatron_rlpr.packing import TreeMicroBatch
 from megatron_rlpr.types import TokensDone
 from megatron_rlpr.weights.shape import ModelShape
@@ -76,15 +77,16 @@ class MicroBatchRunner:
                 progress(len(micro_batch.token_ids), len(micro_batches))
             return output, partial(of_output, micro_batch)
 
-        return get_forward_backward_func()(
-            forward_step_func=step,
-            data_iterator=iter(micro_batches),
-            model=list(chunks),
-            num_microbatches=len(micro_batches),
-            seq_length=max(len(m.token_ids) for m in micro_batches),
-            micro_batch_size=1,
-            **options,
-        )
+        with own_weight_copies(chunks):
+            return get_forward_backward_func()(
+                forward_step_func=step,
+                data_iterator=iter(micro_batches),
+                model=list(chunks),
+                num_microbatches=len(micro_batches),
+                seq_length=max(len(m.token_ids) for m in micro_batches),
+                micro_batch_size=1,
+                **options,
+            )
 
     def _model_inputs(self, micro_batch: TreeMicroBatch, windows: Iterable[int]) -> dict[str, Any]:
         where = device()
@@ -99,5 +101,7 @@ class MicroBatchRunner:
             "input_ids": tokens[None],
             "position_ids": positions[None],
             "attention_mask": None,
-            "packed_seq_params": TreeSeqParams(self.backend, visible, rotary, head),
+            "packed_seq_params": TreeSeqParams(
+                self.backend, visible, rotary, head, micro_batch.num_tokens, micro_batch.padding
+            ),
         }

@@ -232,7 +232,20 @@ class ActorConfig:
     )
     dtype: Literal["float32", "bfloat16"] = key("bfloat16", "compute precision; master weights and gradients stay fp32")
     fp8: Literal["", "e4m3", "hybrid"] = key("", "FP8 format of the linear layers (Transformer Engine)")
-    fp8_recipe: Literal["delayed", "tensorwise", "blockwise", "mxfp8"] = key("delayed", "FP8 scaling recipe")
+    fp8_recipe: Literal["auto", "delayed", "tensorwise", "blockwise", "mxfp8"] = key(
+        "auto", "how FP8 values are scaled; auto: mxfp8 on GPUs of capability 10.0, blockwise on 9.0, else tensorwise"
+    )
+    fp8_scoring: Literal["fp8", "bf16"] = key(
+        "fp8", "what scores and reference probabilities are computed in; fp8: as in training, the ratio begins at 1"
+    )
+    fp8_param: bool = key(False, "store the linear layers' weights in FP8 alone; the optimizer keeps them in fp32")
+    fp8_amax_history_len: int = key(1, "steps whose maxima fp8_recipe=delayed looks at", Bounds(1, 65536))
+    fp8_amax_compute_algo: Literal["most_recent", "max"] = key(
+        "most_recent", "which of these maxima fp8_recipe=delayed scales by"
+    )
+    first_last_layers_bf16: bool = key(False, "compute the first and the last layers in bf16, those between in FP8")
+    num_layers_at_start_in_bf16: int = key(1, "first layers that first_last_layers_bf16 keeps in bf16", AT_LEAST_ZERO)
+    num_layers_at_end_in_bf16: int = key(1, "last layers that first_last_layers_bf16 keeps in bf16", AT_LEAST_ZERO)
     ppo_mini_batch_size: int = key(0, "prompts per optimizer step; 0: the whole batch", AT_LEAST_ZERO)
     max_tokens_per_micro_batch: int = key(
         8192, "token budget of one micro-batch (distinct tokens, after prefix sharing)", TOKENS

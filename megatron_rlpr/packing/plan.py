@@ -84,7 +84,7 @@ def plan(
     """Pack requests into micro-batches of at most max_tokens distinct tokens, balanced over data-parallel ranks.
 
     share_prefixes=False computes every sequence alone. sequence_multiple: token counts are padded to a multiple of it
-    (sequence parallelism). Raises UserError when one sequence alone exceeds the budget.
+    (sequence parallelism, FP8). Raises UserError when one sequence alone exceeds the budget.
     """
     if data_parallel_size < 1 or sequence_multiple < 1:
         raise ValueError(
@@ -109,8 +109,8 @@ def plan(
 def _check_budget(sequences: SortedSequences, max_tokens: int, sequence_multiple: int) -> None:
     if max_tokens < sequence_multiple:
         raise UserError(
-            f"actor.max_tokens_per_micro_batch={max_tokens} is less than the {sequence_multiple} tokens a "
-            f"sequence-parallel micro-batch is padded to: set it to at least {sequence_multiple}"
+            f"actor.max_tokens_per_micro_batch={max_tokens} is less than the {sequence_multiple} tokens that a "
+            f"micro-batch is padded to (sequence parallelism, FP8): set it to at least {sequence_multiple}"
         )
     if not len(sequences):
         return

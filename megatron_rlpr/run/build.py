@@ -7,6 +7,7 @@ engines started, and what they do stands in the trainer's loop.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from megatron_rlpr.actor import parallel
+from megatron_rlpr.actor import fp8, parallel
 from megatron_rlpr.actor.checkpoint import CheckpointStore
 from megatron_rlpr.actor.policy import MegatronPolicy
 from megatron_rlpr.algorithm.kl import AdaptiveKL, KLController
@@ -68,6 +69,7 @@ def build_parts(config: Config) -> RunParts:
     """Start the process groups and build every part. Collective; config has passed `config.checks.check`."""
     threads = config.trainer.threads_per_rank or default_threads()
     torch.set_num_threads(threads)
+    config = replace(config, actor=fp8.resolved(config.actor))
     layout = parallel.initialize(config.actor, config.trainer.seed, config.trainer.collective_timeout_s)
     first = layout.rank == 0
     console, clock = Console(config.tracking.progress, layout.rank), Clock()
@@ -189,6 +191,7 @@ def base_tables(config: Config, folder: RunFolder, names: Iterable[str], model: 
         "dtype": config.actor.dtype,
         "temperature": config.rollout.temperature,
         "compute_score_name": config.reward.compute_score_name,
+        **fp8.scoring_settings(config.actor),
     }
     if config.reward.base_probability != "initial" or config.reward.format_only:
         return {}

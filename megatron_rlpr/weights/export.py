@@ -18,7 +18,7 @@ from megatron.core import parallel_state
 
 from megatron_rlpr.weights.architectures import hf_manifest, parameter_table
 from megatron_rlpr.weights.buckets import in_buckets, one_ahead
-from megatron_rlpr.weights.local_parameters import local_parameters
+from megatron_rlpr.weights.local_parameters import in_bf16, local_parameters
 from megatron_rlpr.weights.shape import ModelShape
 
 NamedTensors = list[tuple[str, torch.Tensor]]
@@ -83,12 +83,12 @@ class WeightExporter:
     def _all_shards(self, owner: _Owner, indices: list[int]) -> dict[int, list[torch.Tensor]]:
         """Table index -> the shards of all tensor-parallel ranks, on every rank."""
         if self._whole:
-            return {index: [self._tensors[index].detach()] for index in indices}
+            return {index: [in_bf16(self._tensors[index])] for index in indices}
         counts = [self._table[index].shard_numel(self._tp_size) for index in indices]
         gathered = torch.empty(self._tp_size, sum(counts), dtype=self.dtype, device=self._device)
         stage, expert_rank = owner
         if self._stage == stage and expert_rank in (None, self._expert_rank):
-            mine = torch.cat([self._tensors[index].detach().flatten() for index in indices])
+            mine = torch.cat([in_bf16(self._tensors[index]).flatten() for index in indices])
             dist.all_gather(list(gathered.unbind()), mine, group=self._tp_group)
         if self._stage == stage and expert_rank is not None:
             dist.broadcast(gathered, dist.get_global_rank(self._ep_group, expert_rank), group=self._ep_group)

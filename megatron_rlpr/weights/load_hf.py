@@ -10,7 +10,7 @@ import torch
 from megatron_rlpr.types import UserError
 from megatron_rlpr.weights.architectures import hf_manifest
 from megatron_rlpr.weights.hf_folder import EMBEDDING, OUTPUT_HEAD, HfFolder
-from megatron_rlpr.weights.local_parameters import local_parameters, tensor_parallel_place
+from megatron_rlpr.weights.local_parameters import fill, local_parameters, tensor_parallel_place
 from megatron_rlpr.weights.shape import ModelShape
 
 _COMPARED_ROWS = 16384
@@ -56,4 +56,4 @@ def load_hf_weights(chunks: Sequence[torch.nn.Module], shape: ModelShape, folder
     rank, size = tensor_parallel_place()
     with torch.no_grad():
         for parameter in local_parameters(chunks, shape):
-            parameter.tensor.copy_(parameter.mapping.shard(source.read, rank, size))
+            fill(parameter.tensor, parameter.mapping.shard(source.read, rank, size))

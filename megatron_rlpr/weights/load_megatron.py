@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
 from megatron.core import dist_checkpointing
@@ -20,7 +21,7 @@ from torch.distributed.checkpoint import CheckpointException
 
 from megatron_rlpr.system.quoting import reason
 from megatron_rlpr.types import UserError
-from megatron_rlpr.weights.local_parameters import local_parameters, tensor_parallel_place
+from megatron_rlpr.weights.local_parameters import in_bf16, keep_unrounded, local_parameters, tensor_parallel_place
 from megatron_rlpr.weights.mapping import Vocab
 from megatron_rlpr.weights.shape import ModelShape, shape_of_fields
 
@@ -30,7 +31,7 @@ _AGAIN = "convert or save the checkpoint again"
 
 _MEGATRON_FILES = ("metadata.json", ".metadata")
 
-# Transformer Engine's FP8 state: absent from checkpoints written on a CPU, and rebuilt by the first steps.
+# Transformer Engine's FP8 state, pickled; `actor.delayed_scaling` stores what is needed of it.
 _EXTRA_STATE = "_extra_state"
 
 
@@ -63,6 +64,24 @@ def chunks_by_key(chunks: Sequence[torch.nn.Module]) -> dict[str, torch.nn.Modul
     return {"model": chunks[0]} if len(chunks) == 1 else {f"model{i}": chunk for i, chunk in enumerate(chunks)}
 
 
+def weights_state(chunk: torch.nn.Module) -> dict[str, Any]:
+    """A chunk's entries of a checkpoint, with the weights as they are; see `stored_in_bf16`."""
+    return {name: part for name, part in chunk.sharded_state_dict().items() if not name.endswith(_EXTRA_STATE)}
+
+
+def stored_in_bf16(state: dict[str, Any]) -> dict[str, Any]:
+    """The same entries, those of FP8 weights in bf16: a checkpoint is the same whatever its model computes in."""
+    return {name: replace(part, data=in_bf16(part.data)) for name, part in state.items()}
+
+
+def load_weights_state(chunk: torch.nn.Module, loaded: dict[str, Any], path: Path) -> None:
+    """Take over what `weights_state` was loaded with. ValueError when that is not all of the chunk's weights."""
+    faults = chunk.load_state_dict(loaded, strict=False)
+    left = [name for name in (*faults.missing_keys, *faults.unexpected_keys) if not name.endswith(_EXTRA_STATE)]
+    if left:
+        raise ValueError(f"{path} and the model do not fit: {', '.join(left)}")
+
+
 @torch.no_grad()
 def load_megatron_checkpoint(chunks: Sequence[torch.nn.Module], shape: ModelShape, path: str | Path) -> None:
     """Fill this rank's part of the model, whatever layout the checkpoint was written from. All ranks call it together.
@@ -73,17 +92,13 @@ def load_megatron_checkpoint(chunks: Sequence[torch.nn.Module], shape: ModelShap
     check_megatron_checkpoint(shape, path)
     weights = Path(path) / WEIGHTS
     by_key = chunks_by_key(chunks)
-    wanted = {
-        key: {name: part for name, part in chunk.sharded_state_dict().items() if not name.endswith(_EXTRA_STATE)}
-        for key, chunk in by_key.items()
-    }
+    wanted = {key: stored_in_bf16(weights_state(chunk)) for key, chunk in by_key.items()}
     with damage_named(weights, _AGAIN):
         loaded = dist_checkpointing.load(wanted, str(weights))
     for key, chunk in by_key.items():
-        faults = chunk.load_state_dict(loaded[key], strict=False)
-        left = [name for name in (*faults.missing_keys, *faults.unexpected_keys) if not name.endswith(_EXTRA_STATE)]
-        if left:
-            raise ValueError(f"{weights} and the model do not fit: {', '.join(left)}")
+        load_weights_state(chunk, loaded[key], weights)
+        for name, parameter in chunk.named_parameters():
+            keep_unrounded(parameter, loaded[key][name])
     rank, size = tensor_parallel_place()
     for parameter in local_parameters(chunks, shape):
         if isinstance(parameter.mapping.layout, Vocab):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from megatron.core import parallel_state
+from megatron.core.fp8_utils import dequantize_fp8_tensor, is_float8tensor
 
 from megatron_rlpr.weights.architectures import parameter_table
 from megatron_rlpr.weights.mapping import ParamMapping
@@ -25,6 +26,29 @@ class LocalParameter:
     index: int
     mapping: ParamMapping
     tensor: torch.nn.Parameter
+
+
+def in_bf16(tensor: torch.Tensor) -> torch.Tensor:
+    """A parameter as a plain tensor without gradient: itself, or what its FP8 bytes stand for, in bf16."""
+    return dequantize_fp8_tensor(tensor).detach() if is_float8tensor(tensor) else tensor.detach()
+
+
+def fill(parameter: torch.Tensor, values: torch.Tensor) -> None:
+    """Set a parameter. One that is stored in FP8 keeps the values before rounding, too, until they are taken."""
+    parameter.copy_(values)
+    keep_unrounded(parameter, values)
+
+
+def keep_unrounded(parameter: torch.Tensor, values: torch.Tensor) -> None:
+    """Keep the values that a parameter was just set to, if it is stored in FP8."""
+    if is_float8tensor(parameter):
+        parameter.unrounded = values.detach().cpu()  # type: ignore[attr-defined]
+
+
+def take_unrounded(parameter: torch.Tensor) -> torch.Tensor | None:
+    """The kept values, once."""
+    values: torch.Tensor | None = vars(parameter).pop("unrounded", None)
+    return values
 
 
 def tensor_parallel_place() -> tuple[int, int]:

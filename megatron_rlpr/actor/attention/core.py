@@ -36,12 +36,22 @@ class TreeSeqParams(PackedSeqParams):
     """Goes through Megatron's layers (recompute and pipeline schedules included).
 
     visible: who sees whom, as the backend laid it out, by sliding window (0: none); rotary: every token's angles.
+    padding: how many of the num_tokens tokens, the last ones, only fill up.
     Its format stays 'sbhd': Megatron then leaves queries, keys and values as [T, 1, heads, dim].
     """
 
-    def __init__(self, backend: Backend[Any], visible: Mapping[int, Any], rotary: Rotary, head: HeadRows) -> None:
+    def __init__(
+        self,
+        backend: Backend[Any],
+        visible: Mapping[int, Any],
+        rotary: Rotary,
+        head: HeadRows,
+        num_tokens: int,
+        padding: int,
+    ) -> None:
         super().__init__(qkv_format="sbhd")
         self.backend, self.visible, self.rotary, self.head = backend, visible, rotary, head
+        self.num_tokens, self.padding = num_tokens, padding
 
 
 class TreeCoreAttention(torch.nn.Module):
@@ -56,6 +66,7 @@ class TreeCoreAttention(torch.nn.Module):
         self.window = shape.window(layer_number - 1)
         self.scale = shape.query_scale or shape.head_dim**-0.5
         self.softcap = shape.attention_softcap
+        self.has_bias = shape.qkv_bias
 
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, *_: Any, packed_seq_params: Any = None, **__: Any
@@ -65,6 +76,8 @@ class TreeCoreAttention(torch.nn.Module):
             raise TypeError(f"layer {self.layer_number}: attention needs TreeSeqParams, got {type(forest).__name__}")
         q, k, v = query[:, 0], key[:, 0], value[:, 0]
         out = forest.backend.attend(q, k, v, forest.visible[self.window], forest.rotary, self.scale, self.softcap)
+        if self.has_bias and forest.padding:  # which alone makes anything of zeros
+            out = torch.nn.functional.pad(out[: -forest.padding], (0, 0, 0, 0, 0, forest.padding))
         return out.reshape(len(out), 1, -1)
 
 

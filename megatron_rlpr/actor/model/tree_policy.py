@@ -20,6 +20,7 @@ from megatron.core.transformer.spec_utils import ModuleSpec, get_submodules
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from megatron_rlpr.actor import fp8
 from megatron_rlpr.actor.attention.core import TreeCoreAttention, TreeSeqParams
 from megatron_rlpr.actor.model.gated_activation import GatedSilu
 from megatron_rlpr.actor.model.layer_kind import transformer_engine_is_here
@@ -41,6 +42,16 @@ class TreePolicy(GPTModel):
         self.final_softcap = shape.final_softcap
         if self.pre_process and shape.embedding_scale is not None:
             self.embedding.register_forward_hook(partial(_scaled, factor=shape.embedding_scale))
+
+    def _preprocess(self, *args: Any, packed_seq_params: TreeSeqParams, **kwargs: Any) -> tuple[Any, ...]:
+        """Padding enters the layers as zeros, and stays zero in them: it is in no scale of FP8 values."""
+        hidden, *others = super()._preprocess(*args, packed_seq_params=packed_seq_params, **kwargs)
+        if hidden is not None and packed_seq_params.padding:
+            rank = parallel_state.get_tensor_model_parallel_rank() if self.config.sequence_parallel else 0
+            before = packed_seq_params.num_tokens - packed_seq_params.padding - rank * len(hidden)
+            real = min(max(before, 0), len(hidden))
+            hidden = F.pad(hidden[:real], (0, 0, 0, 0, 0, len(hidden) - real))
+        return hidden, *others
 
     def _postprocess(
         self, hidden_states: torch.Tensor, *_: Any, packed_seq_params: TreeSeqParams, **__: Any
@@ -85,7 +96,6 @@ def transformer_config(shape: ModelShape, actor: ActorConfig) -> TransformerConf
     dtype, fused = DTYPES[actor.dtype], torch.cuda.is_available()
     granularity = None if actor.recompute_granularity == "none" else actor.recompute_granularity
     whole_layers = granularity == "full"
-    fp8: dict[str, Any] = {"fp8": actor.fp8, "fp8_recipe": actor.fp8_recipe} if actor.fp8 else {}
     experts = _expert_options(shape.experts, actor) if shape.experts else {}
     return TransformerConfig(
         num_layers=shape.num_layers,
@@ -123,7 +133,7 @@ def transformer_config(shape: ModelShape, actor: ActorConfig) -> TransformerConf
         use_te_activation_func=not fused and shape.activation == "silu",  # a module of ours, see _block_spec
         bias_dropout_fusion=fused,
         persist_layer_norm=fused,
-        **fp8,
+        **fp8.transformer_options(actor),
         **experts,
     )
 

@@ -84,3 +84,11 @@ def _accelerator(config: Config) -> Iterator[str]:
         yield f"actor.fp8={fp8} needs a CUDA GPU, and none is visible: set actor.fp8= (empty)"
     if fp8 and importlib.util.find_spec("transformer_engine") is None:
         yield f"actor.fp8={fp8} needs Transformer Engine: pip install 'megatron-rlpr[cuda]', or set actor.fp8= (empty)"
+    if fp8:
+        from megatron_rlpr.actor.fp8 import RECIPES, resolved
+
+        recipe = resolved(config.actor).fp8_recipe
+        if refusal := RECIPES[recipe].refusal():
+            others = [name for name, other in RECIPES.items() if not other.refusal()]
+            instead = f"choose {' or '.join(others)}" if others else "set actor.fp8= (empty)"
+            yield f"actor.fp8_recipe={recipe} {refusal}: {instead}"

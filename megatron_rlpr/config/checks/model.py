@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from megatron_rlpr.actor import fp8
 from megatron_rlpr.config.checks import engine
 from megatron_rlpr.config.keys import all_keys
 from megatron_rlpr.config.schema import Config
@@ -32,7 +33,7 @@ def refusals(config: Config) -> Iterator[str]:
         raise UserError(f"model.path={path}: {error}") from error
     yield from _layout(config, shape)
     yield from _lengths(config, shape)
-    yield from _fp8_sizes(config, shape)
+    yield from _fp8(config, shape)
     engine.check(config)
     try:
         open_hf_weights(shape, path)
@@ -103,21 +104,37 @@ def _lengths(config: Config, shape: ModelShape) -> Iterator[str]:
         )
 
 
-def _fp8_sizes(config: Config, shape: ModelShape) -> Iterator[str]:
-    """FP8 matrix multiplications take sizes that are multiples of 16; MXFP8 scales blocks of 32 values."""
-    if not config.actor.fp8:
+def _fp8(config: Config, shape: ModelShape) -> Iterator[str]:
+    """Sizes that the recipe's matrix products do not take, on any rank; layers and tokens that do not fit."""
+    actor = fp8.resolved(config.actor)
+    if not actor.fp8:
         return
-    recipe, tensor = config.actor.fp8_recipe, config.actor.tensor_model_parallel_size
-    block = 32 if recipe == "mxfp8" else 16
-    attention = (shape.num_attention_heads + 2 * shape.num_query_groups) * shape.head_dim
+    recipe, block, tensor = actor.fp8_recipe, fp8.RECIPES[actor.fp8_recipe].features, actor.tensor_model_parallel_size
+    query, model = shape.num_attention_heads * shape.head_dim, config.model.path
     sizes = {
         "hidden size": shape.hidden_size,
-        f"attention size / {tensor} ranks": attention // tensor,
-        f"feed-forward size / {tensor} ranks": shape.ffn_hidden_size // tensor,
+        f"query size / {tensor} ranks": query // tensor,
+        f"attention size / {tensor} ranks": (query + 2 * shape.num_query_groups * shape.head_dim) // tensor,
+        f"feed-forward size / {tensor} ranks": (shape.experts or shape).ffn_hidden_size // tensor,
     }
     for what, size in sizes.items():
         if size % block:
             yield (
-                f"actor.fp8_recipe={recipe} needs multiples of {block}, but the {what} of {config.model.path} is "
+                f"actor.fp8_recipe={recipe} needs multiples of {block}, but the {what} of {model} is "
                 f"{size}: lower actor.tensor_model_parallel_size or choose another recipe"
             )
+    first, last = actor.num_layers_at_start_in_bf16, actor.num_layers_at_end_in_bf16
+    stage = shape.num_layers // actor.pipeline_model_parallel_size
+    if actor.first_last_layers_bf16 and (max(first, last) > stage or first + last >= shape.num_layers):
+        yield (
+            f"actor.num_layers_at_start_in_bf16={first} and actor.num_layers_at_end_in_bf16={last} must each fit the "
+            f"{stage} layers of a pipeline stage, and leave some of {model}'s {shape.num_layers} to FP8: lower them"
+        )
+    multiple, data = fp8.sequence_multiple(actor), config.data
+    prompt = data.longest_prompt if config.evaluation.score_reward else data.max_prompt_length
+    needed = -(-(prompt + data.max_response_length) // multiple) * multiple
+    if needed > actor.max_tokens_per_micro_batch:
+        yield (
+            f"actor.max_tokens_per_micro_batch={actor.max_tokens_per_micro_batch} cannot hold one sequence padded to a "
+            f"multiple of {multiple}, as actor.fp8_recipe={recipe} needs it: raise it to at least {needed}"
+        )

@@ -12,7 +12,7 @@ from megatron_rlpr.algorithm.advantage import GROUP_ESTIMATORS, MIXED_REWARD_EST
 from megatron_rlpr.algorithm.std_filter import source_multipliers
 from megatron_rlpr.config.bounds import shown
 from megatron_rlpr.config.keys import all_keys
-from megatron_rlpr.config.schema import Config
+from megatron_rlpr.config.schema import ActorConfig, Config
 from megatron_rlpr.reward.shaping import discrete_function, shaping_function
 
 _RAY_ONLY = (
@@ -37,9 +37,7 @@ def refusals(config: Config, world_size: int) -> Iterator[str]:
     yield from _reward(config)
     yield from _filter(config)
     yield from _algorithm(config)
-    actor = config.actor
-    if actor.fp8 and actor.dtype != "bfloat16":
-        yield f"actor.fp8={actor.fp8} needs actor.dtype=bfloat16, got {actor.dtype}"
+    yield from _fp8(config.actor)
 
 
 def _ranges(config: Config) -> Iterator[str]:
@@ -93,6 +91,16 @@ def _idle_keys(config: Config) -> Iterator[str]:
         )
     if config.actor.lr_decay_style == "constant":
         idle["actor.min_lr"] = "with actor.lr_decay_style=constant: choose linear or cosine"
+    actor, fp8 = config.actor, [name for name in all_keys() if name.startswith("actor.fp8_")]
+    bf16_layers = ["actor.num_layers_at_start_in_bf16", "actor.num_layers_at_end_in_bf16"]
+    if not actor.first_last_layers_bf16:
+        idle |= dict.fromkeys(bf16_layers, "without actor.first_last_layers_bf16=true")
+    if actor.fp8_recipe != "delayed":
+        amax = [name for name in fp8 if "amax" in name]
+        idle |= dict.fromkeys(amax, "with another actor.fp8_recipe than delayed")
+    if not actor.fp8:
+        every = [*fp8, "actor.first_last_layers_bf16", *bf16_layers]
+        idle |= dict.fromkeys(every, "without actor.fp8: set it to hybrid or e4m3, or remove the key")
     for name, why in idle.items():
         value = all_keys()[name].value(config)
         if value != all_keys()[name].default:
@@ -174,6 +182,35 @@ def _reward(config: Config) -> Iterator[str]:
     discrete_function(config.reward.discrete_function_name)
     if config.data.prompt_rewrite == "llama_gemma" and config.reward.format_mode != "R1_nothink":
         yield "data.prompt_rewrite=llama_gemma asks for answer tags only: set reward.format_mode=R1_nothink"
+
+
+def _fp8(actor: ActorConfig) -> Iterator[str]:
+    if not actor.fp8:
+        return
+    if actor.dtype != "bfloat16":
+        yield f"actor.fp8={actor.fp8} needs actor.dtype=bfloat16, got {actor.dtype}"
+    if actor.fp8_recipe == "delayed":
+        delayed = "actor.fp8_recipe=delayed scales by the values of earlier steps"
+        if actor.fp8_scoring == "fp8":
+            yield (
+                f"{delayed}, and there are none when the base probabilities are made: set actor.fp8_scoring=bf16 or "
+                "choose another recipe"
+            )
+        if actor.fp8_param:
+            yield (
+                f"{delayed}, so weights stored in FP8 would depend on steps that a checkpoint does not hold: set "
+                "actor.fp8_param=false or choose another recipe"
+            )
+        if actor.first_last_layers_bf16:
+            yield (
+                f"{delayed}, which Megatron-Core notes for all layers: set actor.first_last_layers_bf16=false or "
+                "choose another recipe"
+            )
+    if actor.fp8_param and not actor.use_distributed_optimizer:
+        yield (
+            "actor.fp8_param=true needs an optimizer that casts its fp32 weights to FP8: set "
+            "actor.use_distributed_optimizer=true"
+        )
 
 
 def _filter(config: Config) -> Iterator[str]:

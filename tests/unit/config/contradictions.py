@@ -67,6 +67,12 @@ def contradictions(config: Config, world: int) -> list[str]:
         "mixed": mixed and (manager != "mix" or reward.format_only),
         "adaptive": algorithm.kl_ctrl_type == "adaptive" and (algorithm.use_kl_loss or algorithm.kl_loss_coef == 0),
         "rates": actor.min_lr > actor.lr,
+        "idle format": not actor.fp8
+        and any(
+            value != getattr(DEFAULTS.actor, name)
+            for name, value in vars(actor).items()
+            if name.startswith(("fp8_", "first_last_layers", "num_layers_at_"))
+        ),
         "GPU": bool(actor.fp8) or actor.use_distributed_optimizer,
         "memory": engines and not rollout.ray_address and caches * rollout.kv_cache_gb > MEMORY_GIB,
         "cache": engines and rollout.kv_cache_gb * 2**30 < 64 * 4 * LAYERS * (longest + data.max_response_length),
