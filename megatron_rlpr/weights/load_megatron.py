@@ -31,7 +31,7 @@ _AGAIN = "convert or save the checkpoint again"
 
 _MEGATRON_FILES = ("metadata.json", ".metadata")
 
-# Transformer Engine's FP8 state, pickled; `actor.delayed_scaling` stores what is needed of it.
+# Transformer Engine's FP8 state, pickled, of a layer or (numbered) expert; `actor.delayed_scaling` stores what matters.
 _EXTRA_STATE = "_extra_state"
 
 
@@ -66,7 +66,7 @@ def chunks_by_key(chunks: Sequence[torch.nn.Module]) -> dict[str, torch.nn.Modul
 
 def weights_state(chunk: torch.nn.Module) -> dict[str, Any]:
     """A chunk's entries of a checkpoint, with the weights as they are; see `stored_in_bf16`."""
-    return {name: part for name, part in chunk.sharded_state_dict().items() if not name.endswith(_EXTRA_STATE)}
+    return {name: part for name, part in chunk.sharded_state_dict().items() if _EXTRA_STATE not in name}
 
 
 def stored_in_bf16(state: dict[str, Any]) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def stored_in_bf16(state: dict[str, Any]) -> dict[str, Any]:
 def load_weights_state(chunk: torch.nn.Module, loaded: dict[str, Any], path: Path) -> None:
     """Take over what `weights_state` was loaded with. ValueError when that is not all of the chunk's weights."""
     faults = chunk.load_state_dict(loaded, strict=False)
-    left = [name for name in (*faults.missing_keys, *faults.unexpected_keys) if not name.endswith(_EXTRA_STATE)]
+    left = [name for name in (*faults.missing_keys, *faults.unexpected_keys) if _EXTRA_STATE not in name]
     if left:
         raise ValueError(f"{path} and the model do not fit: {', '.join(left)}")
 
