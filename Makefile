@@ -15,7 +15,7 @@ RESOLVE_CUDA := $(UV) pip compile setup.py --extra cuda --extra test \
 	--python-version 3.12 --python-platform x86_64-unknown-linux-gnu \
 	--no-header --no-annotate --no-emit-index-url --no-emit-find-links --quiet
 
-.PHONY: help environment model checkpoint data quickstart test lint bench check-cuda-pins cuda-pins clean
+.PHONY: help environment model checkpoint data quickstart test test-te lint bench check-cuda-pins cuda-pins clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -35,8 +35,12 @@ data: environment  ## generate the quickstart's questions (complete ones are kep
 quickstart: checkpoint data  ## train the 135M model and show what it learnt (ARGS="key=value ..." changes keys)
 	$(VENV_PYTHON) -m tools.launch --nproc-per-node $(RANKS) pretrain_rlpr.py --config examples/quickstart/config.yaml $(ARGS)
 
-test: model lint  ## run lint, then all tests (ARGS=... goes to pytest)
+test: model lint  ## run lint, then all tests (ARGS=... goes to pytest, and test-te is left out)
 	$(VENV_PYTHON) -m pytest $(ARGS)
+	$(if $(ARGS),,$(MAKE) test-te)
+
+test-te: environment  ## run the tests of Transformer Engine's layers, on emulated kernels (ARGS=... goes to pytest)
+	$(VENV_PYTHON) -m pytest tests/transformer_engine $(ARGS)
 
 lint: environment  ## run ruff, mypy and the import contracts
 	$(VENV_PYTHON) -m ruff check .

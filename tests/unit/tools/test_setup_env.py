@@ -71,7 +71,14 @@ def finished(checkout: Path, kind: str = "cpu") -> Path:
     ).stdout.strip()
     venv = environment_without_pip(checkout)
     (venv / STAMP).write_text(f"{kind} {checkout} {digest}\n")
+    (checkout / "build" / "transformer_engine").mkdir(parents=True)
     return venv
+
+
+def test_what_the_tests_of_transformer_engine_need_belongs_to_a_finished_environment(checkout: Path) -> None:
+    finished(checkout)
+    shutil.rmtree(checkout / "build")
+    assert "bringing .venv up to date" in set_up(checkout, "cpu").stdout
 
 
 def test_a_finished_environment_is_left_alone_at_no_cost(checkout: Path) -> None:
