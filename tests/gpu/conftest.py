@@ -22,10 +22,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """A row for every test that has an outcome; a failed one brings the last line of its reason."""
+    """A row for every test that has an outcome; one that did not pass brings its reason."""
     if report.when == "call" or report.outcome != "passed":
-        reason = "" if report.outcome == "passed" else str(report.longrepr).strip().splitlines()[-1]
-        if report.outcome == "failed" and (crash := getattr(report.longrepr, "reprcrash", None)) is not None:
+        reason, crash = "", getattr(report.longrepr, "reprcrash", None)
+        if report.outcome == "skipped" and isinstance(report.longrepr, tuple):
+            reason = report.longrepr[2].removeprefix("Skipped: ")
+        elif crash is not None:
             reason = crash.message.splitlines()[0]
         name = report.nodeid.split("tests/gpu/")[-1]
         record(test=name, outcome=report.outcome, reason=reason, seconds=round(report.duration, 2))

@@ -33,7 +33,7 @@ if [ -n "$binding" ]; then
     mv "$work/thin.so" "$libraries/libtransformer_engine.so"
     rm -rf "$libraries"/*nccl_ep* "$work/te/transformer_engine/jax"
     strip --strip-unneeded -o "$libraries/transformer_engine_torch.so" "$binding"
-    tar -C "$work/te" -cf - . | xz -T0 -6 >"$out/transformer_engine.tar.xz"
+    tar -C "$work/te" -cf - . | xz -T0 -3 >"$out/transformer_engine.tar.xz"
     PYTHONPATH=. .venv/bin/python tests/gpu/kernel_samples.py "$out/emulated.safetensors"
 else
     rm -f "$out/transformer_engine.tar.xz"

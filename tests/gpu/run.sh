@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
 # All checks on a machine with a GPU, as one command that needs no decision and ends within 8 minutes:
 #
-#   bash tests/gpu/run.sh OUT
+#   bash tests/gpu/run.sh OUT [numbers|times]
 #
+# numbers: only what is checked, on both kinds of layers at once; times: only what is measured, one after the other.
 # Prints one table (verdict, value, bound, check) and leaves it in OUT/table.json, with the log of every part beside it.
 # Takes from build/gpu what is there (README.md says what), else what is installed. Without Transformer Engine the parts
 # that need it are left out.
 set -u
-[ $# = 1 ] || { echo "usage: bash tests/gpu/run.sh OUT" >&2; exit 2; }
+[ $# = 1 ] || [ $# = 2 ] || { echo "usage: bash tests/gpu/run.sh OUT [numbers|times]" >&2; exit 2; }
+wanted="${2:-both}"
 mkdir -p "$1" && out="$(cd "$1" && pwd)"
 cd "$(dirname "$0")/../.."
 python="${PYTHON:-python3}"
@@ -44,23 +46,26 @@ part() { # NAME SECONDS PYTHONPATH COMMAND...
     echo "part $name: exit status $? after $((SECONDS - begun)) s"
 }
 
-# Both at once: what is checked are numbers.
-part own-layers 170 "$own" "$python" -m pytest -p no:cacheprovider tests/gpu &
-if [ -n "$engine" ]; then
-    part transformer-engine 170 "$engine" "$python" -m pytest -p no:cacheprovider tests/gpu &
-fi
 model="$site/model"
-part model 100 "$own" "$python" tests/gpu/speed.py "$model" model &
-wait
-# One after the other: what is measured are times.
-work="--groups 8 --n 8 --prompt 256 --response 512 --reference 8 --max-tokens 16384 --chunk-rows 1024 --repetitions 3"
-part attention-speed 60 "$own" "$python" tests/gpu/attention_speed.py
-part own-layers-score 45 "$own" "$python" tests/gpu/speed.py "$model" score $work
-part own-layers-update 45 "$own" "$python" tests/gpu/speed.py "$model" update $work
-if [ -n "$engine" ]; then
-    part te-score 45 "$engine" "$python" tests/gpu/speed.py "$model" score $work
-    part te-update 45 "$engine" "$python" tests/gpu/speed.py "$model" update $work
-    part te-score-fp8 45 "$engine" "$python" tests/gpu/speed.py "$model" score $work --fp8 hybrid
-    part te-update-fp8 45 "$engine" "$python" tests/gpu/speed.py "$model" update $work --fp8 hybrid
+if [ "$wanted" != times ]; then
+    part own-layers 170 "$own" "$python" -m pytest -p no:cacheprovider tests/gpu &
+    if [ -n "$engine" ]; then
+        part transformer-engine 170 "$engine" "$python" -m pytest -p no:cacheprovider tests/gpu &
+    fi
 fi
+if [ "$wanted" != numbers ]; then
+    part model 100 "$own" "$python" tests/gpu/speed.py "$model" model &
+    wait
+    work="--groups 8 --n 8 --prompt 256 --response 512 --reference 8 --max-tokens 16384 --chunk-rows 1024"
+    part attention-speed 60 "$own" "$python" tests/gpu/attention_speed.py
+    part own-layers-score 40 "$own" "$python" tests/gpu/speed.py "$model" score $work
+    part own-layers-update 40 "$own" "$python" tests/gpu/speed.py "$model" update $work --repetitions 3
+    if [ -n "$engine" ]; then
+        part te-score 40 "$engine" "$python" tests/gpu/speed.py "$model" score $work
+        part te-update 40 "$engine" "$python" tests/gpu/speed.py "$model" update $work --repetitions 3
+        part te-score-fp8 40 "$engine" "$python" tests/gpu/speed.py "$model" score $work --fp8 hybrid
+        part te-update-fp8 40 "$engine" "$python" tests/gpu/speed.py "$model" update $work --repetitions 3 --fp8 hybrid
+    fi
+fi
+wait
 "$python" tests/gpu/table.py "$RLPR_GPU_RECORDS" "$out/table.json"
