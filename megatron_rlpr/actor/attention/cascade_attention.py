@@ -41,7 +41,8 @@ class CascadeBackend:
     def missing(self) -> str:
         if not torch.backends.cuda.is_flash_attention_available():
             return "this PyTorch was built without it"
-        return "" if torch.cuda.get_device_capability() >= (8, 0) else "it needs compute capability 8.0"
+        there = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
+        return "" if there else "it needs a GPU of compute capability 8.0"
 
     def lay_out(self, nodes: Nodes, dtype: torch.dtype, device: torch.device, window: int = 0) -> Cascade:
         assert not window, window
