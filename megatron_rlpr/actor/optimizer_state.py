@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from megatron.core.optimizer import MegatronOptimizer
 
 from megatron_rlpr.types import UserError
@@ -43,6 +44,7 @@ def load_optimizer_state(optimizer: MegatronOptimizer, loaded: dict[str, Any]) -
             raise UserError(f"{stored}: go on with that")
         _complete(_adam(loaded[name]), _adam(loaded[_PARTS[0]]), _adam(part.state_dict()))
     for name, part in parts.items():
+        _translate(_adam(loaded[name]), part.optimizer)
         part.load_state_dict(loaded[name])
 
 
@@ -50,6 +52,26 @@ def _adam(state: dict[str, Any]) -> dict[str, Any]:
     """The innermost optimizer's state; mixed precision wraps it."""
     inner: dict[str, Any] = state.get("optimizer", state)
     return inner
+
+
+def _translate(state: dict[str, Any], adam: torch.optim.Optimizer) -> None:
+    """Give state, in place, the form of this Adam: PyTorch's and Transformer Engine's load each other's checkpoints.
+
+    They have other options, and one counts the steps of every tensor, the other those of a group.
+    """
+    for group in state["param_groups"]:
+        for option, default in adam.defaults.items():
+            group.setdefault(option, default)
+    if "state" not in state:  # a distributed optimizer counts in the groups for both
+        return
+    if isinstance(adam, torch.optim.Adam):
+        counted = [group.pop("step") for group in state["param_groups"] if "step" in group]
+        if counted:
+            state["state"]["common_step"] = torch.tensor(float(counted[0]))
+    elif "common_step" in state["state"]:
+        steps = int(state["state"].pop("common_step"))
+        for group in state["param_groups"]:
+            group["step"] = steps
 
 
 def _complete(state: dict[str, Any], stored: dict[str, Any], fresh: dict[str, Any]) -> None:

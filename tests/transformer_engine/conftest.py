@@ -8,6 +8,7 @@ other tests. So these tests run only where a run names them and nothing else: `m
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ def alone(config: pytest.Config) -> bool:
 
 def pytest_configure(config: pytest.Config) -> None:
     if alone(config):
-        sys.path.insert(0, str(HERE / "kernels"))
+        sys.path[:0] = [str(HERE / "kernels"), str(HERE.parent / "gpu")]
         import te_on_cpu
 
         te_on_cpu.install()
@@ -34,8 +35,15 @@ def pytest_ignore_collect(config: pytest.Config) -> bool | None:
 
 
 @pytest.fixture(autouse=True)
-def a_gpu_of_capability_9(request: pytest.FixtureRequest) -> None:
-    """Every test starts on the GPU of most recipes; see `pretend_gpu`."""
+def a_gpu_and_groups_of_its_own() -> Iterator[None]:
+    """Every test starts on the GPU of most recipes (see `pretend_gpu`) and leaves no process groups."""
     import te_on_cpu
 
     te_on_cpu.pretend_gpu()
+    yield
+    from megatron.core import parallel_state
+    from torch import distributed
+
+    if distributed.is_initialized():
+        parallel_state.destroy_model_parallel()
+        distributed.destroy_process_group()

@@ -187,6 +187,9 @@ def _block_spec(config: TransformerConfig, shape: ModelShape) -> TransformerBloc
     else:
         layer = layer_specs.get_gpt_layer_local_spec(**kind, normalization="RMSNorm")
         layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = norm
+        if shape.experts:
+            # In checkpoints it goes by the name of Transformer Engine's norm, which is not fused with a router.
+            del layer.submodules.sharded_state_dict_keys_map["pre_mlp_layernorm."]
     attention = get_submodules(layer.submodules.self_attention)
     attention.core_attention = ModuleSpec(module=TreeCoreAttention, params={"shape": shape})
     if shape.qk_norm and norm is RMSNorm:

@@ -121,7 +121,7 @@ def one_rank(rank: int, name: str, case: Case, models: Path, work: Path) -> None
 def report(models: Path, work: Path, cases: dict[str, Case]) -> None:
     """All cases, one after the other."""
     torch.set_num_threads(1)
-    work.mkdir()
+    work.mkdir(exist_ok=True)
     for name, case in cases.items():
         mp.start_processes(one_rank, (name, case, models, work), nprocs=case.ranks, start_method="fork")
 
