@@ -12,6 +12,7 @@ from itertools import chain, pairwise
 import numpy as np
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 
 from megatron_rlpr.actor import fp8
 from megatron_rlpr.actor.costs import cost_model
@@ -135,7 +136,8 @@ class MegatronPolicy:
         mine = packed.for_rank(self.layout.data_rank)
 
         def loss(micro_batch: TreeMicroBatch, output: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            rows = output.index_select(0, torch.from_numpy(micro_batch.row_of_want).to(output.device))
+            wanted = torch.from_numpy(micro_batch.row_of_want).to(output.device)
+            rows = F.embedding(wanted, output)  # whose gradient adds in one order on a GPU, too
             scalar, statistics = policy_gradient(rows, values.select(_flat_index(micro_batch, first)), terms)
             # Megatron averages gradients over data-parallel ranks; the weights are global already.
             return scalar * self.layout.data_size, statistics

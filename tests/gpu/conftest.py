@@ -46,9 +46,9 @@ def within(request: pytest.FixtureRequest) -> Within:
 
 @pytest.fixture(autouse=True)
 def fresh_groups() -> Iterator[None]:
-    """Process groups of a test end with it; products of fp32 are not rounded to TF32."""
-    torch.backends.cuda.matmul.allow_tf32 = False
+    """Process groups of a test end with it, and so does what was compiled."""
     yield
+    torch.compiler.reset()
     from megatron.core import parallel_state
 
     parallel_state.destroy_model_parallel()

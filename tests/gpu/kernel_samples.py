@@ -53,7 +53,16 @@ def samples(where: str) -> dict[str, Tensor]:
             quantizer = te.Float8BlockQuantizer(number, rowwise=True, columnwise=True, block_scaling_dim=dimensions)
             blocks, name = quantizer(given["x"]), f"blockwise {dimensions}D {kind}"
             found |= {f"{name} bytes": blocks._rowwise_data, f"{name} column bytes": blocks._columnwise_data}
-            found |= {f"{name} scale": blocks._rowwise_scale_inv, f"{name} column scale": blocks._columnwise_scale_inv}
+            # What pads scales to a multiple of four is not written.
+            down, across = -(-ROWS // 128), -(-COLUMNS // 128)
+            of_rows, of_columns = (
+                ((across, ROWS), (down, COLUMNS)) if dimensions == 1 else ((down, across), (across, down))
+            )
+            for what, scales, (m, n) in (
+                ("scale", blocks._rowwise_scale_inv, of_rows),
+                ("column scale", blocks._columnwise_scale_inv, of_columns),
+            ):
+                found[f"{name} {what}"] = scales[:m, :n]
     recipes = {
         "bf16": None,
         "delayed": te_recipes.DelayedScaling(),

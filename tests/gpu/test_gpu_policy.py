@@ -15,6 +15,7 @@ from gpu_policies import (
     flat,
     folder,
     make_policy,
+    needs_transformer_engine,
     reference_log_probs,
     requests,
     rewarded,
@@ -32,11 +33,16 @@ _EXACT = 1e-4
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize(("dtype", "bound"), [("float32", _EXACT), ("bfloat16", 0.15)])
-def test_scores_equal_transformers(family: str, dtype: str, bound: float, within: Within) -> None:
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_scores_equal_transformers(family: str, dtype: str, within: Within) -> None:
+    """In bf16 a token near the border between two experts may go to the other one."""
     wanted = requests()
-    found = flat(make_policy(family, dtype=dtype).score(wanted))
-    within(np.abs(found - reference_log_probs(family, wanted)).max(), bound, "largest difference of log-probs")
+    difference = flat(make_policy(family, dtype=dtype).score(wanted)) - reference_log_probs(family, wanted)
+    if dtype == "float32":
+        within(np.abs(difference).max(), _EXACT, "largest difference of log-probs")
+    else:
+        bound = 0.3 if shape_of(family).experts else 0.03
+        within(float(np.sqrt(np.square(difference).mean())), bound, "root mean square difference of log-probs")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -46,7 +52,7 @@ def test_updates_raise_what_is_rewarded(family: str, within: Within) -> None:
     sequences = rewarded(policy, wanted)
     means = [flat(policy.score(wanted)).mean()]
     for _ in range(3):
-        assert np.isfinite(update(policy, sequences).grad_norm)
+        assert np.isfinite(update(policy, sequences, lr=2e-4).grad_norm)
         means.append(flat(policy.score(wanted)).mean())
     within(float(max(np.diff(-np.array(means)))), 0.0, "largest fall of the mean log-prob over three updates")
 
@@ -81,7 +87,7 @@ def test_the_same_update_twice_gives_the_same_bits(within: Within) -> None:
     within(np.abs(found[0][1] - found[1][1]).max(), 0.0, "largest difference of log-probs")
 
 
-@pytest.mark.parametrize("distributed_optimizer", [False, True])
+@pytest.mark.parametrize("distributed_optimizer", [False, pytest.param(True, marks=needs_transformer_engine)])
 def test_a_resumed_policy_goes_on_bit_for_bit(distributed_optimizer: bool, tmp_path: Path, within: Within) -> None:
     options = {"dtype": "bfloat16", "use_distributed_optimizer": distributed_optimizer}
     policy = make_policy("qwen2", **options)

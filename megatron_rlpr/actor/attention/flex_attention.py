@@ -29,6 +29,7 @@ from megatron_rlpr.packing import Nodes
 BLOCK = 128
 _FEWEST_BLOCKS = 2
 """A single one would be compiled for by itself."""
+_VARIANTS = 64
 _SMALLEST_HEAD, _LARGEST_HEAD = 16, 256
 COMPILATION = {"fullgraph": True, "dynamic": True}
 """Of the kernel: an error where PyTorch would go on without compiling, and build all scores; any number of tokens."""
@@ -118,4 +119,8 @@ def _capped(softcap: float, device: torch.device) -> Callable[..., Tensor]:
 
 @cache
 def _kernel(device_type: str) -> Callable[..., Any]:
-    return torch.compile(flex_attention, **COMPILATION) if device_type == "cuda" else flex_attention
+    if device_type != "cuda":
+        return flex_attention
+    # With and without gradients, capped and not, ...: never so many that a run should end for one more.
+    torch._dynamo.config.recompile_limit = max(_VARIANTS, torch._dynamo.config.recompile_limit)
+    return torch.compile(flex_attention, **COMPILATION)

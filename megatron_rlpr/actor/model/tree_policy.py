@@ -63,7 +63,9 @@ class TreePolicy(GPTModel):
             hidden = mappings.gather_from_sequence_parallel_region(hidden_states, tensor_parallel_output_grad=True)
         else:
             hidden = mappings.copy_to_tensor_model_parallel_region(hidden_states)
-        rows = hidden[:, 0].index_select(0, head.source_rows)
+        # A token with several successors is in several rows: on a GPU, an embedding's gradient adds them in fp32 and in
+        # one order, index_select's in bf16 by atomics.
+        rows = F.embedding(head.source_rows, hidden[:, 0])
         of_rows = (head.temperature, head.chunk_rows, self.final_softcap)
         return selected_log_probs(rows, self.output_weight(), head.targets, self.vocab_shard(), *of_rows)
 

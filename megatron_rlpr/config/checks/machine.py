@@ -80,6 +80,11 @@ def _accelerator(config: Config) -> Iterator[str]:
             "actor.use_distributed_optimizer=true needs a CUDA GPU, and none is visible: Megatron-Core cannot save its "
             "state without; set it to false"
         )
+    elif optimizer and importlib.util.find_spec("transformer_engine") is None:
+        yield (
+            "actor.use_distributed_optimizer=true needs Transformer Engine's Adam (Megatron-Core cannot go on from the "
+            "state of PyTorch's): pip install 'megatron-rlpr[cuda]', or set it to false"
+        )
     if fp8 and not torch.cuda.is_available():
         yield f"actor.fp8={fp8} needs a CUDA GPU, and none is visible: set actor.fp8= (empty)"
     if fp8 and importlib.util.find_spec("transformer_engine") is None:

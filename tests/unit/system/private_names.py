@@ -56,6 +56,10 @@ _TABLE: dict[str, tuple[tuple[str, ...], ...]] = {
         ),
         ("torch.utils.deterministic.fill_uninitialized_memory", "kernels that write all of it need no filling"),
     ),
+    "actor.attention.flex_attention": (
+        ("torch._dynamo", "its settings"),
+        ("torch._dynamo.config.recompile_limit", "eight variants of a kernel would end a run"),
+    ),
     "actor.checkpoint": (
         (
             "megatron.core.dist_checkpointing.strategies.filesystem_async._results_queue",

@@ -8,11 +8,17 @@ import torch
 from torch import Tensor
 
 from transformer_engine_torch.fp8_numbers import as_matrix, torch_dtype
-from transformer_engine_torch.quantize import quantize
+from transformer_engine_torch.quantize import DELAYED, create_empty_quantized_tensor, quantize
 
 
 def emit(y: Tensor, out: Any, quantizer: Any, dtype: int | torch.dtype) -> Any:
-    """y in the output's type or, with a quantizer, in FP8 of that; in out where given."""
+    """y in the output's type or, with a quantizer, in FP8 of that; in out where given.
+
+    A scale that is known beforehand lets the kernel go from fp32 to FP8; the others look at the rounded output first.
+    """
+    if type(quantizer).__name__ == DELAYED:
+        out = create_empty_quantized_tensor(quantizer, y.shape, torch_dtype(dtype), y.device) if out is None else out
+        return quantize(y, quantizer, out)
     y = y.to(torch_dtype(dtype))
     if quantizer is not None:
         return quantize(y, quantizer, out)
