@@ -152,7 +152,7 @@ class CheckpointStore:
             state = dist_checkpointing.load(wanted, str(path))
         for key, chunk in chunks_by_key(policy.chunks).items():
             load_weights_state(chunk, state[key], path)
-        load_scaling_state(policy.chunks, state[_SCALES])
+        load_scaling_state(policy.chunks, state.get(_SCALES, {}))  # Megatron drops empty ones
         if policy.optimizer is not None:
             load_optimizer_state(policy.optimizer, state)
             policy.masters_changed()

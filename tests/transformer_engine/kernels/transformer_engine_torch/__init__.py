@@ -13,6 +13,7 @@ norms            RMSNorm, LayerNorm
 activations      and their gradients
 optimizer        Adam and other multi-tensor functions
 delayed_scaling  the next step's scales
+padding          experts' tokens filled up
 fp8_weights      weights kept in FP8, cast from slices of fp32 ones
 
 Not emulated: NVFP4, attention, fused rotation and cross-entropy, communication overlap, permutation of tokens, the
@@ -53,6 +54,7 @@ from transformer_engine_torch.optimizer import (
     multi_tensor_scale_tensor,
     multi_tensor_unscale_l2norm,
 )
+from transformer_engine_torch.padding import fused_multi_row_padding, fused_multi_row_unpadding
 from transformer_engine_torch.quantize import (
     bgrad_quantize,
     create_empty_quantized_tensor,
@@ -76,6 +78,8 @@ __all__ = [
     "fp8_block_scaling_partial_cast",
     "fp8_transpose",
     "fused_amax_and_scale_update_after_reduction",
+    "fused_multi_row_padding",
+    "fused_multi_row_unpadding",
     "generic_gemm",
     "layernorm_bwd",
     "layernorm_fwd",
