@@ -98,7 +98,7 @@ def _answer_for_cuda_in_transformer_engine() -> None:
     """The places in Transformer Engine's Python that insist on a GPU."""
     import transformer_engine_torch as tex
     from transformer_engine.pytorch import distributed, utils
-    from transformer_engine.pytorch.constants import torch_to_transformer_engine_dtype
+    from transformer_engine.pytorch.constants import TE_DType
     from transformer_engine.pytorch.module.base import TransformerEngineBaseModule as Base
     from transformer_engine.pytorch.tensor.storage.mxfp8_tensor_storage import _FromMXFP8Func as MXFP8
 
@@ -126,9 +126,7 @@ def _answer_for_cuda_in_transformer_engine() -> None:
         return torch.device("cpu") if device.type == "cuda" else device
 
     # "requires CUDA-resident buffers", asked where no function mode is on
-    MXFP8.forward = staticmethod(
-        lambda _, tensor, dtype: tex.dequantize(tensor, torch_to_transformer_engine_dtype[dtype])
-    )
+    MXFP8.forward = staticmethod(lambda _, tensor, dtype: tex.dequantize(tensor, TE_DType[dtype]))
     gpu = utils.canonicalize_device
     for name, module in list(sys.modules.items()):  # wherever it was imported by name
         if name.startswith("transformer_engine") and getattr(module, "canonicalize_device", None) is gpu:
