@@ -138,6 +138,25 @@ _TABLE: dict[str, tuple[tuple[str, ...], ...]] = {
             "the head runs on selected rows instead",
             "self hidden_states * packed_seq_params",
         ),
+        ("megatron.core.models.gpt.GPTModel._preprocess", "padding tokens are emptied behind the embedding"),
+    ),
+    "actor.optimizer": (
+        # fp32 masters take the weights of a checkpoint, not their FP8 copies.
+        (
+            "megatron.core.optimizer.distrib_optimizer.DistributedOptimizer._get_model_param_range_map",
+            "which part of a weight this rank's optimizer has",
+            "self param",
+        ),
+        (
+            "megatron.core.optimizer.distrib_optimizer.DistributedOptimizer._copy_main_params_to_param_buffer",
+            "the weights follow the masters",
+            "self",
+        ),
+        (
+            "megatron.core.optimizer.optimizer.MixedPrecisionOptimizer._copy_main_params_to_model_params",
+            "the weights follow the masters",
+            "self",
+        ),
     ),
     "rollout.vllm.engine": (
         ("vllm.v1.engine.core_client.InprocClient._finalizer", "would destroy Megatron's process group as well"),
