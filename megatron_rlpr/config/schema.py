@@ -90,6 +90,12 @@ class RolloutConfig:
     top_p: float = key(1.0, "nucleus sampling threshold in training", POSITIVE_SHARE)
     top_k: int = key(-1, "top-k sampling in training; -1: all tokens", Bounds(1, 1_000_000, also=(-1,)))
     dtype: Literal["auto", "float32", "bfloat16"] = key("auto", "precision of the engine; auto: actor.dtype")
+    quantization: Literal["none", "fp8"] = key(
+        "none", "fp8: the engine rounds the weights of every hand-over to FP8 and multiplies in it (GPU)"
+    )
+    kv_cache_dtype: Literal["auto", "fp8"] = key(
+        "auto", "precision of the key/value cache; auto: the engine's (fp8: GPU)"
+    )
     placement: Literal["colocated", "ray"] = key(
         "colocated", "where engines run: in the training processes, or in actors on any nodes of a Ray cluster"
     )

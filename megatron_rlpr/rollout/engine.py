@@ -27,7 +27,8 @@ class EngineSettings:
 
     model_path: the HF folder it starts from. dtype: a name of `system.dtypes`. max_model_len: most tokens of prompt and
     response together. max_num_seqs: sequences it decodes at once. kv_cache_gb: GiB of key/value cache on CPU; on GPU
-    gpu_memory_utilization decides. threads: intra-op threads of its process. raw_log_probs: its log-probs are of the
+    gpu_memory_utilization decides. quantization, kv_cache_dtype: as `rollout.quantization` and `rollout.kv_cache_dtype`
+    mean. threads: intra-op threads of its process. raw_log_probs: its log-probs are of the
     model's own distribution, else of the one it sampled from; see `SamplingSettings.full_log_probs`.
     """
 
@@ -39,6 +40,8 @@ class EngineSettings:
     gpu_memory_utilization: float = 0.4
     enforce_eager: bool = True
     tensor_parallel_size: int = 1
+    quantization: str = "none"
+    kv_cache_dtype: str = "auto"
     seed: int = 0
     threads: int = 1
     raw_log_probs: bool = False

@@ -25,6 +25,8 @@ def engine_settings(config: Config) -> EngineSettings:
         gpu_memory_utilization=rollout.gpu_memory_utilization,
         enforce_eager=rollout.enforce_eager,
         tensor_parallel_size=rollout.tensor_parallel_size,
+        quantization=rollout.quantization,
+        kv_cache_dtype=rollout.kv_cache_dtype,
         seed=config.trainer.seed,
         threads=rollout.cpus_per_engine if rollout.placement == "ray" else here,
         raw_log_probs=rollout.temperature == 1 and rollout.truncated,

@@ -26,6 +26,11 @@ from megatron_rlpr.weights.transports.interface import InProcess, WeightSource
 _STEPS_BETWEEN_AGREEMENTS = 16
 """Decoding steps after which the ranks of one engine ask each other whether to stop."""
 
+QUANTIZATIONS = {"none": None, "fp8": "fp8_per_channel"}
+"""vLLM's names of what rounds bf16 weights when they are loaded, and again whenever they are reloaded, layer by layer:
+a scale for every row of a weight and for every token (vllm 0.32.0, config/quantization.py; its "fp8" means folders that
+are in FP8 already)."""
+
 
 class VllmEngine:
     """vLLM with the policy's weights, driven step by step by the training process.
@@ -258,6 +263,8 @@ def _arguments(settings: EngineSettings, on_cpu: bool) -> dict[str, Any]:
         "enforce_eager": settings.enforce_eager,
         "tensor_parallel_size": settings.tensor_parallel_size,
         "distributed_executor_backend": backend,
+        "quantization": QUANTIZATIONS[settings.quantization],
+        "kv_cache_dtype": settings.kv_cache_dtype,
         "seed": settings.seed,
         "logprobs_mode": "raw_logprobs" if settings.raw_log_probs else "processed_logprobs",
         "generation_config": "vllm",

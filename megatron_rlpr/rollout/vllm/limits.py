@@ -50,8 +50,13 @@ def check_engine_fits(config: PretrainedConfig, settings: EngineSettings, *, on_
     key_value_heads = getattr(config, "num_key_value_heads", None) or heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     longest = settings.max_model_len
+    if settings.quantization == "fp8" and settings.dtype != "bfloat16":
+        raise UserError(f"rollout.quantization=fp8 needs rollout.dtype=bfloat16, and the engine's is {settings.dtype}")
     if not on_cpu:
         return
+    for key, usual in (("quantization", "none"), ("kv_cache_dtype", "auto")):
+        if (value := getattr(settings, key)) != usual:
+            raise UserError(f"rollout.{key}={value} needs a CUDA GPU, and none is visible: set rollout.{key}={usual}")
     if head_dim not in CPU_HEAD_DIMS:
         raise UserError(f"the model's head_dim is {head_dim}; vLLM on CPU takes {', '.join(map(str, CPU_HEAD_DIMS))}")
     if getattr(config, "num_local_experts", None) and config.hidden_size % CPU_EXPERT_MULTIPLE:

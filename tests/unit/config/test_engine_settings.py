@@ -35,6 +35,13 @@ def test_training_knows_the_log_probs_of_all_tokens_wherever_the_engine_can_give
     assert sampling.full_log_probs(engine_settings(config).raw_log_probs)
 
 
+def test_quantization_reaches_the_engine() -> None:
+    config = Config()
+    config.rollout.quantization, config.rollout.kv_cache_dtype = "fp8", "fp8"
+    settings = engine_settings(config)
+    assert (settings.quantization, settings.kv_cache_dtype) == ("fp8", "fp8")
+
+
 def test_placement_changes_the_threads_of_an_engine_and_nothing_else() -> None:
     config = Config()
     config.model.path, config.trainer.threads_per_rank, config.rollout.cpus_per_engine = "model", 3, 2

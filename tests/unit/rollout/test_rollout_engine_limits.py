@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from tiny_models import EOS, EOS_IDS, TOKENIZER, save_llama
@@ -12,6 +13,7 @@ from transformers import AutoTokenizer, LlamaConfig
 
 from megatron_rlpr.rollout.engine import EngineSettings
 from megatron_rlpr.rollout.requests import GenerationRequest, SamplingSettings
+from megatron_rlpr.rollout.vllm.engine import QUANTIZATIONS
 from megatron_rlpr.rollout.vllm.limits import check_engine_fits, check_requests, end_of_sequence_ids, read_model_config
 from megatron_rlpr.types import UserError
 
@@ -39,6 +41,15 @@ def test_a_model_that_fits_is_accepted() -> None:
             {"hidden_size": 80, "num_local_experts": 4},
             r"hidden_size is 80; vLLM's experts on CPU need a multiple of 32",
         ),
+        (
+            {"quantization": "fp8", "dtype": "bfloat16"},
+            r"rollout\.quantization=fp8 needs a CUDA GPU.*set rollout\.quantization=none",
+        ),
+        ({"kv_cache_dtype": "fp8"}, r"rollout\.kv_cache_dtype=fp8 needs a CUDA GPU.*set rollout\.kv_cache_dtype=auto"),
+        (
+            {"quantization": "fp8", "on_cpu": False},
+            r"rollout\.quantization=fp8 needs rollout\.dtype=bfloat16, and the engine's is float32",
+        ),
         ({"kv_cache_gb": 0.004}, r"rollout\.kv_cache_gb=0\.004 cannot hold one sequence of 256 tokens"),
     ],
 )
@@ -51,6 +62,15 @@ def test_the_sizes_of_the_cpu_kernels_bind_no_gpu_and_those_of_experts_no_dense_
     fits(head_dim=24, on_cpu=False, kv_cache_gb=0.0)
     fits(hidden_size=80, num_local_experts=4, on_cpu=False)
     fits(hidden_size=80)
+
+
+def test_a_gpu_takes_fp8_by_names_that_vllm_has() -> None:
+    from vllm.config.cache import CacheDType
+    from vllm.config.quantization import ONLINE_QUANT_SHORTHAND_NAMES
+
+    fits(quantization="fp8", kv_cache_dtype="fp8", dtype="bfloat16", on_cpu=False)
+    assert QUANTIZATIONS["fp8"] in ONLINE_QUANT_SHORTHAND_NAMES
+    assert {"auto", "fp8"} <= set(get_args(CacheDType))
 
 
 def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
