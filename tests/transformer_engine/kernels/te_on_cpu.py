@@ -35,6 +35,8 @@ def install() -> None:
     if not (folder / "transformer_engine").is_dir():
         raise FileNotFoundError(f"{folder} holds no Transformer Engine: ./setup_env.sh cpu puts it there")
     sys.path += [str(folder), str(KERNELS)]
+    from bf16_products import Bf16Products
+
     from megatron_rlpr.actor.cpu import megatron as megatron_on_cpu
 
     pretend_gpu()
@@ -44,8 +46,9 @@ def install() -> None:
     torch.cuda.empty_cache = lambda: None
     _import_transformer_engine()
     _answer_for_cuda_in_transformer_engine()
+    Bf16Products().__enter__()  # first: the next one looks at who called
     megatron_on_cpu.install()
-    _answer_for_cuda_in_backward(type(megatron_on_cpu._MODE))
+    _enter_in_backward(Bf16Products, type(megatron_on_cpu._MODE))
     _gather_one_by_one()
 
 
@@ -133,12 +136,14 @@ def _answer_for_cuda_in_transformer_engine() -> None:
             module.canonicalize_device = canonical
 
 
-def _answer_for_cuda_in_backward(mode: type[TorchFunctionMode]) -> None:
+def _enter_in_backward(*modes: type[TorchFunctionMode]) -> None:
     """PyTorch runs backward() without function modes, and Transformer Engine says "cuda" there, too."""
     run = torch.autograd._engine_run_backward
 
     def run_backward(*args: Any, **kwargs: Any) -> Any:
-        with mode():
+        with contextlib.ExitStack() as stack:
+            for mode in modes:
+                stack.enter_context(mode())
             return run(*args, **kwargs)
 
     torch.autograd._engine_run_backward = run_backward
