@@ -59,12 +59,13 @@ class ModelOutline:
 def outline_model(shape: ModelShape, actor: ActorConfig) -> ModelOutline:
     """The model as this one process would hold it, in actor.dtype. Needs Megatron's process groups, takes no memory.
 
-    Raises RuntimeError where CUDA is visible: Megatron would make the parameters there.
+    Of Megatron's own layers: Transformer Engine's need a GPU, and checkpoints of both have the same names. Raises
+    RuntimeError where CUDA is visible: Megatron would make the parameters there.
     """
     if torch.cuda.is_available():
         raise RuntimeError("a model is outlined without GPUs: set CUDA_VISIBLE_DEVICES= before torch is loaded")
     with torch.device("meta"):
-        model = build_model(shape, actor)
+        model = build_model(shape, actor, own_layers=True)
     state = model.sharded_state_dict()
     name_of = {id(tensor): name for name, tensor in model.named_parameters()}
     parameters = []

@@ -93,12 +93,12 @@ def padded_vocab_size(vocab_size: int, tensor_parallel_size: int) -> int:
     return -(-vocab_size // tensor_parallel_size) * tensor_parallel_size
 
 
-def transformer_config(shape: ModelShape, actor: ActorConfig) -> TransformerConfig:
+def transformer_config(shape: ModelShape, actor: ActorConfig, own_layers: bool = False) -> TransformerConfig:
     """Megatron's configuration of the policy. Fused kernels are on only where CUDA is; no dropout, no other fusion."""
     dtype, fused = DTYPES[actor.dtype], torch.cuda.is_available()
     granularity = None if actor.recompute_granularity == "none" else actor.recompute_granularity
     whole_layers = granularity == "full"
-    experts = _expert_options(shape.experts, actor) if shape.experts else {}
+    experts = _expert_options(shape.experts, actor, own_layers) if shape.experts else {}
     return TransformerConfig(
         num_layers=shape.num_layers,
         hidden_size=shape.hidden_size,
@@ -140,7 +140,7 @@ def transformer_config(shape: ModelShape, actor: ActorConfig) -> TransformerConf
     )
 
 
-def _expert_options(experts: ExpertShape, actor: ActorConfig) -> dict[str, Any]:
+def _expert_options(experts: ExpertShape, actor: ActorConfig, own_layers: bool) -> dict[str, Any]:
     """Experts as in transformers: no token is dropped, and no loss balances them."""
     return {
         "num_moe_experts": experts.count,
@@ -150,21 +150,22 @@ def _expert_options(experts: ExpertShape, actor: ActorConfig) -> dict[str, Any]:
         "moe_router_pre_softmax": not experts.normalised,
         "moe_router_dtype": "fp32",
         "moe_router_load_balancing_type": "none",
-        "moe_grouped_gemm": transformer_engine_is_here(),
+        "moe_grouped_gemm": transformer_engine_is_here() and not own_layers,
         "expert_model_parallel_size": actor.expert_model_parallel_size,
         "expert_tensor_parallel_size": actor.tensor_model_parallel_size,
     }
 
 
-def build_model(shape: ModelShape, actor: ActorConfig) -> TreePolicy:
+def build_model(shape: ModelShape, actor: ActorConfig, own_layers: bool = False) -> TreePolicy:
     """This rank's part of the policy, with random weights, on this rank's device, in actor.dtype.
 
-    Needs Megatron's process groups (`parallel.initialize`).
+    Needs Megatron's process groups (`parallel.initialize`). own_layers: Megatron's own, also where Transformer Engine
+    is.
     """
-    config = transformer_config(shape, actor)
+    config = transformer_config(shape, actor, own_layers)
     model = TreePolicy(
         config=config,
-        transformer_layer_spec=_block_spec(config, shape),
+        transformer_layer_spec=_block_spec(config, shape, own_layers),
         vocab_size=padded_vocab_size(shape.vocab_size, actor.tensor_model_parallel_size),
         max_sequence_length=shape.max_position_embeddings,
         pre_process=parallel_state.is_pipeline_first_stage(),
@@ -177,11 +178,11 @@ def build_model(shape: ModelShape, actor: ActorConfig) -> TreePolicy:
     return model.cuda() if torch.cuda.is_available() else model
 
 
-def _block_spec(config: TransformerConfig, shape: ModelShape) -> TransformerBlockSubmodules:
+def _block_spec(config: TransformerConfig, shape: ModelShape, own_layers: bool) -> TransformerBlockSubmodules:
     """Stock layers with tree attention; Megatron's own with a norm that knows sequence parallelism."""
     kind: dict[str, Any] = {"num_experts": config.num_moe_experts, "qk_layernorm": config.qk_layernorm}
     norm: Any = RMSNorm
-    if transformer_engine_is_here():
+    if transformer_engine_is_here() and not own_layers:
         from megatron.core.extensions.transformer_engine import TENorm
 
         norm = TENorm
