@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
 OWN, SHARDED, PP2_AGAIN = "own layers", "DP2, distributed optimizer", "PP2, full recompute"
+OVERLAPPED = "DP2, distributed optimizer, overlapped"
 RECIPES = ("delayed", "tensorwise", "blockwise", "mxfp8")
 
 
@@ -35,7 +37,35 @@ def cases(kind: str, which: str) -> dict[str, Any]:
         return layouts | {"EP2": Case(2, OWN, EP2)}
     # Megatron stores what a distributed optimizer holds in another way.
     sharded = Case(2, SHARDED, {"use_distributed_optimizer": True})
-    return layouts | {PP2_AGAIN: Case(2, OWN, PP2 | RECOMPUTE), SHARDED: sharded}
+    overlapped = Case(2, OVERLAPPED, sharded.actor)
+    return layouts | {PP2_AGAIN: Case(2, OWN, PP2 | RECOMPUTE), SHARDED: sharded, OVERLAPPED: overlapped}
+
+
+def observe_overlapped(observe: Any, case: Any, name: str, folder: Path, *rest: Any) -> dict[str, Any]:
+    """`observe`; of the overlapped layout with one model only, and with what no key of the actor says.
+
+    Gradients are reduced while others are computed, and weights gathered while the next forward runs. Every layout has
+    ranks of its own.
+    """
+    if name != OVERLAPPED:
+        return observe(case, name, folder, *rest)
+    if not folder.name.startswith("llama"):
+        return {}
+    from megatron_rlpr.actor import optimizer, policy
+
+    for config, options in (
+        ("DistributedDataParallelConfig", {"overlap_grad_reduce": True, "overlap_param_gather": True}),
+        ("OptimizerConfig", {"overlap_param_gather": True}),
+    ):
+        setattr(optimizer, config, partial(getattr(optimizer, config), **options))
+
+    def wrap(chunks: Any, actor: Any, wrap_for_training: Any = policy.wrap_for_training) -> Any:
+        wrapped, made = wrap_for_training(chunks, actor)
+        chunks[0].config.no_sync_func = wrapped[0].no_sync  # all micro-batches but the last
+        return wrapped, made
+
+    policy.wrap_for_training = wrap
+    return observe(case, name, folder, *rest)
 
 
 def observe_fp8(case: Any, name: str, folder: Path, work: Path, layout: Any) -> dict[str, Any]:
@@ -77,6 +107,8 @@ def main(models: Path, work: Path, which: str) -> None:
 
     if which == "fp8":
         policy_in_layouts.observe = observe_fp8
+    else:
+        policy_in_layouts.observe = partial(observe_overlapped, policy_in_layouts.observe)
     # The two kinds run side by side: ranks wait for each other most of the time.
     kinds = ("dense", "experts")
     context = get_context("fork")

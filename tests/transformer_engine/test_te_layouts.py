@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from te_layouts import OWN, PP2_AGAIN, RECIPES, SHARDED
+from te_layouts import OVERLAPPED, OWN, PP2_AGAIN, RECIPES, SHARDED
 from transformers import AutoModelForCausalLM, MixtralConfig, PreTrainedConfig, Qwen2Config
 
 HERE = Path(__file__).parent
@@ -33,6 +33,7 @@ LAYOUTS = {
     "experts": ("1 process", "TP2 + SP", "EP2"),
 }
 LAID_OUT = [(kind, layout, model) for kind, names in NAMES.items() for layout in LAYOUTS[kind] for model in names]
+LAID_OUT.append(("dense", OVERLAPPED, "llama tied"))
 # Shards of two ranks end where blocks of 128 do.
 FP8_SIZES: dict[str, Any] = {
     "vocab_size": 256,
@@ -108,14 +109,14 @@ def test_updates_are_those_of_the_own_layers(facts: Facts, kind: str, layout: st
 
 
 @in_each_layout
-def test_a_checkpoint_of_the_own_layers_goes_on(facts: Facts, kind: str, layout: str, model: str) -> None:
+def test_a_checkpoint_goes_on(facts: Facts, kind: str, layout: str, model: str) -> None:
     resumed, own = facts[kind][layout][model]["resumed"], facts[kind][OWN][model]
     for part in ("loss", "grad_norm", "entropy", "kl_to_old"):
         np.testing.assert_allclose(resumed[part], own[part][SAVED_AFTER:], rtol=1e-4, err_msg=part)
 
 
 @pytest.mark.parametrize("model", NAMES["dense"])
-def test_the_distributed_optimizer_goes_on_from_its_own_checkpoint(facts: Facts, model: str) -> None:
+def test_the_distributed_optimizer_goes_on_exactly(facts: Facts, model: str) -> None:
     found = facts["dense"][SHARDED][model]
     assert found["resumed"]["loss"] == found["loss"][SAVED_AFTER:]
 
