@@ -153,7 +153,7 @@ _TABLE: dict[str, tuple[tuple[str, ...], ...]] = {
             "self",
         ),
         (
-            "megatron.core.optimizer.optimizer.MixedPrecisionOptimizer._copy_main_params_to_model_params",
+            "megatron.core.optimizer.distrib_optimizer.DistributedOptimizer._copy_main_params_to_model_params",
             "the weights follow the masters",
             "self",
         ),
