@@ -102,7 +102,11 @@ def log_probs(policy: MegatronPolicy, wanted: list[ScoreRequest]) -> FloatArray:
 
 
 def update(
-    policy: MegatronPolicy, wanted: list[ScoreRequest], old: FloatArray | None = None, lr: float = 1e-3
+    policy: MegatronPolicy,
+    wanted: list[ScoreRequest],
+    old: FloatArray | None = None,
+    lr: float = 1e-3,
+    part_of_batch: float = 1.0,
 ) -> UpdateResult:
     """One step that rewards all of them. old: what they are compared with; by default scored now."""
     now = log_probs(policy, wanted) if old is None else old
@@ -111,4 +115,4 @@ def update(
         TrainSequence(r.token_ids, r.start, r.stop, part, np.ones(len(part), dtype=np.float32))
         for r, part in zip(wanted, np.split(now, stops[:-1]), strict=True)
     ]
-    return policy.update(sequences, [1 / int(stops[-1])] * len(sequences), TERMS, lr)
+    return policy.update(sequences, [part_of_batch / int(stops[-1])] * len(sequences), TERMS, lr)
