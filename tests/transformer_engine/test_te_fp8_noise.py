@@ -38,9 +38,10 @@ def test_every_precision_is_measured(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert list(by_name) == ["bf16", "fp32", "delayed", "tensorwise", "blockwise", "mxfp8"]
     assert by_name["bf16"][:4] == [0, 0, 0, 0]
     for recipe in ("delayed", "tensorwise", "blockwise", "mxfp8"):
-        mean_change, *_, cosine, norm_ratio, _ = by_name[recipe]
+        mean_change, *_, cosine, norm_ratio, mixed_cosine, _ = by_name[recipe]
         assert mean_change >= by_name["fp32"][0]
-        assert 0.5 < cosine < by_name["fp32"][-3]
+        assert 0.5 < cosine < by_name["fp32"][6]
+        assert 0.3 < mixed_cosine < by_name["fp32"][8]
         assert norm_ratio == pytest.approx(1, abs=0.2)
     assert plot.read_text().startswith("<svg")
 

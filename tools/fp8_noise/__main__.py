@@ -5,7 +5,7 @@
 The real policy scores labelled responses in bf16, fp32 and every FP8 recipe that this GPU computes, and makes the
 gradient of one update. Prints what changes against bf16: the reference probability (mean, 99% of responses below), the
 order of pairs in a group, signs of advantages, how well the probability tells right from wrong answers (AUC), and the
-angle and length of the gradient.
+angle and length of the gradient, with old log-probs of the same precision and with those of bf16.
 
 Needs a GPU with Transformer Engine. With --emulated it runs on a CPU, on the emulated kernels of
 tests/transformer_engine: real FP8 numbers and scales, and products in fp32. A line of the responses' file is a JSON
@@ -24,7 +24,17 @@ from megatron_rlpr.system.command_line import exit_status, tool_parser
 from megatron_rlpr.types import UserError
 
 _KERNELS = Path(__file__).parents[2] / "tests" / "transformer_engine" / "kernels"
-_HEADINGS = ("mean change", "99% below", "pairs flipped", "signs changed", "AUC", "AUC lost", "cosine", "norm ratio")
+_HEADINGS = (
+    "mean change",
+    "99% below",
+    "pairs flipped",
+    "signs changed",
+    "AUC",
+    "AUC lost",
+    "cosine",
+    "norm ratio",
+    "cosine if scored in bf16",
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -54,7 +64,7 @@ def _measure(options: Namespace) -> None:
     if not transformer_engine_is_here():
         raise UserError("FP8 needs Transformer Engine and a GPU: install it, or choose --emulated on a CPU")
     from megatron_rlpr.data.tokenizer import load_tokenizer
-    from tools.fp8_noise.noise import noise
+    from tools.fp8_noise.noise import compare_gradients, noise
     from tools.fp8_noise.plot import svg
     from tools.fp8_noise.precisions import PRECISIONS, REFERENCE, Workload
     from tools.fp8_noise.responses import labelled_groups
@@ -70,13 +80,14 @@ def _measure(options: Namespace) -> None:
         pretend(precision)
         found = workload.measure(options.model, precision, options.max_tokens)
         reference = found if reference is None else reference
-        gradients = (found.gradient, reference.gradient)
-        of_it = noise(found.probabilities, reference.probabilities, sizes, labelled.correct, gradients)
+        of_it = noise(found.probabilities, reference.probabilities, sizes, labelled.correct)
+        cosine, norm_ratio = compare_gradients(found.gradient, reference.gradient)
+        mixed_cosine, _ = compare_gradients(found.mixed_gradient, reference.gradient)
         if precision != REFERENCE:
             change = abs(found.probabilities - reference.probabilities)
             changes[precision] = change[~(change != change)]
         shares = (f"{of_it.flips:.1%}", f"{of_it.sign_changes:.1%}")
-        rest = (f"{value:.4f}" for value in (of_it.auc, of_it.auc_lost, of_it.cosine, of_it.norm_ratio))
+        rest = (f"{value:.4f}" for value in (of_it.auc, of_it.auc_lost, cosine, norm_ratio, mixed_cosine))
         numbers = (f"{of_it.mean_change:.5f}", f"{of_it.change_99:.5f}", *shares, *rest)
         print(_row(precision, *numbers, f"{found.seconds:.0f}"), flush=True)
     if options.plot:

@@ -1,4 +1,4 @@
-"""What differs between the rewards and gradients of two precisions."""
+"""What differs between the rewards, and between the gradients, of two precisions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Noise:
 
     mean_change, change_99: of the reference probability, absolute. flips: share of pairs within a group whose order
     changes; sign_changes: share of responses whose advantage changes its sign. auc: of the reference probability as a
-    judge of right answers; auc_lost: against the reference's. cosine, norm_ratio: of the gradient.
+    judge of right answers; auc_lost: against the reference's.
     """
 
     mean_change: float
@@ -30,23 +30,14 @@ class Noise:
     sign_changes: float
     auc: float
     auc_lost: float
-    cosine: float
-    norm_ratio: float
 
 
-def noise(
-    found: DoubleArray,
-    reference: DoubleArray,
-    groups: Groups,
-    correct: Sequence[bool],
-    gradients: tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]],
-) -> Noise:
-    """found, reference: probabilities [responses], nan where there is none in either. gradients: found, reference."""
+def noise(found: DoubleArray, reference: DoubleArray, groups: Groups, correct: Sequence[bool]) -> Noise:
+    """found, reference: probabilities [responses], nan where there is none in either."""
     usable = ~np.isnan(reference)
     change = np.abs(found - reference)[usable]
     right = np.asarray(correct)[usable]
     auc = area_under_curve(found[usable], right)
-    cosine, norm_ratio = compare_gradients(*gradients)
     return Noise(
         mean_change=float(change.mean()),
         change_99=float(np.quantile(change, 0.99)),
@@ -54,8 +45,6 @@ def noise(
         sign_changes=changed_signs(found, reference, groups),
         auc=auc,
         auc_lost=area_under_curve(reference[usable], right) - auc,
-        cosine=cosine,
-        norm_ratio=norm_ratio,
     )
 
 
