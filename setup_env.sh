@@ -138,4 +138,9 @@ say "checking that it imports"
 # Written last: what is interrupted before this line is not believed by the next run.
 echo "$wanted" >"$stamp"
 rm -f "$unfinished"
+if [ "$kind" = cuda ]; then
+    say "apex is optional: Megatron-Core takes its fused kernels where it finds them. To build it here: clone NVIDIA/apex, then \
+$venv/bin/python -m pip install --no-build-isolation --config-settings --build-option=--cpp_ext --config-settings \
+--build-option=--cuda_ext ./apex"
+fi
 say "done in $SECONDS s"
