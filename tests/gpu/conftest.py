@@ -6,16 +6,20 @@ With RLPR_GPU_RECORDS=FILE every value and every outcome is appended there as a 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from gpu_records import Within, record
 
+HERE = Path(__file__).parent
 _NO_GPU = pytest.mark.skip(reason="needs CUDA: this machine has no GPU")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
+    for item in items:  # those of other folders come along
+        if not item.path.is_relative_to(HERE):
+            continue
         item.add_marker(pytest.mark.gpu)
         if not torch.cuda.is_available():
             item.add_marker(_NO_GPU)
