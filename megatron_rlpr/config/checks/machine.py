@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,19 +74,21 @@ def _accelerator(config: Config) -> Iterator[str]:
         return
     import torch
 
+    from megatron_rlpr.actor.model import layer_kind
+
     if optimizer and not torch.cuda.is_available():
         yield (
             "actor.use_distributed_optimizer=true needs a CUDA GPU, and none is visible: Megatron-Core cannot save its "
             "state without; set it to false"
         )
-    elif optimizer and importlib.util.find_spec("transformer_engine") is None:
+    elif optimizer and not layer_kind.transformer_engine_is_here():
         yield (
             "actor.use_distributed_optimizer=true needs Transformer Engine's Adam (Megatron-Core cannot go on from the "
             "state of PyTorch's): pip install 'megatron-rlpr[cuda]', or set it to false"
         )
     if fp8 and not torch.cuda.is_available():
         yield f"actor.fp8={fp8} needs a CUDA GPU, and none is visible: set actor.fp8= (empty)"
-    if fp8 and importlib.util.find_spec("transformer_engine") is None:
+    if fp8 and not layer_kind.transformer_engine_is_here():
         yield f"actor.fp8={fp8} needs Transformer Engine: pip install 'megatron-rlpr[cuda]', or set actor.fp8= (empty)"
     if fp8:
         from megatron_rlpr.actor.fp8 import RECIPES, resolved

@@ -373,7 +373,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         monkeypatch.setattr("torch.cuda.is_available", lambda: True)
         monkeypatch.setattr("torch.cuda.get_device_capability", lambda *_: capability)
         monkeypatch.setattr("torch.version.cuda", cuda)
-        monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+        monkeypatch.setattr("megatron_rlpr.actor.model.layer_kind.transformer_engine_is_here", lambda: True)
 
     return pretend
 

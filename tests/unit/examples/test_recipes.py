@@ -202,9 +202,10 @@ def test_a_recipe_validates_on_the_seven_sets_with_their_samples(name: str) -> N
 
 @pytest.fixture
 def present(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A GPU, and a folder with a file for every path a recipe names, as the current one: a model of zeros and empty
-    files."""
+    """A GPU with Transformer Engine, and a folder with a file for every path a recipe names, as the current one: a
+    model of zeros and empty files."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("megatron_rlpr.actor.model.layer_kind.transformer_engine_is_here", lambda: True)
     for name in NAMES:
         config = recipe(name)
         model = tmp_path / config.model.path
