@@ -30,7 +30,9 @@ _FIXES = {
 _NUMBER = re.compile(r"(?:\[errno |\(os error )(\d+)", re.IGNORECASE)  # in the texts of pyarrow, torch, safetensors
 _ALMOST_NOTHING = 2**24
 """Bytes left on a disk on which torch, which forgets why it could not write, has just failed."""
-_TORCH_CANNOT_WRITE = re.compile(r"PytorchStreamWriter failed|inline_container.*unexpected pos")
+_TORCH_CANNOT_WRITE = re.compile(
+    r"PytorchStreamWriter failed|inline_container.*unexpected pos|Worker failure: An error is caught"
+)
 
 
 @contextmanager
