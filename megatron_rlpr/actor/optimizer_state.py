@@ -45,6 +45,10 @@ def load_optimizer_state(optimizer: MegatronOptimizer, loaded: dict[str, Any]) -
         _complete(_adam(loaded[name]), _adam(loaded[_PARTS[0]]), _adam(part.state_dict()))
     for name, part in parts.items():
         _translate(_adam(loaded[name]), part.optimizer)
+        fresh = _adam(part.state_dict())["param_groups"][0]
+        for group in _adam(loaded[name])["param_groups"]:
+            # Megatron tells groups apart by these, too; the rate of every step is set by the trainer.
+            group.update({key: fresh[key] for key in ("max_lr", "min_lr") if key in fresh})
         part.load_state_dict(loaded[name])
 
 
