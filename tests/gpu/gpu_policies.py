@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from megatron.core import parallel_state
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
@@ -25,6 +26,7 @@ from transformers import (
 )
 
 from megatron_rlpr.actor import parallel
+from megatron_rlpr.actor.checkpoint import CheckpointStore
 from megatron_rlpr.actor.policy import MegatronPolicy
 from megatron_rlpr.actor.policy_gradient import LossTerms
 from megatron_rlpr.config.schema import ActorConfig
@@ -117,6 +119,28 @@ def rewarded(policy: MegatronPolicy, wanted: Sequence[ScoreRequest]) -> list[Tra
         TrainSequence(r.token_ids, r.start, r.stop, s.log_probs, np.ones(r.stop - r.start, dtype=np.float32))
         for r, s in zip(wanted, policy.score(wanted), strict=True)
     ]
+
+
+def end_groups() -> None:
+    """Before another policy is made in the same test."""
+    parallel_state.destroy_model_parallel()
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def difference_of_a_resumed_policy(folder: Path, **options: Any) -> float:
+    """The largest difference of log-probs between two updates, and one, a checkpoint in folder, and the other."""
+    policy = make_policy("qwen2", **options)
+    sequences = rewarded(policy, requests())
+    update(policy, sequences)
+    CheckpointStore(folder, shape_of("qwen2"), keep_last=1).save(1, policy, {"step": 1})
+    update(policy, sequences)
+    undisturbed = flat(policy.score(requests()))
+    end_groups()
+    policy = make_policy("qwen2", **options)
+    CheckpointStore(folder, shape_of("qwen2"), keep_last=1).load(1, policy)
+    update(policy, sequences)
+    return float(np.abs(flat(policy.score(requests())) - undisturbed).max())
 
 
 def update(policy: MegatronPolicy, sequences: Sequence[TrainSequence], lr: float = 1e-3) -> UpdateResult:

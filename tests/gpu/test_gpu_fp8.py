@@ -9,11 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from gpu_policies import flat, make_policy, needs_transformer_engine, requests, rewarded, shape_of, update
+from gpu_policies import (
+    difference_of_a_resumed_policy,
+    end_groups,
+    flat,
+    make_policy,
+    needs_transformer_engine,
+    requests,
+    rewarded,
+    update,
+)
 from gpu_records import Within
-from megatron.core import parallel_state
-
-from megatron_rlpr.actor.checkpoint import CheckpointStore
 
 pytestmark = needs_transformer_engine
 
@@ -36,18 +42,13 @@ def fp8(recipe: str, **options: Any) -> dict[str, Any]:
     return {"dtype": "bfloat16", "fp8": "hybrid", "fp8_recipe": recipe, **options}
 
 
-def _end_groups() -> None:
-    parallel_state.destroy_model_parallel()
-    torch.distributed.destroy_process_group()
-
-
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("family", ["qwen2", "mixtral"])
 @pytest.mark.parametrize("odd", [0, 1])
 def test_scores_are_near_those_of_bf16(recipe: str, family: str, odd: int, within: Within) -> None:
     wanted = requests(odd)
     exact = flat(make_policy(family, dtype="bfloat16").score(wanted))
-    _end_groups()
+    end_groups()
     policy = make_policy(family, **fp8(recipe))
     if recipe == "delayed":
         update(policy, rewarded(policy, wanted), lr=0.0)  # scales are set where gradients are
@@ -71,17 +72,7 @@ def test_eight_updates_raise_what_is_rewarded_and_scores_see_each(recipe: str, w
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_resumed_policy_goes_on_bit_for_bit(recipe: str, tmp_path: Path, within: Within) -> None:
-    policy = make_policy("qwen2", **fp8(recipe))
-    sequences = rewarded(policy, requests())
-    update(policy, sequences)
-    CheckpointStore(tmp_path, shape_of("qwen2"), keep_last=1).save(1, policy, {"step": 1})
-    update(policy, sequences)
-    undisturbed = flat(policy.score(requests()))
-    _end_groups()
-    policy = make_policy("qwen2", **fp8(recipe))
-    CheckpointStore(tmp_path, shape_of("qwen2"), keep_last=1).load(1, policy)
-    update(policy, sequences)
-    within(np.abs(flat(policy.score(requests())) - undisturbed).max(), 0.0, "largest difference of log-probs")
+    within(difference_of_a_resumed_policy(tmp_path, **fp8(recipe)), 0.0, "largest difference of log-probs")
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma2"])
@@ -95,7 +86,7 @@ def test_transformer_engine_and_megatrons_own_layers_agree(
         policy = make_policy(family, dtype="float32")
         result = update(policy, rewarded(policy, requests()))
         found.append((result.grad_norm, flat(policy.score(requests()))))
-        _end_groups()
+        end_groups()
     (norm, scores), (own_norm, own_scores) = found
     within(abs(own_norm / norm - 1), 1e-4, "relative difference of gradient norms")
     within(np.abs(scores - own_scores).max(), 1e-3, "largest difference of log-probs behind an update")

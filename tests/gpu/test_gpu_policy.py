@@ -12,6 +12,8 @@ import pytest
 import torch
 from gpu_policies import (
     FAMILIES,
+    difference_of_a_resumed_policy,
+    end_groups,
     flat,
     folder,
     make_policy,
@@ -24,7 +26,6 @@ from gpu_policies import (
 )
 from gpu_records import Within
 
-from megatron_rlpr.actor.checkpoint import CheckpointStore
 from megatron_rlpr.weights.export import WeightExporter
 from megatron_rlpr.weights.hf_folder import HfFolder
 
@@ -68,7 +69,7 @@ def test_another_way_gives_the_same_update(options: dict, within: Within) -> Non
         policy = make_policy(dtype="float32", **extra)
         result = update(policy, rewarded(policy, requests()))
         found.append((result.grad_norm, flat(policy.score(requests()))))
-        _end_groups()
+        end_groups()
     (norm, scores), (other_norm, other_scores) = found
     within(abs(other_norm / norm - 1), 1e-5, "relative difference of gradient norms")
     within(np.abs(scores - other_scores).max(), 1e-3, "largest difference of log-probs behind the update")
@@ -82,7 +83,7 @@ def test_the_same_update_twice_gives_the_same_bits(within: Within) -> None:
         sequences = rewarded(policy, requests())
         norms = [update(policy, sequences).grad_norm for _ in range(3)]
         found.append((norms, flat(policy.score(requests()))))
-        _end_groups()
+        end_groups()
     assert found[0][0] == found[1][0]
     within(np.abs(found[0][1] - found[1][1]).max(), 0.0, "largest difference of log-probs")
 
@@ -90,17 +91,7 @@ def test_the_same_update_twice_gives_the_same_bits(within: Within) -> None:
 @pytest.mark.parametrize("distributed_optimizer", [False, pytest.param(True, marks=needs_transformer_engine)])
 def test_a_resumed_policy_goes_on_bit_for_bit(distributed_optimizer: bool, tmp_path: Path, within: Within) -> None:
     options = {"dtype": "bfloat16", "use_distributed_optimizer": distributed_optimizer}
-    policy = make_policy("qwen2", **options)
-    sequences = rewarded(policy, requests())
-    update(policy, sequences)
-    CheckpointStore(tmp_path, shape_of("qwen2"), keep_last=1).save(1, policy, {"step": 1})
-    update(policy, sequences)
-    undisturbed = flat(policy.score(requests()))
-    _end_groups()
-    policy = make_policy("qwen2", **options)
-    CheckpointStore(tmp_path, shape_of("qwen2"), keep_last=1).load(1, policy)
-    update(policy, sequences)
-    within(np.abs(flat(policy.score(requests())) - undisturbed).max(), 0.0, "largest difference of log-probs")
+    within(difference_of_a_resumed_policy(tmp_path, **options), 0.0, "largest difference of log-probs")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -111,10 +102,3 @@ def test_exported_weights_are_those_that_were_loaded(family: str) -> None:
     assert exported.keys() >= {name for name in stored.shapes() if "lm_head" not in name}
     for name, tensor in exported.items():
         assert torch.equal(tensor.cpu(), stored.read(name).to(tensor.dtype)), name
-
-
-def _end_groups() -> None:
-    from megatron.core import parallel_state
-
-    parallel_state.destroy_model_parallel()
-    torch.distributed.destroy_process_group()

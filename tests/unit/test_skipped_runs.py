@@ -1,0 +1,29 @@
+"""A run of many tests that skipped most of them does not pass for a success."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TESTS = """
+import pytest
+@pytest.mark.parametrize("number", range(110))
+def test_some(number):
+    if number < {skipped}:
+        pytest.skip("no reason")
+"""
+
+
+@pytest.mark.parametrize(("skipped", "status"), [(110, 1), (60, 1), (50, 0), (0, 0)])
+def test_a_run_that_skipped_most_tests_fails(skipped: int, status: int, tmp_path: Path) -> None:
+    (tmp_path / "test_some.py").write_text(TESTS.format(skipped=skipped))
+    command = [sys.executable, "-m", "pytest", "-p", "conftest", "-p", "no:cacheprovider", "-c", os.devnull, "."]
+    environment = {**os.environ, "PYTHONPATH": os.fspath(ROOT)}
+    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert run.returncode == status, run.stdout + run.stderr
+    assert ("that shows nothing" in run.stdout) == bool(status)
