@@ -85,7 +85,7 @@ def _measure(options: Namespace) -> None:
         mixed_cosine, _ = compare_gradients(found.mixed_gradient, reference.gradient)
         if precision != REFERENCE:
             change = abs(found.probabilities - reference.probabilities)
-            changes[precision] = change[~(change != change)]
+            changes[precision] = change[change >= 0]  # nan where there is none
         shares = (f"{of_it.flips:.1%}", f"{of_it.sign_changes:.1%}")
         rest = (f"{value:.4f}" for value in (of_it.auc, of_it.auc_lost, cosine, norm_ratio, mixed_cosine))
         numbers = (f"{of_it.mean_change:.5f}", f"{of_it.change_99:.5f}", *shares, *rest)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -71,6 +72,7 @@ class Workload:
         start = time.perf_counter()
         if parallel_state.model_parallel_is_initialized():
             parallel_state.destroy_model_parallel()
+            gc.collect()  # the last policy, which its gradient hooks refer to
         actor = ActorConfig(max_tokens_per_micro_batch=max_tokens, clip_grad=0.0, **PRECISIONS[precision])
         policy = bench_policy.load(model, actor, trainable=True).policy
         # Before the scores: delayed scaling is calibrated by an update.
