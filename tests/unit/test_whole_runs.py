@@ -1,10 +1,11 @@
-"""A run of many tests that skipped most of them does not pass for a success."""
+"""A run of all tests leaves none out: every room is in it, and skipping most tests is no success."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -27,3 +28,10 @@ def test_a_run_that_skipped_most_tests_fails(skipped: int, status: int, tmp_path
     run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert run.returncode == status, run.stdout + run.stderr
     assert ("that shows nothing" in run.stdout) == bool(status)
+
+
+def test_every_room_of_tests_is_run() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
+    rooms = {"/".join(path.relative_to(ROOT).parts[:2]) for path in (ROOT / "tests").rglob("test_*.py")}
+    assert {*settings["testpaths"], "tests/transformer_engine"} == rooms
+    assert "pytest tests/transformer_engine" in (ROOT / "Makefile").read_text()
