@@ -10,6 +10,8 @@ import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+from megatron.core.optimizer.optimizer import FP32Optimizer
 from megatron.core.transformer.module import Float16Module
 
 from megatron_rlpr.actor import fp8
@@ -77,19 +79,18 @@ def masters_from_weights(optimizer: MegatronOptimizer, chunks: Sequence[torch.nn
 
 
 @torch.no_grad()
-def weights_from_masters(optimizer: MegatronOptimizer, actor: ActorConfig) -> None:
-    """Weights that are stored in FP8 become what an optimizer step makes of the fp32 ones. Collective.
+def weights_from_masters(optimizer: MegatronOptimizer) -> None:
+    """The weights become what an optimizer step makes of its fp32 ones, where it keeps such. Collective.
 
-    A checkpoint holds the former rounded once, so that any precision can load them; rounded again they would differ.
+    A checkpoint of weights in FP8 holds them rounded to FP8: another precision must not begin with those.
     """
-    if not actor.fp8_param:
-        return
     for part in optimizer_parts(optimizer):
         if part.config.reuse_grad_buf_for_mxfp8_param_ag:
             part._copy_main_params_to_param_buffer()
-        else:
+        elif not isinstance(part, FP32Optimizer):
             part._copy_main_params_to_model_params()
-        part.start_param_sync_for_bucket_group_subset()
+        if isinstance(part, DistributedOptimizer):
+            part.start_param_sync_for_bucket_group_subset()
 
 
 def set_learning_rate(optimizer: MegatronOptimizer, lr: float) -> None:

@@ -75,9 +75,9 @@ class MegatronPolicy:
                 take_unrounded(weight)
 
     def masters_changed(self) -> None:
-        """Call after loading the optimizer: weights that are stored in FP8 follow its fp32 ones. Collective."""
+        """Call after loading the optimizer: the weights follow its fp32 ones. Collective."""
         if self.optimizer is not None:
-            weights_from_masters(self.optimizer, self._config)
+            weights_from_masters(self.optimizer)
 
     def check_weights(self, fault: str) -> None:
         """Raise UserError on every rank when a weight of any is NaN or infinite; it begins with fault. Collective."""

@@ -157,6 +157,11 @@ _TABLE: dict[str, tuple[tuple[str, ...], ...]] = {
             "the weights follow the masters",
             "self",
         ),
+        (
+            "megatron.core.optimizer.optimizer.Float16OptimizerWithFloat16Params._copy_main_params_to_model_params",
+            "the weights follow the masters",
+            "self",
+        ),
     ),
     "rollout.vllm.engine": (
         ("vllm.v1.engine.core_client.InprocClient._finalizer", "would destroy Megatron's process group as well"),
