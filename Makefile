@@ -4,6 +4,9 @@ VENV_PYTHON := .venv/bin/python
 MODEL := models/smollm2-135m
 DATA := data/quickstart
 RANKS ?= 2
+# Processes that run tests, a file each at a time, in the order of the rooms: those that take longest come first.
+TESTERS ?= 2
+SIDE_BY_SIDE := -n $(TESTERS) --dist loadfile --no-loadscope-reorder
 ARGS ?=
 
 # The other variables that must be set before a process starts are in megatron_rlpr/system/process_environment.py. This
@@ -35,12 +38,12 @@ data: environment  ## generate the quickstart's questions (complete ones are kep
 quickstart: checkpoint data  ## train the 135M model and show what it learnt (ARGS="key=value ..." changes keys)
 	$(VENV_PYTHON) -m tools.launch --nproc-per-node $(RANKS) pretrain_rlpr.py --config examples/quickstart/config.yaml $(ARGS)
 
-test: model lint  ## run lint, then all tests (ARGS=... goes to pytest, and test-te is left out)
-	$(VENV_PYTHON) -m pytest $(ARGS)
+test: model lint  ## run lint, then all tests, two at a time (TESTERS=N; ARGS=... goes to pytest instead, and test-te is left out)
+	$(VENV_PYTHON) -m pytest $(or $(ARGS),$(SIDE_BY_SIDE))
 	$(if $(ARGS),,$(MAKE) test-te)
 
 test-te: environment  ## run the tests of Transformer Engine's layers, on emulated kernels (ARGS=... goes to pytest)
-	$(VENV_PYTHON) -m pytest tests/transformer_engine $(ARGS)
+	$(VENV_PYTHON) -m pytest tests/transformer_engine $(or $(ARGS),$(SIDE_BY_SIDE))
 
 lint: environment  ## run ruff, mypy and the import contracts
 	$(VENV_PYTHON) -m ruff check .

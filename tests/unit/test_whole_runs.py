@@ -24,7 +24,8 @@ def test_some(number):
 def test_a_run_that_skipped_most_tests_fails(skipped: int, status: int, tmp_path: Path) -> None:
     (tmp_path / "test_some.py").write_text(TESTS.format(skipped=skipped))
     command = [sys.executable, "-m", "pytest", "-p", "conftest", "-p", "no:cacheprovider", "-c", os.devnull, "."]
-    environment = {**os.environ, "PYTHONPATH": os.fspath(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": os.fspath(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    environment.pop("PYTEST_XDIST_WORKER", None)
     run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert run.returncode == status, run.stdout + run.stderr
     assert ("that shows nothing" in run.stdout) == bool(status)

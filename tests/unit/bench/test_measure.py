@@ -27,8 +27,8 @@ def touched_twice(megabytes: int) -> float:
 
 
 def peaks(*megabytes: int) -> list[int]:
-    """The peaks of filling these, one after the other, in a new process: the holes that earlier tests left in this one's
-    heap may fit a first tensor and not a second, so that both stay resident."""
+    """The peaks of filling these, one after the other, in a new process: a hole that earlier tests left in this one's
+    heap may fit the first tensor and not the second, so that both stay resident."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
         return [process.submit(with_peak_memory, partial(touched_twice, size)).result()[1] for size in megabytes]
 
