@@ -33,7 +33,7 @@ checkpoint: model  ## convert it to a Megatron checkpoint (a complete one is kep
 	@$(VENV_PYTHON) -m checkpoint_conversion.hf_to_megatron --hf $(MODEL) --out $(MODEL)-megatron
 
 data: environment  ## generate the quickstart's questions (complete ones are kept)
-	@$(VENV_PYTHON) -m tools.prepare_data --out $(DATA)
+	@$(VENV_PYTHON) -m tools.prepare_data quickstart --out $(DATA)
 
 quickstart: checkpoint data  ## train the 135M model and show what it learnt (ARGS="key=value ..." changes keys)
 	$(VENV_PYTHON) -m tools.launch --nproc-per-node $(RANKS) pretrain_rlpr.py --config examples/quickstart/config.yaml $(ARGS)

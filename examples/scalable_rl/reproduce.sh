@@ -26,6 +26,7 @@ if [ -z "$recipe" ]; then
         *qwen*) recipe=examples/recipes/qwen2.5-7b.yaml ;;
         *llama*) recipe=examples/recipes/llama-3.1-8b-instruct.yaml ;;
         *gemma*) recipe=examples/recipes/gemma-2-2b-it.yaml ;;
+        *smollm2-135m*) recipe=examples/scalable_rl/smollm2-135m.yaml ;;
         *) fail "'$name' tells no recipe (no qwen, llama or gemma in it): name one, \
 RECIPE=examples/recipes/qwen2.5-7b.yaml" ;;
     esac
@@ -35,13 +36,14 @@ fi
     fail "MODEL=$model is no Hugging Face folder (no config.json there); get one: \
 python -m tools.fetch_model --model HUB_ID --out $model"
 
-# Files of the recipe, unless the command line names others.
+# Files of the recipe, unless the command line names others. A validation alone reads no training prompts.
 for kind in train val; do
     [[ " $*" =~ [\ +]data\.${kind}_files= ]] && continue
-    folder="data/${kind/val/test}/"
+    [[ "$kind" = train && " $* " =~ [\ +]trainer\.val_only=[Tt]rue\  ]] && continue
+    folder="datasets/${kind/val/test}/"
     while read -r file; do
-        [ -f "$file" ] || fail "there is no file $file, which $recipe names: put it there, or give \
-data.${kind}_files=[FILE.parquet]"
+        [ -f "$file" ] || fail "there is no file $file, which $recipe names: put it there (python -m tools.prepare_data), \
+or give data.${kind}_files=[FILE.parquet]"
     done < <(grep -o "${folder}[^],[:space:]]*\.parquet" "$recipe")
 done
 
@@ -55,6 +57,9 @@ fi
 gpus="${GPUS_PER_NODE:-}"
 if [ -z "$gpus" ] && command -v nvidia-smi >/dev/null; then
     gpus="$(nvidia-smi --list-gpus | grep -c '^GPU ' || true)"
+fi
+if [ -z "$gpus" ] && [ "$recipe" = examples/scalable_rl/smollm2-135m.yaml ]; then
+    gpus=1     # a recipe for a CPU
 fi
 [[ "$gpus" =~ ^[1-9][0-9]*$ ]] || \
     fail "no GPU found with nvidia-smi: say how many processes this machine runs, GPUS_PER_NODE=8"

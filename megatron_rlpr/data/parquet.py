@@ -13,6 +13,7 @@ Every mistake is reported with file, row (counted from 0) and key, before any wo
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
@@ -62,7 +63,19 @@ def read_rows(path: str | Path) -> list[Row]:
             raise UserError(
                 f"{path}: column {quoted(field.name)} holds times in nanoseconds; cast it to text or drop it"
             )
-    return [_row(record, f"{path}, row {number}") for number, record in enumerate(_records(table, path))]
+    return [checked_row(record, f"{path}, row {number}") for number, record in enumerate(_records(table, path))]
+
+
+def stream_records(path: str | Path) -> Iterator[dict[str, Any]]:
+    """The rows of any parquet file as Python objects, in file order, a bounded number of them in memory.
+
+    Raises UserError for a file, or a value in it, that cannot be read.
+    """
+    start = 0
+    with _opened(Path(path)) as file:
+        for batch in file.iter_batches(batch_size=ROWS_PER_BATCH // 8):
+            yield from _records(pa.Table.from_batches([batch]), path, start)
+            start += batch.num_rows
 
 
 def plain(value: Any) -> Any:
@@ -88,19 +101,24 @@ def plain(value: Any) -> Any:
 
 
 def _read_table(path: Path) -> pa.Table:
+    with _opened(path) as file:
+        return file.read()
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[pq.ParquetFile]:
     if not path.is_file():
         raise UserError(f"{path}: no such data file; data.train_files and data.val_files must name parquet files")
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            return file.read()
+            yield file
     except (*_UNREADABLE, OSError, MemoryError) as error:
         raise UserError(
             f"{path}: cannot be read as parquet ({reason(error)}); write it with pandas or pyarrow"
         ) from error
 
 
-def _records(table: pa.Table, path: str | Path) -> Iterator[dict[str, Any]]:
-    start = 0
+def _records(table: pa.Table, path: str | Path, start: int = 0) -> Iterator[dict[str, Any]]:
     for batch in table.to_batches(max_chunksize=ROWS_PER_BATCH):
         columns = [_values(batch.column(name), f"column {quoted(name)}", path, start) for name in batch.schema.names]
         yield from (dict(zip(batch.schema.names, values, strict=True)) for values in zip(*columns, strict=True))
@@ -123,7 +141,9 @@ def _values(column: pa.Array, name: str, path: str | Path, start: int) -> list[A
         raise
 
 
-def _row(record: dict[str, Any], where: str) -> Row:
+def checked_row(record: dict[str, Any], where: str) -> Row:
+    """A record with the REQUIRED_COLUMNS as a Row. Raises UserError, which begins with where, when it breaks the
+    schema."""
     reward_model = record["reward_model"]
     data_source = record["data_source"]
     if not isinstance(data_source, str) or not data_source.strip():

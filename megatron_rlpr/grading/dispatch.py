@@ -33,12 +33,18 @@ def check_gradable(data_source: str, reference_answer: str) -> None:
     grader = grader_of(data_source)
     if grader not in QUICK:
         return
-    form, expected = _EXPECTED[grader]
-    if not _verdict(GradeTask(data_source, form.format(reference_answer), reference_answer)).correct:
+    _, expected = _EXPECTED[grader]
+    if not _verdict(GradeTask(data_source, own_answer(data_source, reference_answer), reference_answer)).correct:
         raise UserError(
             f"no response can be graded right: reward_model.ground_truth is {quoted(reference_answer)}, but "
             f"data_source {quoted(data_source)} expects {expected}"
         )
+
+
+def own_answer(data_source: str, reference_answer: str) -> str:
+    """A response that gives the reference answer itself, in the form that the grader of its source expects."""
+    form, _ = _EXPECTED.get(grader_of(data_source), ("<answer> {} </answer>", ""))
+    return form.format(reference_answer)
 
 
 def _verdict(task: GradeTask) -> Verdict:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from megatron_rlpr.system.disk import writing
@@ -10,13 +12,19 @@ from megatron_rlpr.system.disk import writing
 
 def write_text(path: Path, text: str) -> None:
     """Put text (UTF-8) at path, replacing what is there in one step; makes the folder when it is missing."""
+    with replacing(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Write the file that this gives: when the body has ended it is forced to disk and takes the place of path."""
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with unfinished.open("w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
+            yield unfinished
+            with unfinished.open("rb") as file:
                 os.fsync(file.fileno())
             os.replace(unfinished, path)
         finally:

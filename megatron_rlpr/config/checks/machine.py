@@ -22,10 +22,11 @@ def refusals(config: Config) -> Iterator[str]:
         judge_settings()  # refuses an environment that names a judge it cannot ask
     if wandb_sink.wanted(config.tracking.wandb):
         wandb_sink.check(config.tracking.wandb_project)
-    for key, files in (("data.train_files", config.data.train_files), ("data.val_files", config.data.val_files)):
+    training = [] if config.trainer.val_only else config.data.train_files  # a validation reads none of them
+    for key, files in (("data.train_files", training), ("data.val_files", config.data.val_files)):
         for file in files:
             if not Path(file).is_file():
-                yield f"{key}: there is no file {file} (tools/prepare_data.py makes data sets)"
+                yield f"{key}: there is no file {file} (python -m tools.prepare_data makes data sets)"
     if config.rollout.replay:
         yield from _stored_rollouts(config.rollout.replay, runs / config.trainer.name)
     converted = config.model.megatron_checkpoint

@@ -20,7 +20,7 @@ RECIPES = Path(__file__).parents[3] / "examples" / "recipes"
 GEMMA = "gemma-2-2b-it"
 
 COMMON: dict[str, Any] = {
-    "data.train_files": ["data/train/rlpr_train.parquet"],
+    "data.train_files": ["datasets/train/rlpr_train.parquet"],
     "data.val_max_prompt_length": 3072,
     "data.max_response_length": 3072,
     "data.shuffle": True,
@@ -216,8 +216,8 @@ def present(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         for file in (tmp_path / f for f in config.data.val_files):
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(b"")
-    (tmp_path / "data/train").mkdir()
-    (tmp_path / "data/train/rlpr_train.parquet").write_bytes(b"")
+    (tmp_path / "datasets/train").mkdir()
+    (tmp_path / "datasets/train/rlpr_train.parquet").write_bytes(b"")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -86,6 +86,20 @@ def test_the_recipe_follows_from_the_model_s_name(tmp_path: Path, name: str, rec
     assert f"model.path={path}" in options
 
 
+def test_a_small_model_runs_on_one_process_without_gpu(tmp_path: Path) -> None:
+    options = command(*OWN_DATA, MODEL=folder(tmp_path, "smollm2-135m"), GPUS_PER_NODE="", PATH="/usr/bin:/bin")
+    assert options[options.index("--nproc-per-node") + 1] == "1"
+    recipe = options[options.index("--config") + 1]
+    assert load_config(["--config", str(ROOT / recipe)]).actor.dtype == "float32"
+
+
+def test_a_validation_alone_needs_no_training_file(model: str, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("data:\n  train_files: [datasets/train/no_such_training.parquet]\n")
+    assert command("+trainer.val_only=True", MODEL=model, RECIPE=str(recipe))
+    assert "no_such_training" in refusal("+trainer.val_only=False", MODEL=model, RECIPE=str(recipe))
+
+
 def test_the_recipe_can_be_named(tmp_path: Path) -> None:
     path = folder(tmp_path, "mine")
     assert "no qwen, llama or gemma in it" in refusal(*OWN_DATA, MODEL=path)
@@ -117,13 +131,13 @@ def test_a_missing_model_is_one_line_that_says_how_to_get_it() -> None:
 def test_a_missing_data_file_is_one_line_that_names_it(model: str, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
-        "data:\n  train_files: [data/train/no_such_training.parquet]\n  val_files: "
-        "[data/test/no_such_set_Avg2.parquet]\n"
+        "data:\n  train_files: [datasets/train/no_such_training.parquet]\n  val_files: "
+        "[datasets/test/no_such_set_Avg2.parquet]\n"
     )
     train, val = OWN_DATA
-    assert "no file data/train/no_such_training.parquet" in refusal(MODEL=model, RECIPE=str(recipe))
-    assert "no file data/train/no_such_training.parquet" in refusal(val, MODEL=model, RECIPE=str(recipe))
-    assert "no file data/test/no_such_set_Avg2.parquet" in refusal("+" + train, MODEL=model, RECIPE=str(recipe))
+    assert "no file datasets/train/no_such_training.parquet" in refusal(MODEL=model, RECIPE=str(recipe))
+    assert "no file datasets/train/no_such_training.parquet" in refusal(val, MODEL=model, RECIPE=str(recipe))
+    assert "no file datasets/test/no_such_set_Avg2.parquet" in refusal("+" + train, MODEL=model, RECIPE=str(recipe))
     assert command(train, val, MODEL=model, RECIPE=str(recipe))
 
 
@@ -134,7 +148,7 @@ def test_the_script_finds_every_data_file_that_a_recipe_names(stem: str) -> None
     config = load_config(["--config", str(recipe)])
     for kind, files in (("train", config.data.train_files), ("test", config.data.val_files)):
         found = subprocess.run(
-            ["grep", "-o", rf"data/{kind}/[^],[:space:]]*\.parquet", str(recipe)], capture_output=True, text=True
+            ["grep", "-o", rf"datasets/{kind}/[^],[:space:]]*\.parquet", str(recipe)], capture_output=True, text=True
         )
         assert found.stdout.split() == files
 

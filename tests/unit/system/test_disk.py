@@ -22,7 +22,7 @@ from megatron_rlpr.system.sealed_folder import make_once
 from megatron_rlpr.system.step_folders import StepFolders
 from megatron_rlpr.tracking.tracker import Tracker
 from megatron_rlpr.types import UserError
-from tools import prepare_data
+from tools.prepare_data import __main__ as prepare_data
 
 ROOT = Path(__file__).parents[3]
 LOGS = ("metrics.jsonl", "validation.jsonl")
@@ -122,7 +122,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
 
 def test_a_tool_ends_with_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with files_up_to(2_000):
-        assert prepare_data.main(["--out", str(tmp_path / "data"), "--train", "8", "--val", "8"]) == 2
+        assert prepare_data.main(["quickstart", "--out", str(tmp_path / "data"), "--train", "8", "--val", "8"]) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"error: {tmp_path / 'data'}")
     assert error.count("\n") == 1

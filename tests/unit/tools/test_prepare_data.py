@@ -1,197 +1,168 @@
-"""The quickstart's data: right answers, balanced families, and held-out facts that no training question asks for."""
+"""Public data sets become files that a run loads and grades; what cannot be used is named by file and line."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from collections import Counter
-from itertools import product
+import json
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_rlpr.data.parquet import read_rows
-from megatron_rlpr.grading.format import format_score
-from megatron_rlpr.reward.answer_tags import extract_answer
-from megatron_rlpr.system.sealed_folder import problems
+from megatron_rlpr.grading.multiple_choice import option_text
+from megatron_rlpr.grading.tasks import prompt_text
 from megatron_rlpr.types import UserError
-from tools import prepare_data
-from tools.prepare_data import assert_disjoint, draw
-from tools.quickstart_prompt import EXAMPLES, SYSTEM, messages
-from tools.quickstart_tasks import TASKS, Question, is_held_out
-from tools.quickstart_words import MONTHS, OPPOSITES, pairs
+from tools.prepare_data.__main__ import main
+from tools.prepare_data.benchmarks import LETTERS, R1_SYSTEM, answer_text, hugging_face, theoremqa
 
-ROOT = Path(__file__).parents[3]
-SEEDS = st.integers(0, 10**6)
-ALL = {task.name: task.enumerate() for task in TASKS}
-PER_TASK = {"train": 103, "val": 24}
-
-
-@pytest.mark.parametrize("task", ALL)
-def test_a_family_has_enough_different_questions_on_both_sides(task: str) -> None:
-    assert len({question.text for question in ALL[task]}) == len(ALL[task])
-    held_out = sum(is_held_out(question.fact) for question in ALL[task])
-    assert held_out >= PER_TASK["val"]
-    assert len(ALL[task]) - held_out >= PER_TASK["train"]
+GOLDEN = Path(__file__).parents[2] / "goldens" / "rl_dataset.json"
+GSM8K = [
+    {"question": "How much in all?", "answer": "2 * 35,000 = <<2*35000=70000>>70,000\n#### 70,000"},
+    {"question": "How many are left?", "answer": "#### 3"},
+]
+THEOREMS: list[dict[str, Any]] = [
+    {"Question": "Is it?", "Answer": False, "Answer_type": "bool", "field": "Math"},
+    {"Question": "Which path?", "Answer": [0, 5], "Answer_type": "list of integer", "field": "EECS"},
+    {"Question": "What is shown?", "Answer": 1.0, "Picture": {"bytes": "..."}},
+    {"Question": "How large?", "Answer": 0.25, "field": "Physics"},
+    {"Question": "Which?", "Answer": "(c)", "field": "Math"},
+]
 
 
-@pytest.mark.parametrize("task", ALL)
-def test_answers_are_short_and_not_given_away_by_an_equal_question(task: str) -> None:
-    for question in ALL[task]:
-        assert 1 <= len(question.answer) <= 16, question
-        assert question.answer == question.answer.strip()
+def lines(path: Path, records: list[Any]) -> Path:
+    path.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in records))
+    return path
 
 
-@pytest.mark.parametrize("task", ["chain_sum", "subtraction", "word_add", "word_sub", "word_mul"])
-def test_arithmetic_answers_are_what_the_fact_says(task: str) -> None:
-    for question in ALL[task]:
-        left, sign, right = question.fact.split()
-        a, b = int(left), int(right)
-        assert int(question.answer) == {"+": a + b, "-": a - b, "*": a * b}[sign], question
-        assert {left, right} <= set(question.text.replace("?", " ").replace(".", " ").split()), question
+def test_the_system_message_is_the_references() -> None:
+    assert json.loads(GOLDEN.read_text())["rows"][0]["prompt"][0] == {"role": "system", "content": R1_SYSTEM}
 
 
-def test_units_months_and_opposites_are_consistent() -> None:
-    for question in ALL["unit"]:
-        assert int(question.answer) % int(question.fact.split()[0]) == 0, question
-    following = {question.fact: question.answer for question in ALL["month_after"]}
-    assert [following[month] for month in MONTHS] == [*MONTHS[1:], MONTHS[0]]
-    every_word = [*OPPOSITES, *OPPOSITES.values()]
-    assert not [word for word, times in Counter(every_word).items() if times > 1], (
-        "a word with two opposites has no one answer"
-    )
+def test_each_benchmark_has_the_releases_name_prompt_and_answers(tmp_path: Path) -> None:
+    choice = {"question": "Which?", "options": ["a\nb", "c"], "answer": "B", "category": "law"}
+    files = {
+        "gsm8k": (lines(tmp_path / "g.jsonl", GSM8K), "gsm8k_Avg2", "openai/gsm8k", ["70000", "3"]),
+        "theoremqa": (
+            lines(tmp_path / "t.jsonl", THEOREMS),
+            *("TheoremQA_Avg2", "TheoremQA_Avg2", ["False", "[0, 5]", "0.25", "(c)"]),
+        ),
+        "mmlu-pro": (lines(tmp_path / "m.jsonl", [choice]), "MMLUPro-1000_Avg2", "MMLUPro-1000_Avg2", ["B"]),
+    }
+    for command, (file, name, source, answers) in files.items():
+        assert main([command, "--input", str(file), "--out", str(tmp_path), "--strict"]) == 0
+        made = read_rows(tmp_path / "test" / f"{name}.parquet")
+        assert [row.reference_answer for row in made] == answers
+        assert {row.data_source for row in made} == {source}
+        assert all(row.messages[0] == {"role": "system", "content": R1_SYSTEM} for row in made)
+        assert [row.extra["extra_info"]["index"] for row in made] == list(range(len(made)))
+    assert made[0].messages[1]["content"] == "Question:\nWhich?\nOptions:\nA. a b\nB. c"
+    assert made[0].extra["ability"] == "law"
+    assert made[0].extra["extra_info"]["source"] == "m.jsonl, line 1"
 
 
-def test_a_word_listed_twice_is_refused() -> None:
-    with pytest.raises(ValueError, match="1 words are listed twice"):
-        pairs("a:b c:d a:e")
-
-
-@settings(deadline=None, max_examples=50)
-@given(train_seed=SEEDS, val_seed=SEEDS)
-def test_held_out_facts_are_never_trained_on_whatever_the_seeds(train_seed: int, val_seed: int) -> None:
-    train, val = draw("train", 1024, train_seed), draw("val", 240, val_seed)
-    assert_disjoint(train, val)
-    vocabulary = {task.name for task in TASKS if task.vocabulary}
-    for name in vocabulary:
-        asked = [{question.fact for question in split if question.task == name} for split in (train, val)]
-        assert all(asked)
-        assert not asked[0] & asked[1]
-
-
-@settings(deadline=None, max_examples=50)
-@given(count=st.integers(1, 1030), seed=SEEDS)
-def test_families_are_balanced_in_every_prefix(count: int, seed: int) -> None:
-    questions = draw("train", count, seed)
-    assert len(questions) == count
-    for length in (count, count // 2, min(count, 10)):
-        counts = Counter(question.task for question in questions[:length])
-        assert max(counts.values(), default=0) - min((counts[task.name] for task in TASKS), default=0) <= 1
-
-
-def test_a_seed_fixes_the_questions() -> None:
-    assert draw("train", 300, 5) == draw("train", 300, 5)
-    assert draw("train", 300, 5) != draw("train", 300, 6)
-
-
-def question(text: str = "q?", fact: str = "f") -> Question:
-    return Question("task", "ability", text, "a", fact)
-
-
-@pytest.mark.parametrize(
-    ("train", "val", "says"),
-    [
-        ([question("a?", "f")], [question("b?", "f")], "facts in both"),
-        ([question("a?", "f")], [question("a?", "g")], "asked more than once"),
-        ([question("a?", "f"), question("a?", "f")], [], "asked more than once"),
-        ([question(EXAMPLES[2][0])], [], "worked examples"),
-    ],
-)
-def test_an_overlap_is_an_error(train: list[Question], val: list[Question], says: str) -> None:
-    with pytest.raises(AssertionError, match=says):
-        assert_disjoint(train, val)
-
-
-def test_worked_examples_have_the_format_that_is_rewarded() -> None:
-    for (_, answered), expected in zip(EXAMPLES, ("4", "Oslo", "18", "river"), strict=True):
-        assert format_score(answered, "R1") == 1.0
-        assert extract_answer(answered) == expected
-        assert not any(space in answered for space in ("\n", "> ", " <"))
-
-
-def test_a_prompt_is_system_examples_question() -> None:
-    turns = messages("Why?")
-    assert [turn["role"] for turn in turns] == ["system", *["user", "assistant"] * len(EXAMPLES), "user"]
-    assert turns[0]["content"] == SYSTEM
-    assert turns[-1]["content"] == "Why?"
-
-
-def test_files_have_the_reference_schema(tmp_path: Path) -> None:
-    out = tmp_path / "data"
-    assert prepare_data.prepare(out, 57, 23, seed=1)
-    assert problems(out) == []
-    for split, count in (("train", 57), ("val", 23)):
-        rows = read_rows(out / f"{split}.parquet")
-        drawn = draw(split, count, seed=1)
-        for index, (row, expected) in enumerate(zip(rows, drawn, strict=True)):
-            assert row.messages == tuple(messages(expected.text))
-            assert (row.reference_answer, row.data_source) == (expected.answer, f"quickstart/{expected.task}")
-            assert row.extra == {
-                "ability": expected.ability,
-                "extra_info": {"index": index, "split": split},
-                "reward_model": {"style": "rule"},
-            }
-
-
-def test_the_same_arguments_give_the_same_bytes_and_are_not_repeated(tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        assert prepare_data.prepare(tmp_path / name, 40, 20, seed=2)
-    for split in ("train", "val"):
-        assert (tmp_path / "a" / f"{split}.parquet").read_bytes() == (tmp_path / "b" / f"{split}.parquet").read_bytes()
-    assert not prepare_data.prepare(tmp_path / "a", 40, 20, seed=2)
-    with pytest.raises(UserError, match="was made with seed=2, now seed=3"):
-        prepare_data.prepare(tmp_path / "a", 40, 20, seed=3)
-
-
-@pytest.mark.parametrize(
-    ("train", "val", "says"),
-    [(0, 5, "--train 0"), (5, -1, "--val -1"), (5000, 5, "--train 5000"), (5, 5000, "--val 5000")],
-)
-def test_impossible_sizes_are_refused_with_the_largest_possible(
-    train: int, val: int, says: str, tmp_path: Path
+def test_bad_rows_are_listed_by_line_and_strict_refuses_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(UserError, match=f"{says}.*at (least|most)"):
-        prepare_data.prepare(tmp_path / "data", train, val, seed=0)
-    assert not (tmp_path / "data").exists()
-
-
-@pytest.mark.parametrize("split", ["train", "val"])
-def test_the_named_largest_size_is_possible(split: str) -> None:
-    with pytest.raises(UserError) as refusal:
-        draw(split, 10**6, 0)
-    largest = int(str(refusal.value).rsplit("at most ", 1)[1].split()[0])
-    assert len(draw(split, largest, 0)) == largest
-    with pytest.raises(UserError):
-        draw(split, largest + len(TASKS), 0)
-
-
-def test_the_command_says_what_it_wrote(tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "tools.prepare_data",
-        "--out",
-        str(tmp_path / "data"),
-        "--train",
-        "20",
-        "--val",
-        "10",
+    faults = [
+        "{",
+        "[1]",
+        {"question": "?"},
+        {"question": "?", "answer": "no mark"},
+        {"question": "?", "answer": "#### x"},
     ]
-    first, second = (subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=1200) for _ in range(2))
-    assert first.returncode == second.returncode == 0
-    assert first.stdout.startswith(f"{tmp_path / 'data'}: written\n")
-    assert second.stdout.startswith(f"{tmp_path / 'data'}: already complete\n")
-    for task, text in product(TASKS, (first.stdout, second.stdout)):
-        assert f"quickstart/{task.name}" in text
+    file = lines(tmp_path / "g.jsonl", [GSM8K[0], *faults, "", GSM8K[1]])
+    arguments = ["gsm8k", "--input", str(file), "--out", str(tmp_path)]
+    assert main([*arguments, "--strict"]) == 2
+    assert "--strict refuses its 5 bad rows" in capsys.readouterr().err
+    assert not list((tmp_path / "test").glob("*.parquet"))
+    assert main(arguments) == 0
+    printed = capsys.readouterr()
+    assert "2 rows written, 0 left out, 5 bad" in printed.out
+    listed = (tmp_path / "test" / "gsm8k_Avg2.bad_rows.txt").read_text().splitlines()
+    for number, said in zip(
+        range(2, 7), ("no JSON", "JSON object", "'answer' is missing", "####", "right"), strict=True
+    ):
+        assert [line for line in listed if line.startswith(f"{file}, line {number}: ") and said in line], listed
+        assert f"line {number}: " in printed.err
+
+
+def test_the_same_command_makes_nothing_twice_and_overwrites_no_other_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = lines(tmp_path / "t.jsonl", [{"Question": f"{n}?", "Answer": n} for n in range(30)])
+    arguments = ["theoremqa", "--input", str(file), "--out", str(tmp_path)]
+    target = tmp_path / "test" / "TheoremQA_Avg2.parquet"
+    assert main([*arguments, "--rows", "7"]) == 0
+    first = target.read_bytes()
+    drawn = [int(row.reference_answer) for row in read_rows(target)]
+    assert drawn == sorted(drawn)
+    assert len(set(drawn)) == 7
+    assert main([*arguments, "--rows", "7"]) == 0
+    assert "already complete, 7 rows" in capsys.readouterr().out
+    assert main([*arguments, "--rows", "8"]) == 2
+    assert "was made from other files or arguments" in capsys.readouterr().err
+    assert target.read_bytes() == first
+
+
+def test_the_releases_own_files_keep_their_columns(tmp_path: Path) -> None:
+    prompt = [{"role": "user", "content": "?"}]
+    records = [
+        {
+            "prompt": prompt,
+            "data_source": source,
+            "reward_model": {"ground_truth": answer, "style": "rule"},
+            "uuid": uuid,
+        }
+        for source, answer, uuid in (("Math-500_Avg2", "4", "a"), ("unheard of", "4", "b"), ("Math-500_Avg2", " ", "c"))
+    ]
+    (tmp_path / "release").mkdir()
+    pd.DataFrame(records).to_parquet(tmp_path / "release" / "Math-500_Avg2.parquet")
+    assert main(["rlpr", "--input", str(tmp_path / "release"), "--out", str(tmp_path)]) == 0
+    (kept,) = read_rows(tmp_path / "test" / "Math-500_Avg2.parquet")
+    assert (kept.reference_answer, kept.extra["uuid"]) == ("4", "a")
+    listed = (tmp_path / "test" / "Math-500_Avg2.bad_rows.txt").read_text()
+    assert "row 1: data_source 'unheard of' has no grader" in listed
+    assert "row 2: reward_model.ground_truth is empty" in listed
+
+
+def test_any_file_with_a_question_and_an_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    choices = {"label": ["A", "B"], "text": ["ice", "fire"]}
+    pd.DataFrame([{"q": "Hot?", "key": "B", "choices": choices}]).to_parquet(tmp_path / "arc.parquet")
+    fields = ["--question-field", "q", "--answer-field", "key"]
+    arguments = ["hf", "--input", str(tmp_path / "arc.parquet"), "--out", str(tmp_path), *fields]
+    assert main([*arguments, "--name", "arc-SuperGPQA_Avg3", "--options-field", "choices"]) == 0
+    (row,) = read_rows(tmp_path / "test" / "arc-SuperGPQA_Avg3.parquet")
+    assert row.reference_answer == "B"
+    assert option_text(prompt_text(row.messages), "B") == "fire"
+    assert main([*arguments, "--name", "arc-SuperGPQA_Avg4"]) == 2
+    assert "give --options-field" in capsys.readouterr().err
+    assert main([*arguments, "--name", "arc"]) == 2
+    assert "has no grader" in capsys.readouterr().err
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    st.lists(
+        st.text("abc \n", min_size=1).filter(str.strip), min_size=2, max_size=16, unique_by=lambda o: "".join(o.split())
+    ),
+    st.data(),
+)
+def test_letter_number_and_text_of_an_option_mean_the_same(options: list[str], data: st.DataObject) -> None:
+    right = data.draw(st.integers(0, len(options) - 1))
+    read = hugging_face("q", "a", "o")
+    for answer in (LETTERS[right], right, options[right]):
+        question = read({"q": "Which?", "a": answer, "o": options})
+        assert question is not None
+        assert question.answer == LETTERS[right]
+        assert f"\n{LETTERS[right]}. {' '.join(options[right].split())}" in question.text
+
+
+@pytest.mark.parametrize("answer", [None, "", " ", float("nan"), {"a": 1}])
+def test_what_is_no_answer_is_refused(answer: Any) -> None:
+    with pytest.raises(UserError, match="answer"):
+        answer_text(answer)
+    with pytest.raises(UserError, match=r"[Aa]nswer"):
+        theoremqa({"Question": "?", "Answer": answer})

@@ -1,7 +1,5 @@
 """Write the quickstart's questions as train.parquet and val.parquet in the reference's schema.
 
-    python -m tools.prepare_data --out data/quickstart [--train 1024 --val 240 --seed 0]
-
 Ten families of short questions, equally many of each, families taking turns. Held-out questions ask for facts that no
 training question asks for, whatever the seeds. The same arguments give the same rows, in a complete folder or none.
 """
@@ -9,14 +7,12 @@ training question asks for, whatever the seeds. The same arguments give the same
 from __future__ import annotations
 
 import random
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from megatron_rlpr.system.command_line import exit_status, tool_parser
 from megatron_rlpr.system.sealed_folder import empty, make_once
 from megatron_rlpr.types import UserError
 from tools.quickstart_prompt import EXAMPLES, messages
@@ -108,22 +104,3 @@ def summary(out: Path) -> str:
         shown = f"{example['prompt'][-1]['content']} -> {example['reward_model']['ground_truth']}" if example else ""
         lines.append(f"{source:<24}{counts['train'][source]:>6}{counts['val'][source]:>6}  {shown}")
     return "\n".join(lines)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    parser = tool_parser("prepare_data", __doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder to make")
-    parser.add_argument("--train", type=int, default=1024, help="training questions (default: 1024)")
-    parser.add_argument("--val", type=int, default=240, help="held-out questions (default: 240)")
-    parser.add_argument("--seed", type=int, default=0, help="which questions are drawn (default: 0)")
-    options = parser.parse_args(arguments)
-
-    def command() -> None:
-        made = prepare(options.out, options.train, options.val, options.seed)
-        print(f"{options.out}: {'written' if made else 'already complete'}\n{summary(options.out)}")
-
-    return exit_status(command)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
