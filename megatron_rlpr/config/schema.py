@@ -298,6 +298,11 @@ class EvaluationConfig:
     top_p: float = key(1.0, "nucleus sampling threshold", POSITIVE_SHARE)
     seed: int = key(42, "seed of the sampling", SEED)
     max_prompts: int = key(0, "use only the first prompts of each file; 0: all", AT_LEAST_ZERO)
+    prompts_per_piece: int = key(
+        256,
+        "prompts that are answered, graded and stored together: a killed validation goes on after the last such",
+        AT_LEAST_ONE,
+    )
     score_reward: bool = key(True, "also compute the reference-probability reward of the validation responses")
 
 
@@ -354,7 +359,13 @@ FREE_TO_CHANGE = frozenset(
         *("actor.recompute_granularity", "actor.recompute_method", "actor.recompute_num_layers"),
         *("trainer.name", "trainer.runs_dir", "trainer.total_training_steps", "trainer.total_epochs", "trainer.resume"),
         *("trainer.allow_config_change", "trainer.save_freq", "trainer.keep_last", "trainer.export_hf"),
-        *("trainer.test_freq", "trainer.val_before_train", "trainer.val_only", "trainer.threads_per_rank"),
+        *(
+            "evaluation.prompts_per_piece",
+            "trainer.test_freq",
+            "trainer.val_before_train",
+            "trainer.val_only",
+            "trainer.threads_per_rank",
+        ),
         "trainer.collective_timeout_s",
     }
 )

@@ -15,6 +15,7 @@ from megatron_rlpr.types import UserError
 
 Grader = Literal["exact", "gsm8k", "hendrycks", "choice_of_16", "choice_of_4", "mathematics"]
 Question = Literal["mathematics", "choice"]
+Group = Literal["general", "maths"]
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Source:
 
     place: where in a name the pattern must stand. judged: a language model may be asked about their responses.
     verified: reward.reward_type=pr+vr takes the grade for the probability. lettered: data.prompt_rewrite=llama_gemma
-    asks for the letter alone in files of that name.
+    asks for the letter alone in files of that name. group: of benchmarks, as the paper's tables average them.
     """
 
     pattern: str
@@ -32,6 +33,7 @@ class Source:
     judged: bool = False
     verified: bool = False
     lettered: bool = False
+    group: Group | None = None
 
     def fits(self, name: str) -> bool:
         """True when the name is one of these sources'."""
@@ -52,17 +54,17 @@ _TULU = (
 
 SOURCES = (
     Source("quickstart/", "exact", "start"),
-    Source("openai/gsm8k", "gsm8k", "whole"),
-    Source("lighteval/MATH", "hendrycks", "whole"),
-    Source("DigitalLearningGmbH/MATH-lighteval", "hendrycks", "whole"),
-    Source("MMLUPro", "choice_of_16", judged=True, lettered=True),
-    Source("SuperGPQA", "choice_of_16", judged=True, lettered=True),
-    Source("gpqa_diamond", "choice_of_4", judged=True, lettered=True),
-    Source("HellaSwag", "choice_of_4"),
-    Source("WebInstruct-verified-val", "choice_of_4", judged=True),
+    Source("openai/gsm8k", "gsm8k", "whole", group="maths"),
+    Source("lighteval/MATH", "hendrycks", "whole", group="maths"),
+    Source("DigitalLearningGmbH/MATH-lighteval", "hendrycks", "whole", group="maths"),
+    Source("MMLUPro", "choice_of_16", judged=True, lettered=True, group="general"),
+    Source("SuperGPQA", "choice_of_16", judged=True, lettered=True, group="general"),
+    Source("gpqa_diamond", "choice_of_4", judged=True, lettered=True, group="general"),
+    Source("HellaSwag", "choice_of_4", group="general"),
+    Source("WebInstruct-verified-val", "choice_of_4", judged=True, group="general"),
     Source("WebInstruct-verified", "mathematics", lettered=True),
-    *(Source(name, "mathematics", judged=True, verified=True) for name in _BENCHMARKS),
-    Source("TheoremQA", "mathematics", judged=True),
+    *(Source(name, "mathematics", judged=True, verified=True, group="maths") for name in _BENCHMARKS),
+    Source("TheoremQA", "mathematics", judged=True, group="general"),
     *(Source(name, "mathematics", verified=True) for name in _TRAINING_SETS),
     Source("orz_math_57k_collection", "mathematics"),
     Source("MATH", "mathematics"),
@@ -100,6 +102,11 @@ def judge_question(data_source: str) -> Question | None:
     if not graders:
         return None
     return "mathematics" if "mathematics" in graders else "choice"
+
+
+def benchmark_group(data_source: str) -> Group | None:
+    """The group of benchmarks that a data source is averaged in; None where it is no benchmark."""
+    return next((source.group for source in SOURCES if source.group and source.fits(data_source)), None)
 
 
 def is_verified(data_source: str) -> bool:

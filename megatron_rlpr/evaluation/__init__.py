@@ -1,9 +1,12 @@
 """Held-out prompts: what a validation measures, and what training changed.
 
 held_out            answers, scores and grades every validation set
+answers            every answer on disk: what a killed validation goes on from
 judge               a language model's second opinion; judge_prompts: what it is asked and how its reply is read
-validation_metrics  the reference's names of accuracies, and its means over the general benchmarks
+validation_metrics  all metrics of a validation, the reference's names of accuracies and its means among them
 intervals           95% confidence intervals of means and paired differences
+pass_at_k          the unbiased estimate of pass@k
+accuracy_table     accuracies with intervals, of every set and of the means over groups of sets
 comparison          summary.json: the first and the last validation side by side
 schedule            when the run validates
 """

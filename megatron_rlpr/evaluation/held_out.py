@@ -1,27 +1,34 @@
-"""Judge the policy on held-out prompts: generate, score, grade, and report one value per prompt and measure."""
+"""Judge the policy on held-out prompts: generate, score, grade, store, and report one value per prompt and measure."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from megatron_rlpr.config.schema import Config
 from megatron_rlpr.data.dataset import PromptSet
+from megatron_rlpr.evaluation.answers import Answers, Failures
+from megatron_rlpr.evaluation.intervals import share_interval
 from megatron_rlpr.evaluation.judge import Judge
-from megatron_rlpr.evaluation.validation_metrics import reference_metrics
+from megatron_rlpr.evaluation.pass_at_k import mean_pass_at_k
 from megatron_rlpr.grading.format import format_score
 from megatron_rlpr.grading.pool import GraderPool
-from megatron_rlpr.grading.result import GradeResult, GradeTask
-from megatron_rlpr.grading.tasks import GradeTasks
+from megatron_rlpr.grading.result import GradeResult
+from megatron_rlpr.grading.tasks import GradeTasks, prompt_text
 from megatron_rlpr.reward.scoring import GroupScorer
 from megatron_rlpr.rollout.engine import Rollouts
 from megatron_rlpr.rollout.requests import RolloutRequest, SamplingSettings
 from megatron_rlpr.system.decisions import first_rank_decides
+from megatron_rlpr.system.step_folders import StepFolders
 from megatron_rlpr.tracking.console import Console
-from megatron_rlpr.types import RolloutGroup
+from megatron_rlpr.types import Prompt, ResponseReward, RolloutGroup
 
 VALIDATION_STEP = 0
 """Validation always samples as step 0 of evaluation.seed, so that two validations differ by the weights alone."""
@@ -47,7 +54,7 @@ class ValidationResult:
 
     per_prompt: measure -> one value per prompt (the mean of its samples), in file order, so that two results on the
     same prompts can be compared pairwise. data_sources: of every prompt. judge: what the judge did, by metric name;
-    empty without one.
+    empty without one. samples: answers per prompt.
     """
 
     name: str
@@ -56,29 +63,56 @@ class ValidationResult:
     response_length: float
     data_sources: tuple[str, ...] = ()
     judge: dict[str, float] = field(default_factory=dict)
+    samples: int = 1
+
+    @staticmethod
+    def of_rows(
+        name: str, strategy: str, rows: Sequence[Mapping[str, Any]], judge: dict[str, float]
+    ) -> ValidationResult:
+        """From the rows of `answers.SCHEMA`, by prompt and sample."""
+        groups = [list(group) for _, group in groupby(rows, key=lambda row: row["prompt_row"])]
+        scored = [m for m in ("reward", "reference_probability") if all(row[m] is not None for row in rows)]
+        per_prompt = {
+            measure: [float(np.mean([row[measure] for row in group])) for group in groups]
+            for measure in (*scored, "format", "accuracy")
+        }
+        length = float(np.mean([row["response_tokens"] for row in rows]))
+        sources = tuple(group[0]["data_source"] for group in groups)
+        return ValidationResult(name, strategy, per_prompt, length, sources, judge, len(groups[0]))
+
+    def mean(self, measure: str) -> float:
+        """Over the prompts."""
+        return float(np.mean(self.per_prompt[measure]))
+
+    @property
+    def pass_at_k(self) -> dict[int, float]:
+        """k -> mean pass@k over the prompts."""
+        right = [round(share * self.samples) for share in self.per_prompt["accuracy"]]
+        return mean_pass_at_k(self.samples, right)
 
     def metrics(self) -> dict[str, float]:
         """Flat names for the trackers: val/<set>/<strategy>/<measure>."""
         prefix = f"val/{self.name}/{self.strategy}"
-        means = {measure: float(np.mean(values)) for measure, values in self.per_prompt.items()}
-        named = {**means, "response_length": self.response_length, **self.judge}
+        interval = share_interval(self.per_prompt["accuracy"])
+        named = {
+            **{measure: self.mean(measure) for measure in self.per_prompt},
+            "accuracy_low": interval.low,
+            "accuracy_high": interval.high,
+            **{f"pass@{k}": value for k, value in self.pass_at_k.items()},
+            "response_length": self.response_length,
+            **self.judge,
+        }
         return {f"{prefix}/{name}": value for name, value in named.items()}
-
-
-def validation_metrics(results: Sequence[ValidationResult]) -> dict[str, float]:
-    """All metrics of one validation: those of every result, and the accuracies per data source and their means."""
-    metrics = {name: value for result in results for name, value in result.metrics().items()}
-    accuracies: dict[str, dict[str, list[float]]] = {}
-    for result in results:
-        sources = accuracies.setdefault(result.strategy, {})
-        for source, accuracy in zip(result.data_sources, result.per_prompt["accuracy"], strict=True):
-            sources.setdefault(source, []).append(accuracy)
-    return metrics | reference_metrics(accuracies)
 
 
 @dataclass(frozen=True)
 class HeldOutEvaluation:
-    """Runs every configured strategy on every validation set. All ranks call it together; the first one grades."""
+    """Runs every configured strategy on every validation set. All ranks call it together; the first one grades, and
+    stores every answer.
+
+    folder: holds a folder per step (`answers`). weights: the checksum of those that the engines hold. fingerprints: of
+    model, tokenizer and prompt sets (`run.continuity`).
+    """
 
     config: Config
     rollouts: Rollouts
@@ -86,65 +120,134 @@ class HeldOutEvaluation:
     graders: GraderPool
     console: Console
     tasks: GradeTasks
-    judge: Judge | None = None
+    judge: Judge | None
+    folder: Path
+    weights: Callable[[], str]
+    fingerprints: Mapping[str, str]
 
-    def run(self, sets: Sequence[ValidationSet]) -> list[ValidationResult]:
-        """Results in the order of the sets, then of evaluation.strategies."""
-        return [self._validate(one, strategy) for one in sets for strategy in self.config.evaluation.strategies]
+    def run(self, sets: Sequence[ValidationSet], step: int) -> list[ValidationResult]:
+        """Results in the order of the sets, then of evaluation.strategies. step: that the weights are of.
 
-    def _validate(self, one: ValidationSet, strategy: str) -> ValidationResult:
-        groups = self._generate(one, strategy)
-        per_prompt: dict[str, list[float]] = {}
-        mode = self.config.reward.format_mode
-        if self.config.evaluation.score_reward:
-            with self.console.phase(f"score {one.name}") as progress:
-                scored = self.scorer.score(groups, one.prompt_set, progress.advance)
-            for measure in ("reward", "reference_probability"):
-                per_prompt[measure] = [float(np.mean([getattr(r, measure) for r in group.rewards])) for group in scored]
-        per_prompt["format"] = [float(np.mean([format_score(r.text, mode) for r in g.responses])) for g in groups]
-        per_prompt["accuracy"], judge = first_rank_decides(lambda: self._grade(groups))
-        lengths = [len(r.token_ids) for group in groups for r in group.responses]
-        sources = tuple(prompt.data_source for prompt in one.prompts.prompts)
-        return ValidationResult(one.name, strategy, per_prompt, float(np.mean(lengths)), sources, judge)
+        Prompts whose answers are stored already, of the same weights and settings, are neither generated nor judged
+        again.
+        """
+        return [self._validate(one, strategy, step) for one in sets for strategy in self.config.evaluation.strategies]
 
-    def _generate(self, one: ValidationSet, strategy: str) -> list[RolloutGroup]:
-        settings = self.config.evaluation
-        greedy = strategy == "greedy"
-        samples = 1 if greedy else settings.n or one.samples_per_prompt
-        sampling = SamplingSettings(
+    def _validate(self, one: ValidationSet, strategy: str, step: int) -> ValidationResult:
+        answers = self._answers(one, strategy, step)
+        stored = first_rank_decides(answers.finished)
+        prompts = one.prompts.prompts
+        waiting = [prompt for prompt in prompts if prompt.index not in stored]
+        if stored:
+            before = f"{len(prompts) - len(waiting)} of {len(prompts)} prompts are answered already ({answers.table})"
+            self.console.message(f"{one.name}, {strategy}: {before}")
+        size = self.config.evaluation.prompts_per_piece
+        pieces = [waiting[start : start + size] for start in range(0, len(waiting), size)]
+        for number, piece in enumerate(pieces, 1):
+            label = one.name if len(pieces) == 1 else f"{one.name}, part {number} of {len(pieces)}"
+            groups = self._generate(one, piece, strategy, label)
+            rewards = self._rewards(one, groups, label)
+            first_rank_decides(partial(self._store, answers, groups, rewards))
+        return first_rank_decides(partial(self._result, one, strategy, answers))
+
+    def _answers(self, one: ValidationSet, strategy: str, step: int) -> Answers:
+        """Where these answers are stored, and all that they depend on."""
+        config, settings = self.config, self.judge.settings if self.judge else None
+        rollout = config.rollout
+        made_from = {
+            "weights": self.weights(),
+            "prompts": self.fingerprints.get(one.prompt_set, ""),
+            "model": self.fingerprints.get("model", ""),
+            "tokenizer": self.fingerprints.get("tokenizer", ""),
+            "sampling": [asdict(self._sampling(strategy)), self._samples(one, strategy), config.evaluation.seed],
+            "precision": [config.actor.dtype, rollout.dtype, rollout.quantization, rollout.kv_cache_dtype],
+            "reward": asdict(config.reward) if config.evaluation.score_reward else config.reward.format_mode,
+            "scoring": [rollout.temperature, config.actor.fp8, config.actor.fp8_scoring],
+            "judge": [settings.model, settings.base_url] if settings else [],
+        }
+        return Answers(StepFolders(self.folder).path(step), f"{one.name}.{strategy}", made_from)
+
+    def _samples(self, one: ValidationSet, strategy: str) -> int:
+        return 1 if strategy == "greedy" else self.config.evaluation.n or one.samples_per_prompt
+
+    def _sampling(self, strategy: str) -> SamplingSettings:
+        settings, greedy = self.config.evaluation, strategy == "greedy"
+        return SamplingSettings(
             temperature=0.0 if greedy else settings.temperature or self.config.rollout.temperature,
             top_p=1.0 if greedy else settings.top_p,
             max_tokens=self.config.data.max_response_length,
         )
-        prompts = one.prompts.prompts
-        with self.console.phase(f"answer {one.name}", total=len(prompts) * samples) as progress:
-            asked = RolloutRequest(prompts, samples, VALIDATION_STEP, settings.seed, sampling)
+
+    def _generate(self, one: ValidationSet, prompts: Sequence[Prompt], strategy: str, label: str) -> list[RolloutGroup]:
+        samples, seed = self._samples(one, strategy), self.config.evaluation.seed
+        with self.console.phase(f"answer {label}", total=len(prompts) * samples) as progress:
+            asked = RolloutRequest(prompts, samples, VALIDATION_STEP, seed, self._sampling(strategy))
             return self.rollouts.generate(asked, progress.generated)
 
-    def _grade(self, groups: Sequence[RolloutGroup]) -> tuple[list[float], dict[str, float]]:
-        """Mean accuracy of every group's responses, and what the judge did: both depend on time."""
+    def _rewards(
+        self, one: ValidationSet, groups: Sequence[RolloutGroup], label: str
+    ) -> list[tuple[ResponseReward, ...]] | None:
+        if not self.config.evaluation.score_reward:
+            return None
+        with self.console.phase(f"score {label}") as progress:
+            return [group.rewards for group in self.scorer.score(groups, one.prompt_set, progress.advance)]
+
+    def _store(
+        self, answers: Answers, groups: Sequence[RolloutGroup], rewards: Sequence[tuple[ResponseReward, ...]] | None
+    ) -> None:
+        """Grade a piece and write it. For the first rank: graders and judge depend on time."""
         tasks = [self.tasks.task(group.prompt, r, "validation") for group in groups for r in group.responses]
-        before = self.graders.failures.copy()
+        failed = {"graders": self.graders.failures.copy()}
         results = self.graders.grade_many(tasks)
-        self._report("the graders", self.graders.failures - before, len(tasks))
-        results, judge = self._second_opinion(tasks, results)
-        verdicts = iter(results)
-        return [float(np.mean([next(verdicts).accuracy for _ in group.responses])) for group in groups], judge
+        if self.judge is not None:
+            failed["judge"] = self.judge.failures.copy()
+            results = self.judge.judge_many(tasks, results)
+        now = {"graders": self.graders.failures, "judge": self.judge.failures if self.judge else Counter[str]()}
+        verdicts, mode = iter(results), self.config.reward.format_mode
+        rows = [
+            {
+                **_verdict(next(verdicts)),
+                "prompt_row": group.prompt.index,
+                "sample": sample,
+                "data_source": group.prompt.data_source,
+                "prompt": prompt_text(group.prompt.messages),
+                "response": response.text,
+                "reference_answer": group.prompt.reference_answer,
+                "format": format_score(response.text, mode),
+                "reward": rewards[number][sample].reward if rewards else None,
+                "reference_probability": rewards[number][sample].reference_probability if rewards else None,
+                "response_tokens": len(response.token_ids),
+                "finish_reason": response.finish_reason,
+            }
+            for number, group in enumerate(groups)
+            for sample, response in enumerate(group.responses)
+        ]
+        answers.add(rows, {who: now[who] - before for who, before in failed.items()})
 
-    def _second_opinion(
-        self, tasks: Sequence[GradeTask], results: list[GradeResult]
-    ) -> tuple[list[GradeResult], dict[str, float]]:
-        """The judge's verdicts and its metrics, where there is one; what it fails to judge keeps the rules' verdict."""
-        if self.judge is None:
-            return results, {}
-        before = self.judge.failures.copy()
-        results = self.judge.judge_many(tasks, results)
-        failed = self.judge.failures - before
-        turned = sum(result.judged_right for result in results)
-        self._report("the judge", failed, len(tasks))
-        return results, {"judge_turned": turned / len(results), "judge_failures": float(failed.total())}
+    def _result(self, one: ValidationSet, strategy: str, answers: Answers) -> ValidationResult:
+        rows, failures = answers.complete()
+        self._report(failures, len(rows))
+        judge: dict[str, float] = {}
+        if self.judge is not None:
+            turned = sum(row["graded_by"] == "judge" for row in rows)
+            failed = failures.get("judge", Counter[str]()).total()
+            judge = {"judge_turned": turned / len(rows), "judge_failures": float(failed)}
+        return ValidationResult.of_rows(one.name, strategy, rows, judge)
 
-    def _report(self, who: str, failed: Counter[str], responses: int) -> None:
-        if failed:
-            reasons = ", ".join(f"{count} {reason}" for reason, count in failed.most_common())
-            self.console.message(f"{who} failed to judge {failed.total()} of {responses} responses: {reasons}")
+    def _report(self, failures: Failures, responses: int) -> None:
+        for who, failed in failures.items():
+            if failed:
+                reasons = ", ".join(f"{count} {reason}" for reason, count in failed.most_common())
+                total = f"{failed.total()} of {responses} responses"
+                self.console.message(f"the {who} failed to judge {total}: {reasons}")
+
+
+def _verdict(result: GradeResult) -> dict[str, Any]:
+    """What graders and judge say of an answer, as the columns of `answers.SCHEMA`."""
+    return {
+        "accuracy": result.accuracy,
+        "extracted_answer": result.extracted,
+        "graded_by": "judge" if result.judged_right else "rule",
+        "no_verdict": result.reason,
+        "judge_reply": result.judge_reply,
+    }

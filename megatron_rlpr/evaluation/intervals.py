@@ -41,6 +41,32 @@ def mean_interval(values: Sequence[float]) -> Interval:
     return _student(x)
 
 
+def share_interval(values: Sequence[float]) -> Interval:
+    """`mean_interval` of values between 0 and 1, cut where no mean of such values can lie.
+
+    With one answer a prompt that is Wilson's interval. With several, a value is the share of a prompt's answers that
+    are right, and Student's interval over prompts is the one clustered by prompt.
+    """
+    interval = mean_interval(values)
+    return Interval(interval.mean, max(interval.low, 0.0), min(interval.high, 1.0))
+
+
+def mean_of_independent(intervals: Sequence[Interval]) -> Interval:
+    """The unweighted mean of independent means, with the interval that follows from theirs.
+
+    G. Y. Zou and A. Donner, "Construction of confidence limits about effect measures", Statistics in Medicine 2008:
+    distances to the ends add up like standard errors, so that Wilson's intervals stay as careful as they are. Raises
+    ValueError for none.
+    """
+    if not intervals:
+        raise ValueError("a mean of means needs at least one")
+    n = len(intervals)
+    mean = sum(one.mean for one in intervals) / n
+    below = math.sqrt(sum((one.mean - one.low) ** 2 for one in intervals)) / n
+    above = math.sqrt(sum((one.high - one.mean) ** 2 for one in intervals)) / n
+    return Interval(mean, mean - below, mean + above)
+
+
 def paired_difference(before: Sequence[float], after: Sequence[float]) -> Interval:
     """The mean of after - before over the same items in the same order, with Student's t interval of the differences.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,10 +12,14 @@ from typing import Any
 import torch.distributed as dist
 
 from megatron_rlpr.config.schema import TrainerConfig
+from megatron_rlpr.evaluation.accuracy_table import accuracy_rows, accuracy_table
 from megatron_rlpr.evaluation.comparison import compare, summary_table, write_summary
-from megatron_rlpr.evaluation.held_out import HeldOutEvaluation, ValidationResult, ValidationSet, validation_metrics
+from megatron_rlpr.evaluation.held_out import HeldOutEvaluation, ValidationResult, ValidationSet
+from megatron_rlpr.evaluation.validation_metrics import validation_metrics
+from megatron_rlpr.system import atomic_file
 from megatron_rlpr.system.decisions import first_rank_decides
 from megatron_rlpr.system.process_environment import release_free_memory
+from megatron_rlpr.system.step_folders import StepFolders
 
 
 @dataclass
@@ -39,8 +44,11 @@ class ValidationSchedule:
     due: bool = False
 
     def before_training(self, step: int) -> None:
-        """Validate the initial policy, unless a resumed run knows that result already; do what a stop broke off."""
-        if self.due:
+        """Validate the initial policy, unless a resumed run knows that result already; do what a stop broke off.
+
+        With trainer.val_only whatever policy there is, and the accuracies are shown as a table.
+        """
+        if self.due and not self.trainer.val_only:
             self.after_step(step)
         wanted = self.trainer.val_only or (self.trainer.val_before_train and step == 0)
         if wanted and self.sets:
@@ -95,10 +103,18 @@ class ValidationSchedule:
         self.due = state.get("due", False)
 
     def _validate(self, step: int) -> list[ValidationResult]:
-        results = self.evaluation.run(self.sets)
+        results = self.evaluation.run(self.sets, step)
         release_free_memory()
-        first_rank_decides(lambda: self.log(step, validation_metrics(results)))
+        first_rank_decides(lambda: self._record(step, results))
         return results
+
+    def _record(self, step: int, results: Sequence[ValidationResult]) -> None:
+        """Write the metrics, and the accuracies beside the answers. For the first rank."""
+        self.log(step, validation_metrics(results))
+        rows, folder = accuracy_rows(results), StepFolders(self.evaluation.folder).path(step)
+        atomic_file.write_text(folder / "accuracies.json", json.dumps(rows, indent=2) + "\n")
+        if self.trainer.val_only:
+            self.evaluation.console.table(accuracy_table(rows, step, str(folder)))
 
 
 def comparable(

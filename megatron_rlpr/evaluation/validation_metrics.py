@@ -1,4 +1,5 @@
-"""The reference's names for validation accuracies and the means over the general benchmarks (spec section 6).
+"""All metrics of a validation, with the reference's names for accuracies and for means over the general benchmarks
+(spec section 6).
 
 val_<strategy>/test_acc/<data source> is the mean over all prompts. The means exist only where the data sources carry
 one of SUFFIXES behind the name of the set ("TheoremQA_Avg2-R1"); with the released, bare names there are none.
@@ -10,10 +11,32 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from megatron_rlpr.data.sources import GENERAL_SETS
+from megatron_rlpr.evaluation.accuracy_table import group_means
+from megatron_rlpr.evaluation.held_out import ValidationResult
+from megatron_rlpr.evaluation.intervals import share_interval
 
 SUFFIXES = ("R1", "OC", "SysR1", "UserR1")
 _BEST_OF = (("OC", "SysR1"), ("OC", "UserR1"), ("SysR1",))
 _NAMES = "+".join(GENERAL_SETS)
+
+
+def validation_metrics(results: Sequence[ValidationResult]) -> dict[str, float]:
+    """Those of every result, accuracies per data source and means over sets, with the ends of their intervals."""
+    metrics = {name: value for result in results for name, value in result.metrics().items()}
+    accuracies: dict[str, dict[str, list[float]]] = {}
+    for result in results:
+        sources = accuracies.setdefault(result.strategy, {})
+        for source, accuracy in zip(result.data_sources, result.per_prompt["accuracy"], strict=True):
+            sources.setdefault(source, []).append(accuracy)
+    for strategy, sources in accuracies.items():
+        for source, values in sources.items():
+            interval = share_interval(values)
+            metrics[f"val_{strategy}/test_acc_low/{source}"] = interval.low
+            metrics[f"val_{strategy}/test_acc_high/{source}"] = interval.high
+    for (strategy, group), mean in group_means(results).items():
+        ends = {"": mean.mean, "_low": mean.low, "_high": mean.high}
+        metrics |= {f"val_{strategy}/mean_acc{end}/{group}": value for end, value in ends.items()}
+    return metrics | reference_metrics(accuracies)
 
 
 def reference_metrics(accuracies: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str, float]:

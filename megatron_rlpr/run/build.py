@@ -85,7 +85,7 @@ def build_parts(config: Config) -> RunParts:
     tokenizer = load_tokenizer(config.model.path)
     tasks = GradeTasks(SpecialTokens.of(tokenizer), config.reward.format_mode)
     prompts = training_prompts(config, tokenizer, tasks)
-    if not config.rollout.replay:
+    if not (config.rollout.replay or config.trainer.val_only):
         longer = f"{prompts.dropped} longer than {config.data.max_prompt_length} tokens dropped"
         console.message(f"{len(prompts)} training prompts, {longer}")
     source, steps = prompt_source(config, prompts), total_steps(config, prompts)
@@ -120,9 +120,12 @@ def build_parts(config: Config) -> RunParts:
     tracker = Tracker(config, folder, resolved, done, total_steps=steps, rank=layout.rank, console=console)
     rollouts = engines.rollouts(config, console)
     judge = Judge(settings) if first and (settings := judge_settings()) else None  # the first rank grades
-    evaluation = HeldOutEvaluation(config, rollouts, scorer, graders, console, tasks, judge)
-    sets = [] if config.rollout.replay else held_out
     exporter = WeightExporter(actor.chunks, shape, config.weights.bucket_mb)
+    hand_over = HandOver(exporter, rollouts)
+    evaluation = HeldOutEvaluation(
+        config, rollouts, scorer, graders, console, tasks, judge, folder.answers, lambda: hand_over.checksum, prints
+    )
+    sets = [] if config.rollout.replay else held_out
     hf = HfExport(folder.hf, exporter, Path(config.model.path), config.trainer.keep_last)
     return RunParts(
         config=config,
@@ -139,7 +142,7 @@ def build_parts(config: Config) -> RunParts:
         prompts=source,
         fingerprints=prints,
         std_filter=StdFilter(config.filter),
-        hand_over=HandOver(exporter, rollouts),
+        hand_over=hand_over,
         validation=ValidationSchedule(
             config.trainer,
             steps,

@@ -25,6 +25,7 @@ class RunFolder:
         self.rollouts = path / "rollouts"
         self.metrics = path / "metrics.jsonl"
         self.validations = path / "validation.jsonl"
+        self.answers = path / "validation"  # step_000040/: every answer of a validation, see evaluation.answers
         self.summary = path / "summary.json"  # the first validation against the last one
         self.tensorboard = path / "tensorboard"
 

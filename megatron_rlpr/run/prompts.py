@@ -22,7 +22,7 @@ from megatron_rlpr.types import Prompt, UserError
 
 
 def training_prompts(config: Config, tokenizer: Any, tasks: GradeTasks) -> PromptSet:
-    """The prompts of data.train_files (a run that only validates makes do with its own), or those that were stored.
+    """The prompts of data.train_files (a run that only validates makes do with some of its own), or those stored.
 
     Raises UserError for a prompt whose responses the reward wants graded and nobody grades.
     """
@@ -38,9 +38,13 @@ def training_prompts(config: Config, tokenizer: Any, tasks: GradeTasks) -> Promp
         for prompt in found.values():
             check_at(f"rollout.replay={config.rollout.replay}, prompt {prompt.index}", check, prompt)
         return PromptSet(tuple(found.values()), 0)
-    files = config.data.train_files or config.data.val_files
     rewrite = prompt_rewrite(config.data.prompt_rewrite, config.reward.format_mode)
-    return load_prompts(files, tokenizer, config.data.max_prompt_length, rewrite=rewrite, check=check)
+    if config.trainer.val_only:
+        files, longest = config.data.val_files[:1], config.data.val_max_prompt_length
+        return load_prompts(
+            files, tokenizer, longest, rewrite=rewrite, limit=config.evaluation.max_prompts, check=check
+        )
+    return load_prompts(config.data.train_files, tokenizer, config.data.max_prompt_length, rewrite=rewrite, check=check)
 
 
 def validation_sets(config: Config, tokenizer: Any, tasks: GradeTasks) -> list[ValidationSet]:

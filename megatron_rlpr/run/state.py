@@ -71,14 +71,18 @@ def _foreign(checkpoints: CheckpointStore, step: int, why: str) -> UserError:
 
 
 def resume(parts: RunParts) -> int:
-    """Load the checkpoint the run goes on from; returns the last finished step (0: a new run)."""
+    """Load the checkpoint the run goes on from; returns the last finished step (0: a new run).
+
+    A start that only validates has no use for the state of training, which belongs to prompts that it has not read.
+    """
     if not parts.resume_step:
         return 0
     state = stored_state(parts.checkpoints, parts.resume_step)
     try:
-        parts.prompts.load_state_dict(state["prompts"])
-        parts.std_filter.load_state_dict(state["std_filter"])
-        parts.kl_controller.load_state_dict(state["kl_controller"])
+        if not parts.config.trainer.val_only:
+            parts.prompts.load_state_dict(state["prompts"])
+            parts.std_filter.load_state_dict(state["std_filter"])
+            parts.kl_controller.load_state_dict(state["kl_controller"])
         parts.validation.load_state_dict(state["validation"])
         restore_random_state(state["random"])
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:

@@ -153,11 +153,11 @@ class Console:
         self.message("  ".join(parts))
 
     def evaluation(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Print the line of a validation: its metrics val/..., without that beginning."""
+        """Print the line of a validation: its metrics val/..., without that beginning and without intervals."""
         numbers = [
             f"{name.removeprefix('val/')} {value:.3f}"
             for name, value in metrics.items()
-            if name.startswith("val/") and isinstance(value, int | float)
+            if name.startswith("val/") and isinstance(value, int | float) and not name.endswith(("_low", "_high"))
         ]
         self.message("  ".join([f"validation at step {step}", *numbers]))
 

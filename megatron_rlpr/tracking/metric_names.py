@@ -99,10 +99,21 @@ VALIDATION_METRICS: dict[str, str] = {
     "val/{set}/{strategy}/reference_probability": "mean reference probability",
     "val/{set}/{strategy}/format": "share of responses with the right tags",
     "val/{set}/{strategy}/accuracy": "share of responses graded right (mean of a prompt's samples first)",
+    "val/{set}/{strategy}/accuracy_low": "lower end of its 95% interval (Wilson; of several samples by prompt)",
+    "val/{set}/{strategy}/accuracy_high": "upper end",
+    "val/{set}/{strategy}/pass@{k}": "unbiased estimate of the chance that one of k responses to a prompt is right",
     "val/{set}/{strategy}/response_length": "mean tokens of a response",
     "val/{set}/{strategy}/judge_turned": "share of responses the judge turned from wrong to right, if any",
     "val/{set}/{strategy}/judge_failures": "responses the judge gave no verdict on: the rules' stands",
     "val_{strategy}/test_acc/{source}": "the reference's name: mean accuracy over the prompts of a data source",
+    "val_{strategy}/test_acc_low/{source}": "lower end of its 95% interval",
+    "val_{strategy}/test_acc_high/{source}": "upper end",
+    "val_{strategy}/mean_acc/{group}": (
+        "mean accuracy over the sets of general reasoning (general), of mathematics (maths), or over all sets (all); "
+        "where there are at least two"
+    ),
+    "val_{strategy}/mean_acc_low/{group}": "lower end of its 95% interval",
+    "val_{strategy}/mean_acc_high/{group}": "upper end",
     "val_mean_{strategy}/test_acc/{mean}": (
         "the reference's means over the general benchmarks; only where data sources name a prompt style"
     ),

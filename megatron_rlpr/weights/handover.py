@@ -39,6 +39,8 @@ class HandOver:
         self._rollouts = rollouts
         self.repeated = 0
         """Hand-overs that failed and were repeated with new engines."""
+        self.checksum = ""
+        """Of the weights that the engines hold: the same on every rank, and for the same weights in any layout."""
 
     def send(self, version: int) -> HandOverReport:
         """Replace the engines' weights; afterwards their responses carry `version`.
@@ -49,6 +51,7 @@ class HandOver:
         for may_repeat in (True, False):
             report, failure = self._attempt(version)
             if _on_every_rank(failure is None):
+                self.checksum = report.checksum
                 return report
             if not (may_repeat and _on_every_rank(not isinstance(failure, UserError))):
                 break

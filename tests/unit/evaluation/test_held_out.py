@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch.distributed as dist
 from judge_server import JudgeServer
@@ -17,14 +18,9 @@ from judge_server import JudgeServer
 from megatron_rlpr.config.schema import Config
 from megatron_rlpr.data.dataset import PromptSet
 from megatron_rlpr.data.tokenizer import SpecialTokens
-from megatron_rlpr.evaluation.held_out import (
-    VALIDATION_STEP,
-    HeldOutEvaluation,
-    ValidationResult,
-    ValidationSet,
-    validation_metrics,
-)
+from megatron_rlpr.evaluation.held_out import VALIDATION_STEP, HeldOutEvaluation, ValidationResult, ValidationSet
 from megatron_rlpr.evaluation.judge import Judge, JudgeSettings, judge_settings
+from megatron_rlpr.evaluation.validation_metrics import validation_metrics
 from megatron_rlpr.grading.pool import GraderPool
 from megatron_rlpr.grading.tasks import GradeTasks
 from megatron_rlpr.rollout.replay import ReplayRollouts
@@ -52,7 +48,9 @@ def scored_group(index: int, responses: tuple[str, ...]) -> ScoredGroup:
     return ScoredGroup(RolloutGroup(prompt, answers), (score,) * len(answers), (reward,) * len(answers))
 
 
-def validate(folder: Path, judge: Judge | None, wrong: str = WRONG) -> tuple[ValidationResult, str]:
+def validate(
+    folder: Path, judge: Judge | None, wrong: str = WRONG, weights: str = "initial"
+) -> tuple[ValidationResult, str]:
     """The result of a validation whose responses are stored, and what it printed. Nothing is scored, so there is no
     policy."""
     groups = [scored_group(0, (RIGHT, ODD)), scored_group(1, (wrong, ODD))]
@@ -66,8 +64,9 @@ def validate(folder: Path, judge: Judge | None, wrong: str = WRONG) -> tuple[Val
     with closing(GraderPool(workers=1, timeout_s=5.0)) as graders:
         console = Console(enabled=False, file=printed)
         tasks = GradeTasks(SpecialTokens(["<|im_end|>"]), "R1_nothink")
-        evaluation = HeldOutEvaluation(config, ReplayRollouts(folder), no_scorer, graders, console, tasks, judge)
-        return evaluation.run([one])[0], printed.getvalue()
+        parts = (ReplayRollouts(folder), no_scorer, graders, console, tasks, judge)
+        evaluation = HeldOutEvaluation(config, *parts, folder / "validation", lambda: weights, {})
+        return evaluation.run([one], 0)[0], printed.getvalue()
 
 
 def test_without_a_judge_the_rules_decide_and_no_judge_is_reported(tmp_path: Path) -> None:
@@ -116,6 +115,26 @@ def test_accuracies_have_the_references_names_over_all_sets_of_a_source() -> Non
     assert metrics["val_greedy/test_acc/MATH"] == 0.0
     assert metrics["val/a/greedy/accuracy"] == 0.5
     assert undocumented(metrics) == []
+
+
+def test_what_is_answered_is_neither_generated_nor_judged_again(tmp_path: Path) -> None:
+    """Until the weights are others. Which responses are generated shows in what the changed store would give."""
+    server = JudgeServer(lambda request, _: (200, "\\boxed{Y}"))
+    settings = judge_settings({"CLIENT_IP": server.url})
+    assert settings is not None
+    first, printed = validate(tmp_path, Judge(settings))
+    assert (printed, len(server.requests)) == ("", 3)
+    again, printed = validate(tmp_path, Judge(settings), RIGHT)
+    assert again == first
+    assert printed.startswith("Math-500_Avg2, greedy: 2 of 2 prompts are answered already")
+    assert len(server.requests) == 3
+    other, printed = validate(tmp_path, Judge(settings), RIGHT, weights="trained")
+    assert (printed, len(server.requests)) == ("", 5)
+    server.stop()
+    assert other.per_prompt["accuracy"] == [1.0, 1.0]
+    table = pd.read_csv(tmp_path / "validation/step_000000/Math-500_Avg2.greedy.csv")
+    assert list(table.graded_by) == ["rule", "judge", "rule", "judge"]
+    assert list(table.extracted_answer.astype(str)) == ["4", "twice two", "4", "twice two"]
 
 
 def test_what_no_grader_could_judge_is_reported(tmp_path: Path) -> None:
