@@ -1,7 +1,7 @@
 """The plain records that move through the training loop, in the order they are made.
 
-Prompt -> Response / RolloutGroup -> ScoreRequest -> TokenScores -> ResponseReward / ScoredGroup -> TrainSequence
--> UpdateResult.
+Prompt -> Response / RolloutGroup -> ScoreRequest -> TokenScores -> ResponseReward / ReferenceScores / ScoredGroup
+-> TrainSequence -> UpdateResult.
 No configuration, no engine, no framework object lives in them; everything is ids, numbers and text, so any room
 can be tested alone and any record can be written to a parquet file.
 """
@@ -122,12 +122,24 @@ class ResponseReward:
 
 
 @dataclass(frozen=True)
+class ReferenceScores:
+    """The tokens of the reference answer that were scored after a response's reasoning; log_probs: [len(token_ids)]."""
+
+    token_ids: tuple[int, ...]
+    log_probs: FloatArray
+
+
+@dataclass(frozen=True)
 class ScoredGroup:
-    """A rollout group with everything the policy and the reward said about it, in response order."""
+    """A rollout group with everything the policy and the reward said about it, in response order.
+
+    references: None for a response into which the reference answer was not spliced; () where nobody keeps them.
+    """
 
     group: RolloutGroup
     scores: tuple[TokenScores, ...]
     rewards: tuple[ResponseReward, ...]
+    references: tuple[ReferenceScores | None, ...] = ()
 
     @property
     def final_rewards(self) -> npt.NDArray[np.float64]:

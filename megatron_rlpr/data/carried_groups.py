@@ -1,6 +1,7 @@
 """Surplus groups that wait for the next step with their old responses (filter.cache_regenerate=false).
 
-They are part of a run's state, so they can be written as plain JSON values and read back equal.
+They are part of a run's state, so they can be written as plain JSON values and read back equal, but for the scores of
+the references, which are stored with the step that made them.
 """
 
 from __future__ import annotations

@@ -16,7 +16,16 @@ from megatron_rlpr.reward.base_probability import BaseProbabilityTable
 from megatron_rlpr.reward.manager import RewardManager
 from megatron_rlpr.system.clock import Clock
 from megatron_rlpr.system.decisions import first_rank_decides
-from megatron_rlpr.types import Prompt, RolloutGroup, ScoredGroup, ScoreRequest, TokenScores, TokensDone, UserError
+from megatron_rlpr.types import (
+    Prompt,
+    ReferenceScores,
+    RolloutGroup,
+    ScoredGroup,
+    ScoreRequest,
+    TokenScores,
+    TokensDone,
+    UserError,
+)
 
 BaseMode = Literal["initial", "current", "none"]
 
@@ -96,7 +105,8 @@ class GroupScorer:
             else:
                 base = [self._stored_base(prompt, prompt_set) for prompt in prompts]
             rewards = self._rewards.rewards(groups, references, base)
-        scored = [ScoredGroup(*parts) for parts in zip(groups, own_scores, rewards, strict=True)]
+        kept = [tuple(map(_reference_scores, *pairs)) for pairs in zip(spliced, references, strict=True)]
+        scored = [ScoredGroup(*parts) for parts in zip(groups, own_scores, rewards, kept, strict=True)]
         for group in scored:
             numbers = chain.from_iterable((scores.log_probs, scores.entropies) for scores in group.scores)
             if not (np.isfinite(group.final_rewards).all() and all(np.isfinite(values).all() for values in numbers)):
@@ -105,3 +115,9 @@ class GroupScorer:
 
     def _stored_base(self, prompt: Prompt, prompt_set: str) -> float:
         return self._tables[prompt_set].probability(prompt) if self._base == "initial" else 0.0
+
+
+def _reference_scores(request: ScoreRequest | None, answer: TokenScores | None) -> ReferenceScores | None:
+    if request is None or answer is None:
+        return None
+    return ReferenceScores(request.token_ids[request.start : request.stop], answer.log_probs)

@@ -18,7 +18,9 @@ from megatron_rlpr.system.quoting import reason
 from megatron_rlpr.system.step_folders import StepFolders
 from megatron_rlpr.types import Prompt, Response, RolloutGroup, ScoredGroup, UserError
 
-_FORMAT_KEY, _FORMAT = b"megatron_rlpr.rollouts", b"2"
+_FORMAT_KEY, _FORMAT = b"megatron_rlpr.rollouts", b"3"
+_LACKING: dict[bytes | None, tuple[str, ...]] = {b"2": ("reference_tokens", "reference_log_probs")}
+"""Columns that files of older formats have not; they are read as null."""
 _SUFFIX = ".parquet"
 _TEXTS = ("data_source", "prompt", "response", "reference_answer", "extracted_answer")
 _REWARDS = ("reward", "reference_probability", "base_probability", "format", "repetition", "accuracy")
@@ -44,6 +46,8 @@ SCHEMA = pa.schema(
         ("entropies", pa.list_(pa.float32())),
         ("messages", pa.string()),  # JSON
         ("extra", pa.string()),  # JSON
+        ("reference_tokens", pa.list_(pa.string())),  # the scored ones as text; null: nothing was spliced
+        ("reference_log_probs", pa.list_(pa.float32())),
     ],
     metadata={_FORMAT_KEY: _FORMAT},
 )
@@ -61,12 +65,12 @@ def write_rollouts(
     """Write <folder>/step_<step>.parquet in one piece (when interrupted, none or the old file); returns its path.
 
     advantages: per group the advantage of each response, None for a group that was not trained on.
-    kept: per group, whether the filter kept it. decode: prompt token ids -> text, special tokens kept.
+    kept: per group, whether the filter kept it. decode: token ids -> text, special tokens kept.
     """
     rows = []
     for number, (scored, given, group_kept) in enumerate(zip(groups, advantages, kept, strict=True)):
         prompt = decode(scored.group.prompt.token_ids)
-        rows += _rows(step, number, scored, given, bool(group_kept), prompt)
+        rows += _rows(step, number, scored, given, bool(group_kept), prompt, decode)
     files = StepFolders(Path(folder), _SUFFIX)
     with files.writing(step):
         table = pa.Table.from_pylist(rows, schema=SCHEMA)
@@ -88,27 +92,51 @@ def forget_after(folder: str | Path, step: int) -> None:
     StepFolders(Path(folder), _SUFFIX).forget_after(step)
 
 
-def read_table(folder: str | Path, step: int) -> pa.Table:
-    """The stored rows of a step with the columns of SCHEMA; UserError when they are missing or of another format."""
+def read_table(folder: str | Path, step: int, columns: Sequence[str] | None = None) -> pa.Table:
+    """The stored rows of a step with the columns of SCHEMA, or some; UserError when missing or of another format."""
     steps = stored_steps(folder)
     if step not in steps:
         available = ", ".join(map(str, steps)) or "none"
         raise UserError(f"{folder}: no rollouts of step {step} are stored there; stored steps: {available}")
     path = StepFolders(Path(folder), _SUFFIX).path(step)
     try:
-        table = pq.read_table(path, page_checksum_verification=True)
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            stored = {field.name: field.type for field in file.schema_arrow}
+            version = (file.schema_arrow.metadata or {}).get(_FORMAT_KEY)
+            wanted = [field for field in SCHEMA if columns is None or field.name in columns]
+            table = file.read([field.name for field in wanted if field.name in stored])
     except (pa.ArrowException, OSError) as error:
         raise UserError(
             f"{path}: is not a readable parquet file ({reason(error)}); write it again or remove it"
         ) from None
-    if (table.schema.metadata or {}).get(_FORMAT_KEY) != _FORMAT or not table.schema.equals(SCHEMA):
-        stored = {field.name: field.type for field in table.schema}
-        differing = [field.name for field in SCHEMA if stored.get(field.name) != field.type]
+    absent = _LACKING.get(version, ())
+    differing = [f.name for f in SCHEMA if stored.get(f.name) != (None if f.name in absent else f.type)]
+    if differing or not (version == _FORMAT or absent) or len(stored) + len(absent) != len(SCHEMA):
         raise UserError(
             f"{path}: was not written by this version's rollout store (missing or different columns: "
             f"{', '.join(differing) or 'none'}); replay rollouts that this version stored"
         )
-    return table
+    for field in wanted:
+        if field.name in absent:
+            table = table.append_column(field, pa.nulls(len(table), field.type))
+    return table.replace_schema_metadata(SCHEMA.metadata)
+
+
+def token_texts(token_ids: Sequence[int], decode: Callable[[Sequence[int]], str]) -> list[str]:
+    """What each token adds to the text of all; a character of several tokens stands at its last one.
+
+    Every token is decoded behind those of the character before it, because some tokenizers drop a text's first space.
+    """
+    texts: list[str] = []
+    start = shown = 0
+    for end in range(1, len(token_ids) + 1):
+        text = decode(token_ids[start:end])
+        if text.endswith("\ufffd") and end < len(token_ids):
+            texts.append("")
+        else:
+            texts.append(text[len(decode(token_ids[start:shown])) :])
+            start, shown = shown, end
+    return texts
 
 
 def read_rollouts(folder: str | Path, step: int) -> list[RolloutGroup]:
@@ -124,7 +152,13 @@ def read_rollouts(folder: str | Path, step: int) -> list[RolloutGroup]:
 
 
 def _rows(
-    step: int, number: int, scored: ScoredGroup, advantages: Sequence[float] | None, kept: bool, prompt_text: str
+    step: int,
+    number: int,
+    scored: ScoredGroup,
+    advantages: Sequence[float] | None,
+    kept: bool,
+    prompt_text: str,
+    decode: Callable[[Sequence[int]], str],
 ) -> list[dict[str, Any]]:
     prompt = scored.group.prompt
     shared = {
@@ -140,7 +174,10 @@ def _rows(
         "kept": kept,
     }
     given: Sequence[float | None] = [None] * len(scored.group.responses) if advantages is None else advantages
-    each = zip(scored.group.responses, scored.scores, scored.rewards, given, strict=True)
+    references = scored.references or (None,) * len(given)
+    # The answers of a group are mostly the same tokens.
+    texts = {ids: token_texts(ids, decode) for ids in {r.token_ids for r in references if r}}
+    each = zip(scored.group.responses, scored.scores, scored.rewards, given, references, strict=True)
     return [
         {
             **shared,
@@ -155,8 +192,10 @@ def _rows(
             "old_log_probs": scores.log_probs,
             "entropies": scores.entropies,
             "advantage": advantage,
+            "reference_tokens": reference and texts[reference.token_ids],
+            "reference_log_probs": reference and reference.log_probs,
         }
-        for sample, (response, scores, reward, advantage) in enumerate(each)
+        for sample, (response, scores, reward, advantage, reference) in enumerate(each)
     ]
 
 

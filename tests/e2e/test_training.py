@@ -56,6 +56,18 @@ def test_every_step_reports_the_documented_names_and_no_others(workplace: Workpl
         assert undocumented(record) == []
 
 
+def test_the_stored_probabilities_of_the_references_tokens_make_its_probability(
+    workplace: Workplace, undisturbed: str
+) -> None:
+    rows = rollouts(workplace, undisturbed, 2)
+    spliced = rows[rows.splice_valid]
+    assert len(spliced) > 0
+    assert rows.reference_tokens[~rows.splice_valid].isna().all()
+    for row in spliced.itertuples():
+        assert "".join(row.reference_tokens).strip() == row.reference_answer
+        assert np.exp(row.reference_log_probs).mean() == pytest.approx(row.reference_probability, rel=1e-5)
+
+
 def test_the_engines_log_probs_are_the_actors_after_every_hand_over(workplace: Workplace, undisturbed: str) -> None:
     for step in workplace.metrics(undisturbed):
         assert step["rollout/log_prob_gap_max"] < 1e-4

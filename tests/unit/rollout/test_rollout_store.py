@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -14,12 +15,32 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import AutoTokenizer
 
 from megatron_rlpr.rollout.replay import ReplayRollouts
 from megatron_rlpr.rollout.requests import RolloutRequest, SamplingSettings
-from megatron_rlpr.rollout.store import SCHEMA, forget_after, read_rollouts, read_table, stored_steps, write_rollouts
-from megatron_rlpr.types import Prompt, Response, ResponseReward, RolloutGroup, ScoredGroup, TokenScores, UserError
+from megatron_rlpr.rollout.store import (
+    SCHEMA,
+    forget_after,
+    read_rollouts,
+    read_table,
+    stored_steps,
+    token_texts,
+    write_rollouts,
+)
+from megatron_rlpr.types import (
+    Prompt,
+    ReferenceScores,
+    Response,
+    ResponseReward,
+    RolloutGroup,
+    ScoredGroup,
+    TokenScores,
+    UserError,
+)
 from megatron_rlpr.weights.receiver import Announcement
+
+BYTES = AutoTokenizer.from_pretrained(Path(__file__).parents[2] / "goldens" / "tokenizers" / "bpe_chat")
 
 TOKENS = st.lists(st.integers(0, 2**31 - 1), max_size=6).map(tuple)
 JSON_VALUES = st.recursive(
@@ -247,6 +268,45 @@ def test_a_replay_takes_no_weights_but_counts_the_hand_overs(tmp_path: Path) -> 
 def test_a_replay_folder_without_steps_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"rollout\.replay=.*holds no step_\*\.parquet"):
         ReplayRollouts(tmp_path)
+
+
+def test_the_references_tokens_are_stored_as_texts_with_their_log_probs(tmp_path: Path) -> None:
+    scored = ReferenceScores((4, 5), np.array([-0.5, -0.25], np.float32))
+    write(tmp_path, 1, [replace(one_group(n=2), references=(scored, None)), one_group(n=1)])
+    rows = read_table(tmp_path, 1, ["reference_tokens", "reference_log_probs", "sample"]).to_pylist()
+    assert rows == [
+        {"sample": 0, "reference_tokens": ["4", " 5"], "reference_log_probs": [-0.5, -0.25]},
+        {"sample": 1, "reference_tokens": None, "reference_log_probs": None},
+        {"sample": 0, "reference_tokens": None, "reference_log_probs": None},
+    ]
+
+
+def test_a_step_stored_before_the_references_were_is_read_without_them(tmp_path: Path) -> None:
+    path = write(tmp_path, 1, [one_group()])
+    older = read_table(tmp_path, 1).drop_columns(["reference_tokens", "reference_log_probs"])
+    pq.write_table(older.replace_schema_metadata({b"megatron_rlpr.rollouts": b"2"}), path)
+    assert read_rollouts(tmp_path, 1) == [one_group().group]
+    table = read_table(tmp_path, 1)
+    assert table.schema.equals(SCHEMA)
+    assert table["reference_tokens"].null_count == 2
+    pq.write_table(older, path)
+    with pytest.raises(UserError, match="different columns: reference_tokens, reference_log_probs"):
+        read_table(tmp_path, 1)
+
+
+@settings(max_examples=200)
+@given(st.text(max_size=30))
+def test_the_texts_of_tokens_make_the_text_of_all(text: str) -> None:
+    ids = BYTES.encode(text, add_special_tokens=False)
+    texts = token_texts(ids, BYTES.decode)
+    assert len(texts) == len(ids)
+    assert "".join(texts) == BYTES.decode(ids)
+
+
+def test_a_character_of_several_tokens_stands_at_its_last_one() -> None:
+    assert token_texts(list("né€".encode()), lambda ids: bytes(ids).decode(errors="replace")) == [
+        *("n", "", "é", "", "", "€")
+    ]
 
 
 def test_infinite_log_probs_survive(tmp_path: Path) -> None:
