@@ -37,6 +37,7 @@ data: environment  ## generate the quickstart's questions (complete ones are kep
 
 quickstart: checkpoint data  ## train the 135M model and show what it learnt (ARGS="key=value ..." changes keys)
 	$(VENV_PYTHON) -m tools.launch --nproc-per-node $(RANKS) pretrain_rlpr.py --config examples/quickstart/config.yaml $(ARGS)
+	@$(VENV_PYTHON) -m tools.report --config examples/quickstart/config.yaml $(ARGS)
 
 test: model lint  ## run lint, then all tests, two at a time (TESTERS=N; ARGS=... goes to pytest instead, and test-te is left out)
 	$(VENV_PYTHON) -m pytest $(or $(ARGS),$(SIDE_BY_SIDE))

@@ -129,10 +129,15 @@ def _matches(pattern: str, name: str) -> bool:
     return re.fullmatch(form, name) is not None
 
 
+def meaning(name: str) -> str | None:
+    """What a metric of a step or of a validation is; None where no table here explains it."""
+    known = STEP_METRICS | VALIDATION_METRICS
+    return next((text for pattern, text in known.items() if _matches(pattern, name)), None)
+
+
 def undocumented(names: Iterable[str]) -> list[str]:
     """Those of the names that no table here explains."""
-    known = [*STEP_METRICS, *VALIDATION_METRICS]
-    return [name for name in names if not any(_matches(pattern, name) for pattern in known)]
+    return [name for name in names if meaning(name) is None]
 
 
 def document() -> str:
