@@ -22,7 +22,7 @@ from megatron_rlpr.data.parquet import REQUIRED_COLUMNS, Row, checked_row, read_
 from megatron_rlpr.data.sources import grader_of
 from megatron_rlpr.grading.dispatch import own_answer
 from megatron_rlpr.grading.pool import GraderPool
-from megatron_rlpr.grading.result import GradeTask
+from megatron_rlpr.grading.result import GradeResult, GradeTask
 from megatron_rlpr.grading.tasks import prompt_text
 from megatron_rlpr.system import atomic_file
 from megatron_rlpr.system.sealed_folder import sha256
@@ -31,6 +31,8 @@ from tools.prepare_data.benchmarks import R1_SYSTEM, Convert, Question, Split
 from tools.prepare_data.foreign_rows import PlacedRow, count_rows, rows
 
 ROWS_AT_ONCE = 1024
+TIME_LIMIT_S = 60.0
+"""Of one grade: nobody waits for these, and a busy machine must not make a row bad."""
 FORMAT = 1
 """Part of what a file was made from: raise it when the same inputs would give other rows."""
 _MADE_FROM = b"megatron_rlpr.made_from"
@@ -117,7 +119,7 @@ def convert_files(
     outcome = Outcome()
     metadata = {**(schema.metadata or {}), _MADE_FROM: json.dumps(origin).encode()}
     schema = schema.with_metadata(metadata)
-    with atomic_file.replacing(target) as unfinished, closing(GraderPool()) as graders:
+    with atomic_file.replacing(target) as unfinished, closing(GraderPool(timeout_s=TIME_LIMIT_S)) as graders:
         with pq.ParquetWriter(unfinished, schema, compression="zstd", write_page_checksum=True) as writer:
             for done, chunk in _chunks(inputs, chosen):
                 good, bad = _good_records(chunk, to_record, split, graders, outcome)
@@ -175,7 +177,7 @@ def _good_records(
                 candidates.append((where, record, _own_task(checked_row(record, ""), split)))
         except UserError as error:
             bad.append(f"{where}: {str(error).removeprefix(': ')}")
-    verdicts = graders.grade_many([task for _, _, task in candidates])
+    verdicts = _verdicts([task for _, _, task in candidates], graders)
     for (where, record, task), verdict in zip(candidates, verdicts, strict=True):
         if verdict.accuracy == 1.0:
             good.append(record)
@@ -186,6 +188,15 @@ def _good_records(
                 f"{task.reference_answer!r:.100} right ({read})"
             )
     return good, bad
+
+
+def _verdicts(tasks: Sequence[GradeTask], graders: GraderPool) -> list[GradeResult]:
+    """What the graders say; those that reach no verdict in time, on a machine that is busy, are asked once more."""
+    verdicts = graders.grade_many(tasks)
+    again = [number for number, verdict in enumerate(verdicts) if verdict.reason]
+    for number, verdict in zip(again, graders.grade_many([tasks[number] for number in again]), strict=True):
+        verdicts[number] = verdict
+    return verdicts
 
 
 def _own_task(row: Row, split: Split) -> GradeTask:
