@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+import time
 from collections.abc import Callable
 
 from megatron_rlpr.system.disk import refusal
 from megatron_rlpr.types import UserError
+
+_SECONDS_FOR_THE_FIRST_RANK = 3
+"""It speaks for all: when it has ended, torchrun ends the others within so long, and no line is printed twice."""
 
 
 def tool_parser(name: str, description: str | None) -> argparse.ArgumentParser:
@@ -28,6 +33,9 @@ def exit_status(command: Callable[[], None]) -> int:
         mistake = error if isinstance(error, UserError) else refusal(error)
         if mistake is None:
             raise
-        print(f"error: {mistake}", file=sys.stderr)
+        rank = int(os.environ.get("RANK", "0"))
+        if rank:
+            time.sleep(_SECONDS_FOR_THE_FIRST_RANK)
+        print(f"error{f' on rank {rank}' if rank else ''}: {mistake}", file=sys.stderr, flush=True)
         return 2
     return 0

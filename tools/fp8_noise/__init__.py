@@ -1,7 +1,6 @@
 """How much FP8 disturbs the reward.
 
 __main__   the command line
-responses  labelled responses -> groups whose reference answers are spliced in
 precisions the policy in every precision: reference probabilities, and the gradient of an update
 noise      what differs between two precisions, in numbers
 plot       the same as a picture

@@ -67,10 +67,11 @@ def _measure(options: Namespace) -> None:
     from tools.fp8_noise.noise import compare_gradients, noise
     from tools.fp8_noise.plot import svg
     from tools.fp8_noise.precisions import PRECISIONS, REFERENCE, Workload
-    from tools.fp8_noise.responses import labelled_groups
+    from tools.labelled_responses import labelled_groups, read_labelled
 
     tokenizer = load_tokenizer(str(options.model))
-    labelled = labelled_groups(tokenizer, options.responses, options.limit, options.longest)
+    file, limit = options.responses, options.limit
+    labelled = labelled_groups(tokenizer, read_labelled(file), file, options.longest, at_least=2, limit=limit)
     sizes = [len(group.responses) for group in labelled.groups]
     workload = Workload(tokenizer, labelled.groups, options.trained, 2 * options.longest)
     print(f"{sum(sizes)} responses to {len(sizes)} questions, gradients of {min(options.trained, sum(sizes))}")

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from megatron_rlpr.types import DoubleArray
+from tools.pr_quality.area import area_under_curve
 
 Groups = Sequence[int]
 """How many responses every group has."""
@@ -63,16 +64,6 @@ def changed_signs(found: DoubleArray, reference: DoubleArray, groups: Groups) ->
         for a in members
     ]
     return float(np.mean(changed)) if changed else 0.0
-
-
-def area_under_curve(scores: DoubleArray, right: np.ndarray) -> float:
-    """Probability that a right answer scores higher than a wrong one, ties half (Mann and Whitney, 1947); nan when
-    there are not both."""
-    above, below = scores[right], scores[~right]
-    if not (len(above) and len(below)):
-        return float("nan")
-    difference = above[:, None] - below[None]
-    return float(((difference > 0) + 0.5 * (difference == 0)).mean())
 
 
 def compare_gradients(found: Sequence[torch.Tensor], reference: Sequence[torch.Tensor]) -> tuple[float, float]:

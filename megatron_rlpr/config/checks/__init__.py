@@ -20,8 +20,17 @@ def check(config: Config, world_size: int) -> None:
 
     Starts nothing and changes nothing.
     """
+    _raise_first(_refusals(config, world_size))
+
+
+def check_policy(config: Config, world_size: int) -> None:
+    """As `check`, for tools that build a policy alone: model.path, its weights, the actor's layout and precision."""
+    _raise_first(_policy_refusals(config, world_size))
+
+
+def _raise_first(refusals: Iterator[str]) -> None:
     try:
-        for refusal in _refusals(config, world_size):
+        for refusal in refusals:
             raise UserError(refusal)
     except OSError as error:  # a folder that may not be entered, a disk that fails
         raise UserError(f"{error.filename or 'a file of this configuration'} cannot be read: {error}") from error
@@ -34,3 +43,11 @@ def _refusals(config: Config, world_size: int) -> Iterator[str]:
 
     yield from machine.refusals(config)
     yield from model.refusals(config)
+
+
+def _policy_refusals(config: Config, world_size: int) -> Iterator[str]:
+    yield from pure.policy_refusals(config, world_size)
+    from megatron_rlpr.config.checks import machine, model
+
+    yield from machine.policy_refusals(config)
+    yield from model.policy_refusals(config)

@@ -29,14 +29,24 @@ def refusals(config: Config) -> Iterator[str]:
                 yield f"{key}: there is no file {file} (python -m tools.prepare_data makes data sets)"
     if config.rollout.replay:
         yield from _stored_rollouts(config.rollout.replay, runs / config.trainer.name)
+    yield from _converted(config)
+    yield from _engine_memory(config)
+    yield from _accelerator(config)
+
+
+def policy_refusals(config: Config) -> Iterator[str]:
+    """Those that concern a policy alone, without prompts, engines and a run."""
+    yield from _converted(config)
+    yield from _accelerator(config)
+
+
+def _converted(config: Config) -> Iterator[str]:
     converted = config.model.megatron_checkpoint
     if converted and not Path(converted).is_dir():
         yield (
             f"model.megatron_checkpoint: there is no folder {converted}; make it with "
             "checkpoint_conversion/hf_to_megatron.py, or leave the key empty to read the weights from model.path"
         )
-    yield from _engine_memory(config)
-    yield from _accelerator(config)
 
 
 def _stored_rollouts(replay: str, run_folder: Path) -> Iterator[str]:

@@ -17,6 +17,24 @@ from megatron_rlpr.weights.load_hf import open_hf_weights
 
 def refusals(config: Config) -> Iterator[str]:
     """One sentence for each reason why model.path cannot be trained with this configuration."""
+    yield from _folder(config)
+    shape = _shape(config)
+    yield from _layout(config, shape)
+    yield from _lengths(config, shape)
+    yield from _fp8(config, shape)
+    engine.check(config)
+    _check_weights(config, shape)
+
+
+def policy_refusals(config: Config) -> Iterator[str]:
+    """Those that concern a policy alone, without prompts, engines and a run."""
+    yield from _folder(config)
+    shape = _shape(config)
+    yield from _layout(config, shape)
+    _check_weights(config, shape)
+
+
+def _folder(config: Config) -> Iterator[str]:
     path = config.model.path
     if not path or not Path(path).is_dir():
         problem = " is empty" if not path else f"={path} is a file" if Path(path).is_file() else f": there is no {path}"
@@ -24,19 +42,22 @@ def refusals(config: Config) -> Iterator[str]:
             f"model.path{problem}: name the Hugging Face folder of the policy (config.json, tokenizer, safetensors); "
             "python -m tools.fetch_model puts a model into a local folder"
         )
-    folder = HfFolder(path)
+
+
+def _shape(config: Config) -> ModelShape:
+    folder = HfFolder(config.model.path)
     try:
         shape = model_shape(folder.config())
         folder.check_tokenizer()
         folder.check_companions()
     except UserError as error:
-        raise UserError(f"model.path={path}: {error}") from error
-    yield from _layout(config, shape)
-    yield from _lengths(config, shape)
-    yield from _fp8(config, shape)
-    engine.check(config)
+        raise UserError(f"model.path={config.model.path}: {error}") from error
+    return shape
+
+
+def _check_weights(config: Config, shape: ModelShape) -> None:
     try:
-        open_hf_weights(shape, path)
+        open_hf_weights(shape, config.model.path)
     except UserError as error:
         raise UserError(f"model.path: {error}") from error
 

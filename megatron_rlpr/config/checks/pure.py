@@ -40,6 +40,13 @@ def refusals(config: Config, world_size: int) -> Iterator[str]:
     yield from _fp8(config.actor)
 
 
+def policy_refusals(config: Config, world_size: int) -> Iterator[str]:
+    """Those that concern a policy alone, without prompts, engines and a run."""
+    yield from _ranges(config)
+    yield from _layout(config, world_size)
+    yield from _fp8(config.actor)
+
+
 def _ranges(config: Config) -> Iterator[str]:
     for key in all_keys().values():
         value = key.value(config)
