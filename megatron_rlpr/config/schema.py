@@ -72,6 +72,11 @@ class DataConfig:
     prompt_rewrite: Literal["none", "llama_gemma"] = key(
         "none", "llama_gemma: drop the system message and append the reference's answer-tag instruction to the user's"
     )
+    template: Literal["as_is", "R1", "R1_nothink", "plain"] = key(
+        "as_is",
+        "how prompts ask for the answer: as in the files, or in place of their system message R1's, R1's without think "
+        "tags, or a plain instruction behind the question; each but as_is needs its own reward.format_mode",
+    )
 
     @property
     def longest_prompt(self) -> int:

@@ -13,6 +13,7 @@ from megatron_rlpr.algorithm.std_filter import source_multipliers
 from megatron_rlpr.config.bounds import shown
 from megatron_rlpr.config.keys import all_keys
 from megatron_rlpr.config.schema import ActorConfig, Config
+from megatron_rlpr.data.prompt_templates import AS_IS, TEMPLATES
 from megatron_rlpr.reward.shaping import discrete_function, shaping_function
 
 _RAY_ONLY = (
@@ -189,6 +190,22 @@ def _reward(config: Config) -> Iterator[str]:
     discrete_function(config.reward.discrete_function_name)
     if config.data.prompt_rewrite == "llama_gemma" and config.reward.format_mode != "R1_nothink":
         yield "data.prompt_rewrite=llama_gemma asks for answer tags only: set reward.format_mode=R1_nothink"
+    yield from _template(config)
+
+
+def _template(config: Config) -> Iterator[str]:
+    name, mode = config.data.template, config.reward.format_mode
+    if name == AS_IS:
+        return
+    if config.data.prompt_rewrite != "none":
+        yield (
+            f"data.template={name} with data.prompt_rewrite={config.data.prompt_rewrite}: both write the instruction, "
+            "remove one"
+        )
+    wanted = TEMPLATES[name].format_mode
+    if mode != wanted:
+        tags = "think and answer tags" if wanted == "R1" else "answer tags only"
+        yield f"data.template={name} asks for {tags}: set reward.format_mode={wanted}, not {mode}"
 
 
 def _fp8(actor: ActorConfig) -> Iterator[str]:
