@@ -309,6 +309,17 @@ class EvaluationConfig:
         AT_LEAST_ONE,
     )
     score_reward: bool = key(True, "also compute the reference-probability reward of the validation responses")
+    judge_cache: str = key(
+        "",
+        "folder of the judge's answers, which several runs may share; empty: judge_answers in the run's folder",
+        PATH,
+    )
+    judge_parallel: int = key(16, "questions that the judge is asked at once", CPUS)
+    judge_timeout_s: int = key(120, "seconds the judge may take for one answer, after which it is asked again", SECONDS)
+    judge_time_limit_s: int = key(
+        1500, "seconds for all judging of one validation; what is not judged by then keeps the rules' verdict", SECONDS
+    )
+    judge_max_tokens: int = key(12288, "longest answer of the judge in tokens", TOKENS)
 
 
 @dataclass
@@ -360,6 +371,8 @@ FREE_TO_CHANGE = frozenset(
         *("rollout.gpu_memory_utilization", "rollout.enforce_eager"),
         *("actor.tensor_model_parallel_size", "actor.pipeline_model_parallel_size", "actor.sequence_parallel"),
         *("actor.context_parallel_size", "actor.expert_model_parallel_size", "actor.use_distributed_optimizer"),
+        *("evaluation.judge_cache", "evaluation.judge_parallel", "evaluation.judge_timeout_s"),
+        *("evaluation.judge_time_limit_s", "evaluation.judge_max_tokens"),
         *("actor.max_tokens_per_micro_batch", "actor.share_prefixes", "actor.head_chunk_rows"),
         *("actor.recompute_granularity", "actor.recompute_method", "actor.recompute_num_layers"),
         *("trainer.name", "trainer.runs_dir", "trainer.total_training_steps", "trainer.total_epochs", "trainer.resume"),

@@ -131,6 +131,8 @@ class HeldOutEvaluation:
         Prompts whose answers are stored already, of the same weights and settings, are neither generated nor judged
         again.
         """
+        if self.judge is not None:
+            self.judge.begin_validation()
         return [self._validate(one, strategy, step) for one in sets for strategy in self.config.evaluation.strategies]
 
     def _validate(self, one: ValidationSet, strategy: str, step: int) -> ValidationResult:
@@ -163,7 +165,7 @@ class HeldOutEvaluation:
             "precision": [config.actor.dtype, rollout.dtype, rollout.quantization, rollout.kv_cache_dtype],
             "reward": asdict(config.reward) if config.evaluation.score_reward else config.reward.format_mode,
             "scoring": [rollout.temperature, config.actor.fp8, config.actor.fp8_scoring],
-            "judge": [settings.model, settings.base_url] if settings else [],
+            "judge": settings.asked if settings else {},
         }
         return Answers(StepFolders(self.folder).path(step), f"{one.name}.{strategy}", made_from)
 
@@ -230,8 +232,9 @@ class HeldOutEvaluation:
         judge: dict[str, float] = {}
         if self.judge is not None:
             turned = sum(row["graded_by"] == "judge" for row in rows)
-            failed = failures.get("judge", Counter[str]()).total()
-            judge = {"judge_turned": turned / len(rows), "judge_failures": float(failed)}
+            failed = failures.get("judge", Counter[str]())
+            judge = {"judge_turned": turned / len(rows), "judge_failures": float(failed.total())}
+            judge |= {f"judge_failures/{kind.replace(' ', '_')}": float(count) for kind, count in failed.items()}
         return ValidationResult.of_rows(one.name, strategy, rows, judge)
 
     def _report(self, failures: Failures, responses: int) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from typing import Any
 
 from megatron_rlpr.data.sources import judge_question
 from megatron_rlpr.grading.answer_text import first_turn
@@ -63,6 +65,10 @@ in \\boxed{{}}."""
 )
 
 
+class NoReply(Exception):
+    """Why a response is not judged: the message names the kind."""
+
+
 def judge_prompt(task: GradeTask) -> str:
     """The user message to the judge. The response ends where a base model goes on with its own turn (quirk Q22)."""
     template = _MATHEMATICS_PROMPT if judge_question(task.data_source) == "mathematics" else _CHOICE_PROMPT
@@ -103,3 +109,22 @@ def recover_question(prompt_text: str) -> str:
         question = question.replace(phrase, "")
     question = question.strip().replace("What is the correct answer to this question: ", "")
     return question.replace("<|im_end|>", "").replace("<|im_start|>", "").strip()
+
+
+def reply_text(body: bytes) -> str:
+    """The text of the first choice of a chat completion, whoever wrote it. Raises NoReply when it holds none."""
+    try:
+        found: Any = json.loads(body)
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, a number of thousands of digits
+        raise NoReply("a reply that is no JSON") from error
+    choices = found.get("choices") if isinstance(found, dict) else None
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    message = choice.get("message") if isinstance(choice, dict) else None
+    if not isinstance(message, dict):
+        raise NoReply("a reply without a message")
+    text = message.get("content")
+    if not isinstance(text, str):
+        raise NoReply("a reply whose content is no text")
+    if not text.strip():
+        raise NoReply("empty reply")
+    return text.encode(errors="replace").decode()  # JSON may hold half a character, files may not

@@ -88,6 +88,7 @@ class ValidationSchedule:
             model=self.model,
             validation_set=last.name,
             decoding=last.strategy,
+            judge={f"{result.name}/{result.strategy}": result.judge for result in after if result.judge},
             other_sets={f"{r.name}/{r.strategy}": compare(first, r.per_prompt) for first, r in others},
         )
         self.evaluation.console.table(summary_table(summary))

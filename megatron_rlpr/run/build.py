@@ -24,7 +24,9 @@ from megatron_rlpr.config import loading
 from megatron_rlpr.config.schema import AlgorithmConfig, Config
 from megatron_rlpr.data.tokenizer import SpecialTokens, load_tokenizer
 from megatron_rlpr.evaluation.held_out import HeldOutEvaluation
-from megatron_rlpr.evaluation.judge import Judge, judge_settings
+from megatron_rlpr.evaluation.judge import Judge
+from megatron_rlpr.evaluation.judge_answers import JudgeAnswers
+from megatron_rlpr.evaluation.judge_settings import judge_settings
 from megatron_rlpr.evaluation.schedule import ValidationSchedule
 from megatron_rlpr.grading.pool import GraderPool
 from megatron_rlpr.grading.tasks import GradeTasks
@@ -119,11 +121,11 @@ def build_parts(config: Config) -> RunParts:
     resolved = loading.resolved(config)
     tracker = Tracker(config, folder, resolved, done, total_steps=steps, rank=layout.rank, console=console)
     rollouts = engines.rollouts(config, console)
-    judge = Judge(settings) if first and (settings := judge_settings()) else None  # the first rank grades
+    asks = judge(config, folder) if first else None  # the first rank grades
     exporter = WeightExporter(actor.chunks, shape, config.weights.bucket_mb)
     hand_over = HandOver(exporter, rollouts)
     evaluation = HeldOutEvaluation(
-        config, rollouts, scorer, graders, console, tasks, judge, folder.answers, lambda: hand_over.checksum, prints
+        config, rollouts, scorer, graders, console, tasks, asks, folder.answers, lambda: hand_over.checksum, prints
     )
     sets = [] if config.rollout.replay else held_out
     hf = HfExport(folder.hf, exporter, Path(config.model.path), config.trainer.keep_last)
@@ -201,6 +203,15 @@ def base_tables(config: Config, folder: RunFolder, names: Iterable[str], model: 
     return first_rank_decides(
         lambda: {name: BaseProbabilityTable.load(settings, folder.base_probabilities(name)) for name in names}
     )
+
+
+def judge(config: Config, folder: RunFolder) -> Judge | None:
+    """The judge that the environment names, with the answers it gave before; None where the rules alone decide."""
+    settings = judge_settings(evaluation=config.evaluation)
+    if settings is None:
+        return None
+    kept = Path(config.evaluation.judge_cache or folder.judge_answers)
+    return Judge(settings, JudgeAnswers(kept, settings.asked))
 
 
 def reward_manager(config: Config, tokenizer: Any, graders: GraderPool, tasks: GradeTasks) -> RewardManager:

@@ -28,6 +28,7 @@ class RunFolder:
         self.answers = path / "validation"  # step_000040/: every answer of a validation, see evaluation.answers
         self.summary = path / "summary.json"  # the first validation against the last one
         self.tensorboard = path / "tensorboard"
+        self.judge_answers = path / "judge_answers"  # the judge's replies, where evaluation.judge_cache names no folder
 
     def base_probabilities(self, prompt_set: str) -> Path:
         """The initial policy's base probabilities of a prompt set."""

@@ -105,6 +105,9 @@ VALIDATION_METRICS: dict[str, str] = {
     "val/{set}/{strategy}/response_length": "mean tokens of a response",
     "val/{set}/{strategy}/judge_turned": "share of responses the judge turned from wrong to right, if any",
     "val/{set}/{strategy}/judge_failures": "responses the judge gave no verdict on: the rules' stands",
+    "val/{set}/{strategy}/judge_failures/{cause}": (
+        "those of one cause, such as status_429, time_limit (of an answer), no_time_left (for the validation), given_up"
+    ),
     "val_{strategy}/test_acc/{source}": "the reference's name: mean accuracy over the prompts of a data source",
     "val_{strategy}/test_acc_low/{source}": "lower end of its 95% interval",
     "val_{strategy}/test_acc_high/{source}": "upper end",
@@ -175,7 +178,8 @@ One JSON object a validation. `{{set}}` is the name of the file without its endi
 The first and the last validation side by side, on the same prompts with the same decoding: for `reward`, `format` and
 `accuracy` the mean with its 95% interval (`low`, `high`), and under `difference` the mean paired difference with its
 interval, the two-sided p-value of the sign test, and whether the two intervals are disjoint. Besides `steps`,
-`wall_time_s` and `peak_memory_gb`.
+`wall_time_s` and `peak_memory_gb`. `judge`: what the judge did in the last validation, by set and strategy, under the
+names above; empty without one.
 """
 
 

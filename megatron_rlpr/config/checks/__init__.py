@@ -41,7 +41,7 @@ def _refusals(config: Config, world_size: int) -> Iterator[str]:
     yield from pure.refusals(config, world_size)
     from megatron_rlpr.config.checks import machine, model  # slow to import, and not needed to refuse keys
 
-    yield from machine.refusals(config)
+    yield from machine.refusals(config, world_size)
     yield from model.refusals(config)
 
 

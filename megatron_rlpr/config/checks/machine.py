@@ -9,17 +9,17 @@ from pathlib import Path
 import psutil
 
 from megatron_rlpr.config.schema import Config
-from megatron_rlpr.evaluation.judge import judge_settings
+from megatron_rlpr.evaluation.judge_settings import judge_settings
 from megatron_rlpr.tracking import wandb_sink
 
 
-def refusals(config: Config) -> Iterator[str]:
-    """One sentence for each thing that is missing here."""
+def refusals(config: Config, world_size: int) -> Iterator[str]:
+    """One sentence for each thing that is missing here, for a run of world_size processes."""
     runs = Path(config.trainer.runs_dir)
     if runs.exists() and not runs.is_dir():
         yield f"trainer.runs_dir={runs} is a file, not a folder"
     if config.data.val_files:
-        judge_settings()  # refuses an environment that names a judge it cannot ask
+        yield from _judge(config, world_size)
     if wandb_sink.wanted(config.tracking.wandb):
         wandb_sink.check(config.tracking.wandb_project)
     training = [] if config.trainer.val_only else config.data.train_files  # a validation reads none of them
@@ -47,6 +47,25 @@ def _converted(config: Config) -> Iterator[str]:
             f"model.megatron_checkpoint: there is no folder {converted}; make it with "
             "checkpoint_conversion/hf_to_megatron.py, or leave the key empty to read the weights from model.path"
         )
+
+
+def _judge(config: Config, world_size: int) -> Iterator[str]:
+    """judge_settings itself refuses an environment that names a judge it cannot ask."""
+    if judge_settings() is None:
+        return
+    limit, patience = config.evaluation.judge_time_limit_s, config.trainer.collective_timeout_s
+    if world_size > 1 and limit >= patience:
+        yield (
+            f"evaluation.judge_time_limit_s={limit} must be less than trainer.collective_timeout_s={patience}: the "
+            "other ranks wait while the first one judges"
+        )
+    folder = Path(config.evaluation.judge_cache)
+    if (
+        config.evaluation.judge_cache
+        and folder.exists()
+        and not (folder.is_dir() and os.access(folder, os.R_OK | os.W_OK | os.X_OK))
+    ):
+        yield f"evaluation.judge_cache={folder} is no folder that this run can write to: choose another"
 
 
 def _stored_rollouts(replay: str, run_folder: Path) -> Iterator[str]:

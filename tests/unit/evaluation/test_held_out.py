@@ -4,6 +4,8 @@ did."""
 from __future__ import annotations
 
 import io
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -13,13 +15,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch.distributed as dist
-from judge_server import JudgeServer
+from judge_server import JudgeServer, http, raw_server
 
 from megatron_rlpr.config.schema import Config
 from megatron_rlpr.data.dataset import PromptSet
 from megatron_rlpr.data.tokenizer import SpecialTokens
 from megatron_rlpr.evaluation.held_out import VALIDATION_STEP, HeldOutEvaluation, ValidationResult, ValidationSet
-from megatron_rlpr.evaluation.judge import Judge, JudgeSettings, judge_settings
+from megatron_rlpr.evaluation.judge import Judge
+from megatron_rlpr.evaluation.judge_settings import JudgeSettings, judge_settings
 from megatron_rlpr.evaluation.validation_metrics import validation_metrics
 from megatron_rlpr.grading.pool import GraderPool
 from megatron_rlpr.grading.tasks import GradeTasks
@@ -102,7 +105,8 @@ def test_what_the_judge_fails_to_judge_keeps_its_verdict_and_is_counted(tmp_path
     result, printed = validate(tmp_path, Judge(JudgeSettings("qwen", server.url + "/v1", "none", retries=0)))
     server.stop()
     assert result.per_prompt["accuracy"] == [0.5, 0.0]
-    assert result.judge == {"judge_turned": 0.0, "judge_failures": 3.0}
+    assert result.judge == {"judge_turned": 0.0, "judge_failures": 3.0, "judge_failures/status_400": 3.0}
+    assert undocumented(result.metrics()) == []
     assert printed == "the judge failed to judge 3 of 4 responses: 3 status 400\n"
 
 
@@ -142,3 +146,39 @@ def test_what_no_grader_could_judge_is_reported(tmp_path: Path) -> None:
     result, printed = validate(tmp_path, None, endless)
     assert result.per_prompt["accuracy"] == [0.5, 0.0]
     assert printed == "the graders failed to judge 1 of 4 responses: 1 time limit\n"
+
+
+PAGE = b"<html>It works!</html>"
+FAILURES: dict[str, tuple[list[bytes], str]] = {
+    "garbage": ([http(b"\x00\xff\xfe")], "a_reply_that_is_no_JSON"),
+    "429": ([http(b"", "429 Too Many Requests", "text/plain", "Retry-After: 3600")], "status_429"),
+    "half a reply": ([b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n{"], "RemoteProtocolError"),
+    "wrong content type": ([http(PAGE, "200 OK", "text/html")], "a_reply_that_is_no_JSON"),
+    "slow": ([b""], "time_limit"),
+    "down": ([], "ConnectError"),
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_where_the_judge_fails_the_figures_are_those_of_the_rules(tmp_path: Path, failure: str) -> None:
+    pieces, cause = FAILURES[failure]
+    over = threading.Event()
+
+    def answer() -> Iterator[bytes]:
+        yield from pieces
+        if failure == "slow":
+            over.wait()
+
+    with raw_server(answer) as url:
+        address = "http://127.0.0.1:9" if failure == "down" else url
+        settings = JudgeSettings("qwen", address + "/v1", "none", timeout_s=0.5 if failure == "slow" else 60, retries=1)
+        begun = time.monotonic()
+        judged, printed = validate(tmp_path / "judged", Judge(settings))
+        took = time.monotonic() - begun
+        over.set()
+    rules, _ = validate(tmp_path / "rules", None)
+    assert judged.per_prompt == rules.per_prompt
+    assert {n: v for n, v in judged.metrics().items() if "judge" not in n} == rules.metrics()
+    assert judged.judge["judge_failures"] == judged.judge[f"judge_failures/{cause}"] == 3
+    assert printed.startswith("the judge failed to judge 3 of 4 responses: 3 ")
+    assert took < 30

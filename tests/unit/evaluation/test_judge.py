@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from judge_server import Answer, JudgeServer
 
-from megatron_rlpr.evaluation.judge import Judge, JudgeSettings, judge_settings
+from megatron_rlpr.evaluation.judge import Judge
 from megatron_rlpr.evaluation.judge_prompts import judge_prompt, recover_question
+from megatron_rlpr.evaluation.judge_settings import JudgeSettings, judge_settings
 from megatron_rlpr.grading.multiple_choice import option_text
 from megatron_rlpr.grading.result import GradeResult, GradeTask
 from megatron_rlpr.grading.tasks import prompt_text
@@ -61,7 +62,7 @@ def test_a_wrong_answer_is_turned_right_and_a_right_one_is_not_asked_about(
 def test_a_judge_cannot_turn_right_into_wrong(serve: Callable[[Answer], JudgeServer]) -> None:
     server = serve(lambda request, _: (200, "\\boxed{N}"))
     judge = quick(server.url, every_response=True)
-    assert [r.accuracy for r in judge.judge_many([task(), task()], [RIGHT, WRONG])] == [1.0, 0.0]
+    assert [r.accuracy for r in judge.judge_many([task(), task(response="half")], [RIGHT, WRONG])] == [1.0, 0.0]
     assert len(server.requests) == 2
 
 
@@ -102,7 +103,8 @@ def test_failures_are_counted_by_kind_and_leave_the_rules_verdict(serve: Callabl
 
 def test_a_dead_judge_is_given_up_soon(serve: Callable[[Answer], JudgeServer]) -> None:
     judge = quick("http://127.0.0.1:9", retries=0, parallel=1)
-    assert judge.judge_many([task()] * 40, [WRONG] * 40) == [WRONG] * 40
+    tasks = [task(response=f"one half, try {number}") for number in range(40)]
+    assert judge.judge_many(tasks, [WRONG] * 40) == [WRONG] * 40
     assert judge.failures == {"ConnectError": 8, "given up": 32}
 
 
@@ -121,7 +123,7 @@ def test_the_environment_variables_of_the_reference_choose_the_judge() -> None:
 def test_a_missing_key_and_a_bad_address_are_refused() -> None:
     with pytest.raises(UserError, match="OPENAI_API_KEY"):
         judge_settings({"USED_MODEL": "gpt-4o"})
-    with pytest.raises(UserError, match=r"CLIENT_IP='127.0.0.1:8001'.*http://127"):
+    with pytest.raises(UserError, match=r"CLIENT_IP is no address.*http://127"):
         judge_settings({"CLIENT_IP": "127.0.0.1:8001"})
 
 

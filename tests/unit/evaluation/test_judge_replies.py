@@ -3,59 +3,22 @@
 from __future__ import annotations
 
 import gzip
-import json
-import socket
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from judge_server import completion, http, raw_server
 
-from megatron_rlpr.evaluation.judge import Judge, JudgeSettings, NoReply, judge_settings, reply_text
+from megatron_rlpr.evaluation.judge import Judge
+from megatron_rlpr.evaluation.judge_prompts import NoReply, reply_text
+from megatron_rlpr.evaluation.judge_settings import JudgeSettings, judge_settings
 from megatron_rlpr.grading.result import GradeResult, GradeTask
 from megatron_rlpr.types import UserError
 
 TASK = GradeTask("Math-500_Avg2", "one half", "0.5", "user\nWhat is half of 1?\nassistant\n")
 WRONG = GradeResult(0.0, 1.0, "0.25")
-
-
-def http(body: bytes, status: str = "200 OK", kind: str = "application/json", *more: str) -> bytes:
-    head = [f"HTTP/1.1 {status}", f"Content-Type: {kind}", f"Content-Length: {len(body)}", "Connection: close", *more]
-    return "\r\n".join([*head, "", ""]).encode() + body
-
-
-def completion(message: Any) -> bytes:
-    return json.dumps({"choices": [{"index": 0, "message": message}]}).encode()
-
-
-@contextmanager
-def server(pieces: Callable[[], Iterable[bytes]]) -> Iterator[str]:
-    """The address of a server that reads a request and sends the pieces, then hangs up."""
-    with closing(socket.create_server(("127.0.0.1", 0))) as listening:
-
-        def answer(connection: socket.socket) -> None:
-            with closing(connection):
-                asked = b""
-                while b'"max_tokens"' not in asked and (more := connection.recv(65536)):
-                    asked += more
-                try:
-                    for piece in pieces():
-                        connection.sendall(piece)
-                except OSError:
-                    """The judge has had enough."""
-
-        def serve() -> None:
-            while True:
-                try:
-                    connection, _ = listening.accept()
-                except OSError:
-                    return
-                threading.Thread(target=answer, args=(connection,), daemon=True).start()
-
-        threading.Thread(target=serve, daemon=True).start()
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
 
 
 def drip(head: bytes = b"") -> Iterator[bytes]:
@@ -124,24 +87,25 @@ ANSWERS: dict[str, tuple[Callable[[], Iterable[bytes]], str]] = {
 
 
 def ask(url: str, tasks: int = 1, **changes: Any) -> tuple[list[GradeResult], dict[str, int]]:
-    judge = Judge(JudgeSettings("qwen", url + "/v1", "none", **{"timeout_s": 10.0, "retries": 0} | changes))
-    return judge.judge_many([TASK] * tasks, [WRONG] * tasks), judge.failures
+    judge = Judge(JudgeSettings("qwen", url + "/v1", "none", **{"timeout_s": 60.0, "retries": 0} | changes))
+    different = [replace(TASK, response_text=f"one half ({number})") for number in range(tasks)]
+    return judge.judge_many(different, [WRONG] * tasks), judge.failures
 
 
 @pytest.mark.parametrize("name", ANSWERS)
 def test_anything_but_a_reply_is_counted_by_its_cause_and_the_rules_verdict_stands(name: str) -> None:
     pieces, cause = ANSWERS[name]
     begun = time.monotonic()
-    with server(pieces) as url:
-        results, failures = ask(url, timeout_s=0.5 if cause == "time limit" else 10.0)
+    with raw_server(pieces) as url:
+        results, failures = ask(url, timeout_s=0.5 if cause == "time limit" else 60.0)
     assert results == [WRONG]
     assert failures == {cause: 1}
-    assert time.monotonic() - begun < 20
+    assert time.monotonic() - begun < 60
 
 
 def test_a_whole_reply_of_an_unusual_kind_is_read() -> None:
     good = gzip.compress(GOOD)
-    with server(lambda: [http(good, "200 OK", "text/plain", "Content-Encoding: gzip")]) as url:
+    with raw_server(lambda: [http(good, "200 OK", "text/plain", "Content-Encoding: gzip")]) as url:
         results, failures = ask(url)
     assert [result.accuracy for result in results] == [1.0]
     assert not failures
@@ -155,13 +119,13 @@ def test_what_may_pass_is_asked_again_and_what_may_not_is_not() -> None:
             sent.append(http(b"", status))
             return sent[-1:]
 
-        with server(pieces) as url:
+        with raw_server(pieces) as url:
             assert ask(url, retries=1)[0] == [WRONG]
         assert len(sent) == requests
 
 
 def test_a_server_that_never_says_anything_sensible_is_given_up() -> None:
-    with server(lambda: [http(b"<html>")]) as url:
+    with raw_server(lambda: [http(b"<html>")]) as url:
         _, failures = ask(url, tasks=40, parallel=1)
     assert failures == {NO_JSON: 8, "given up": 32}
 
@@ -173,12 +137,12 @@ def test_a_body_is_read_by_its_shape(body: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "address", ["127.0.0.1:8001", "http://", "http://x:y", "http://h:70000", "ftp://x", "http://\0"]
+    "address", ["127.0.0.1:8001", "http://", "http://x:y", "http://h:70000", "ftp://x", "http://\0", "http://h p"]
 )
 @pytest.mark.parametrize("variable", ["CLIENT_IP", "OPENAI_API_BASE"])
 def test_an_address_that_cannot_be_asked_is_refused(variable: str, address: str) -> None:
     model = {"USED_MODEL": "gpt-4.1", "OPENAI_API_KEY": "key"} if variable == "OPENAI_API_BASE" else {}
-    with pytest.raises(UserError, match=f"{variable}=.* is no address of a judge"):
+    with pytest.raises(UserError, match=f"{variable} is no address of a judge"):
         judge_settings({variable: address, **model})
 
 
