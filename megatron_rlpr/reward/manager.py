@@ -20,6 +20,7 @@ from megatron_rlpr.grading.format import format_score, rule_format_score
 from megatron_rlpr.reward.answer_tags import extract_answer
 from megatron_rlpr.reward.base_probability import base_requests
 from megatron_rlpr.reward.probability import aggregate
+from megatron_rlpr.reward.reasoning import empty_response
 from megatron_rlpr.reward.repetition import repetition_penalty
 from megatron_rlpr.reward.shaping import discrete_function, shaping_function
 from megatron_rlpr.reward.splice import SpliceLimits, splice_texts
@@ -62,6 +63,7 @@ class RewardManager:
         self._shape = shaping_function(config.shaping_function_name)
         self._discretise = discrete_function(config.discrete_function_name)
         self._special_tokens = SpecialTokens.of(tokenizer)
+        self._empty = empty_response(tokenizer, config.format_mode)
 
     @property
     def uses_probability(self) -> bool:
@@ -87,6 +89,22 @@ class RewardManager:
     def base_probability(self, scores: TokenScores) -> float:
         """The base probability from the answer to a base_request; never rounded, no added token (spec section 2.6)."""
         return aggregate(scores.log_probs, self._config.compute_score_name)
+
+    def reference_probability(self, scores: TokenScores | None) -> float:
+        """The reference probability from the answer to a reference_request; 0 where there was none."""
+        if scores is None:
+            return 0.0
+        config = self._config
+        cap_last = config.gt_tokens_one_more and config.gt_tokens_one_more_adjusted
+        return aggregate(
+            scores.log_probs, config.compute_score_name, cap_last=cap_last, bf16_rounding=config.score_bf16_rounding
+        )
+
+    def requests_without_reasoning(self, prompts: Sequence[Prompt]) -> list[ScoreRequest | None]:
+        """What to score for the prompts' reference probabilities with no reasoning (`reward.reasoning`); None as in
+        reference_requests."""
+        empty = [RolloutGroup(prompt, (self._empty,)) for prompt in prompts]
+        return [request for (request,) in self.reference_requests(empty)]
 
     def rewards(
         self,
@@ -123,7 +141,7 @@ class RewardManager:
         graded = self._is_graded(prompt)
         parts = ResponseReward(
             reward=0.0,
-            reference_probability=accuracy if graded else self._reference_probability(scores),
+            reference_probability=accuracy if graded else self.reference_probability(scores),
             base_probability=0.0 if graded else base_probability,
             format=format_score(response.text, config.format_mode),
             repetition=self._repetition(response) if config.repetition_penalty else 0.0,
@@ -155,15 +173,6 @@ class RewardManager:
     def _graded_reward(self, prompt: Prompt, response: Response, accuracy: float) -> float:
         prompt_text = "\n".join(message["content"] for message in prompt.messages)
         return 0.9 * accuracy + 0.1 * rule_format_score(response.text, prompt_text, self._config.format_mode)
-
-    def _reference_probability(self, scores: TokenScores | None) -> float:
-        if scores is None:
-            return 0.0
-        config = self._config
-        cap_last = config.gt_tokens_one_more and config.gt_tokens_one_more_adjusted
-        return aggregate(
-            scores.log_probs, config.compute_score_name, cap_last=cap_last, bf16_rounding=config.score_bf16_rounding
-        )
 
     def _is_graded(self, prompt: Prompt) -> bool:
         return self._config.reward_type == "pr+vr" and is_verified(prompt.data_source)

@@ -9,6 +9,7 @@ import numpy as np
 
 from megatron_rlpr.data.tokenizer import encode
 from megatron_rlpr.grading.format import CLOSE_ANSWER, CLOSE_THINK, OPEN_ANSWER, OPEN_THINK, format_score
+from megatron_rlpr.reward.reasoning import reasoning_metrics
 from megatron_rlpr.types import ScoredGroup
 
 BINS = 10
@@ -34,14 +35,17 @@ def final_reward_distribution(rewards: Iterable[float]) -> dict[str, float]:
 
 
 def length_metrics(tokenizer: Any, groups: Sequence[ScoredGroup], format_mode: str) -> dict[str, float]:
-    """think_length/ and answer_length/ {mean, max, min} in tokens over all responses; empty without any.
+    """think_length/ and answer_length/ {mean, max, min} in tokens over all responses, and `reasoning_metrics`; empty
+    without any.
 
     Reasoning is what the think tags hold, or with R1_nothink what comes before the answer tag; white space at the ends
     of both parts is not counted, and both are 0 for a response whose format is wrong.
     """
-    parts = [text for g in groups for r in g.group.responses for text in _parts(r.text, format_mode)]
+    responses = [response for group in groups for response in group.group.responses]
+    parts = [text for response in responses for text in _parts(response.text, format_mode)]
     counts = [len(encoding) for encoding in encode(tokenizer, parts)]
-    metrics: dict[str, float] = {}
+    right = [format_score(response.text, format_mode) == 1 for response in responses]
+    metrics = reasoning_metrics(groups, counts[::2], right)
     for name, values in (("think_length", counts[::2]), ("answer_length", counts[1::2])) if counts else ():
         metrics[f"{name}/mean"] = sum(values) / len(values)
         metrics[f"{name}/max"] = float(max(values))

@@ -113,6 +113,17 @@ class GroupScorer:
                 raise UserError(f"prompt {group.group.prompt.index} of {prompt_set}: a response's {_NO_NUMBERS}")
         return scored
 
+    def without_reasoning(self, prompts: Sequence[Prompt], progress: TokensDone | None = None) -> list[float | None]:
+        """The policy's reference probability of every prompt when nothing is reasoned; None where there is none.
+
+        A call of its own: in that of `score` its sequences would share the prompts, but they would also change which
+        sequences are computed together, and with it the last digits of what the policy is trained on.
+        """
+        requests = self._rewards.requests_without_reasoning(prompts)
+        with self._clock.phase("score"):
+            scores = iter(self._policy.score([request for request in requests if request is not None], progress))
+        return [None if request is None else self._rewards.reference_probability(next(scores)) for request in requests]
+
     def _stored_base(self, prompt: Prompt, prompt_set: str) -> float:
         return self._tables[prompt_set].probability(prompt) if self._base == "initial" else 0.0
 

@@ -53,6 +53,7 @@ from megatron_rlpr.system.decisions import first_rank_decides, gather_or_raise
 from megatron_rlpr.system.disk import writing
 from megatron_rlpr.system.process_environment import default_threads
 from megatron_rlpr.system.step_folders import StepFolders
+from megatron_rlpr.tracking.collapse_alarm import CollapseAlarm
 from megatron_rlpr.tracking.console import Console
 from megatron_rlpr.tracking.step_metrics import peak_all_ranks_gb
 from megatron_rlpr.tracking.tracker import Tracker
@@ -127,7 +128,7 @@ def build_parts(config: Config) -> RunParts:
     evaluation = HeldOutEvaluation(
         config, rollouts, scorer, graders, console, tasks, asks, folder.answers, lambda: hand_over.checksum, prints
     )
-    sets = [] if config.rollout.replay else held_out
+    sets, alarm = [] if config.rollout.replay else held_out, CollapseAlarm(config.tracking)
     hf = HfExport(folder.hf, exporter, Path(config.model.path), config.trainer.keep_last)
     return RunParts(
         config=config,
@@ -154,11 +155,13 @@ def build_parts(config: Config) -> RunParts:
             peak_all_ranks_gb,
             folder.summary,
             config.model.path,
+            lambda: alarm.raised,
         ),
         checkpoints=checkpoints,
         hf_export=hf if config.trainer.export_hf else None,
         resume_step=done,
         tracker=tracker,
+        collapse_alarm=alarm,
         console=console,
         clock=clock,
         total_steps=steps,

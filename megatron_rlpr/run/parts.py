@@ -20,6 +20,7 @@ from megatron_rlpr.rollout.engine import Rollouts
 from megatron_rlpr.rollout.ray.pipeline import RolloutPipeline
 from megatron_rlpr.run.folder import RunFolder
 from megatron_rlpr.system.clock import Clock
+from megatron_rlpr.tracking.collapse_alarm import CollapseAlarm
 from megatron_rlpr.tracking.console import Console
 from megatron_rlpr.tracking.tracker import Tracker
 from megatron_rlpr.weights.handover import HandOver
@@ -56,6 +57,7 @@ class RunParts:
     hf_export: HfExport | None
     resume_step: int
     tracker: Tracker
+    collapse_alarm: CollapseAlarm
     console: Console
     clock: Clock
     total_steps: int

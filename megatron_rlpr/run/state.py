@@ -17,7 +17,8 @@ from megatron_rlpr.types import UserError
 
 _STATE = {
     "step": int,
-    **dict.fromkeys(("prompts", "std_filter", "kl_controller", "validation", "random", "config", "fingerprints"), dict),
+    **dict.fromkeys(("prompts", "std_filter", "kl_controller", "collapse_alarm", "validation", "random"), dict),
+    **dict.fromkeys(("config", "fingerprints"), dict),
 }
 
 
@@ -84,6 +85,7 @@ def resume(parts: RunParts) -> int:
             parts.std_filter.load_state_dict(state["std_filter"])
             parts.kl_controller.load_state_dict(state["kl_controller"])
         parts.validation.load_state_dict(state["validation"])
+        parts.collapse_alarm.load_state_dict(state["collapse_alarm"])
         restore_random_state(state["random"])
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         why = f"{type(error).__name__}: {error}"
@@ -134,6 +136,7 @@ def _remembered(parts: RunParts, step: int) -> Callable[[], dict[str, Any]]:
     now = {
         "std_filter": parts.std_filter.state_dict(),
         "kl_controller": parts.kl_controller.state_dict(),
+        "collapse_alarm": parts.collapse_alarm.state_dict(),
         "random": random_state(),
     }
     return lambda: {

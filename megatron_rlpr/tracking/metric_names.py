@@ -40,6 +40,13 @@ STEP_METRICS: dict[str, str] = {
     "response_length/truncated_fraction": "share of responses cut at data.max_response_length",
     "think_length/{end}": "mean, max, min tokens of the reasoning; 0 in a response with wrong tags",
     "answer_length/{end}": "mean, max, min tokens between the answer tags; 0 in a response with wrong tags",
+    "reasoning/length": "mean tokens of the reasoning of responses with the right tags",
+    "reasoning/share": "mean share of such a response's tokens that are reasoning",
+    "reasoning/gain": (
+        "mean reference probability minus that of the same policy with the reasoning left out, over responses the "
+        "reference answer was spliced into (tracking.reasoning_gain)"
+    ),
+    "reasoning/probability_without": "mean reference probability of these with the reasoning left out: the tags alone",
     "prompt_length/mean": "mean tokens of a prompt",
     "prompt_length/max": "tokens of the longest prompt",
     "actor/loss": "value of the whole loss: policy gradient, entropy bonus and KL",
@@ -178,8 +185,9 @@ One JSON object a validation. `{{set}}` is the name of the file without its endi
 The first and the last validation side by side, on the same prompts with the same decoding: for `reward`, `format` and
 `accuracy` the mean with its 95% interval (`low`, `high`), and under `difference` the mean paired difference with its
 interval, the two-sided p-value of the sign test, and whether the two intervals are disjoint. Besides `steps`,
-`wall_time_s` and `peak_memory_gb`. `judge`: what the judge did in the last validation, by set and strategy, under the
-names above; empty without one.
+`wall_time_s` and `peak_memory_gb`. `collapse_warnings`: measure, step, value at the start and then, for every warning
+of the collapse alarm (`tracking.collapse_*`). `judge`: what the judge did in the last validation, by set and strategy,
+under the names above; empty without one.
 """
 
 

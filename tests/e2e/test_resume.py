@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import shutil
 import signal
@@ -68,12 +69,16 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(workplace: Workplace, u
 def test_a_replay_killed_while_it_writes_a_checkpoint_goes_on_from_the_one_before(
     workplace: Workplace, undisturbed: str, replayed: str
 ) -> None:
-    replay = (f"rollout.replay={workplace.run_folder(undisturbed) / 'rollouts'}", "trainer.keep_last=1")
+    """It does not track the reasoning gain, as the other does: that changes nothing else."""
+    rollouts = f"rollout.replay={workplace.run_folder(undisturbed) / 'rollouts'}"
+    replay = (rollouts, "trainer.keep_last=1", "tracking.reasoning_gain=false")
     killed(workplace, "killed_replay", 0, lambda folder: (folder / ".partial_step_000006").exists(), *replay)
     assert workplace.checkpoints("killed_replay") == [".partial_step_000006", "step_000003"]
     output = workplace.train("killed_replay", 0, *replay)
     assert f"resumed {workplace.run_folder('killed_replay')}/checkpoints/step_000003" in output
-    assert_same_run(workplace, "killed_replay", replayed)
+    assert_same_run(workplace, "killed_replay", replayed, tracked=False)
+    assert all("reasoning/gain" not in step for step in workplace.metrics("killed_replay"))
+    assert all(math.isfinite(step["reasoning/gain"]) for step in workplace.metrics(replayed))
     assert workplace.checkpoints("killed_replay") == ["step_000006"], (
         "keep_last=1 removes the older one, and nothing unfinished is left"
     )

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from megatron_rlpr.config.loading import load_config
 from megatron_rlpr.rollout.store import SCHEMA
+from megatron_rlpr.tracking.collapse_alarm import CollapseAlarm
 from megatron_rlpr.tracking.metric_names import REQUIRED, undocumented
 from megatron_rlpr.weights.hf_folder import HfFolder
 
@@ -51,6 +52,9 @@ def test_every_step_reports_the_documented_names_and_no_others(workplace: Workpl
             "answer_length/max",
             "final_reward_dist/final_reward=0",
             "filter/rate",
+            "reasoning/gain",
+            "reasoning/length",
+            "reasoning/share",
         } <= step.keys()
     for record in (*metrics, *workplace.validations(undisturbed)):
         assert undocumented(record) == []
@@ -142,6 +146,18 @@ def test_the_summary_compares_the_first_and_the_last_validation(workplace: Workp
             summary["after"][measure]["mean"] - summary["before"][measure]["mean"]
         )
         assert 0 < difference["p_value"] <= 1
+
+
+def test_a_warning_of_collapsing_reasoning_names_its_step_on_the_console_and_in_the_summary(
+    workplace: Workplace, undisturbed: str
+) -> None:
+    alarm = CollapseAlarm(load_config(["--config", str(workplace.run_folder(undisturbed) / "config.yaml")]).tracking)
+    lines = [line for step in workplace.metrics(undisturbed) for line in alarm.watch(step["step"], step)]
+    assert lines, "the recipe's bounds are narrow"
+    printed = (workplace.folder / f"{undisturbed}.log").read_text().splitlines()
+    assert [line for line in printed if line.startswith("warning: step ")] == lines
+    summary = json.loads((workplace.run_folder(undisturbed) / "summary.json").read_text())
+    assert summary["collapse_warnings"] == alarm.raised
 
 
 def test_tensorboard_shows_the_numbers_of_metrics_jsonl(workplace: Workplace, undisturbed: str) -> None:

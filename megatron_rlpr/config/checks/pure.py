@@ -91,6 +91,8 @@ def _idle_keys(config: Config) -> Iterator[str]:
         idle |= dict.fromkeys(_RAY_ONLY, "with rollout.placement=colocated: set rollout.placement=ray or remove it")
     if not config.data.val_files:
         idle["trainer.test_freq"] = "without data.val_files"
+    if not config.tracking.reasoning_gain:
+        idle["tracking.collapse_gain_share"] = "without tracking.reasoning_gain=true"
     if not config.reward.gt_tokens_one_more:
         idle["reward.gt_tokens_one_more_adjusted"] = "without reward.gt_tokens_one_more=true"
     if config.filter.mode == "EMA":

@@ -43,6 +43,8 @@ def contradictions(config: Config, world: int) -> list[str]:
         ),
         "idle frequency": trainer.test_freq != DEFAULTS.trainer.test_freq and not data.val_files,
         "idle cap": reward.gt_tokens_one_more_adjusted and not reward.gt_tokens_one_more,
+        "idle share": not config.tracking.reasoning_gain
+        and config.tracking.collapse_gain_share != DEFAULTS.tracking.collapse_gain_share,
         "idle bound": rules.mode == "EMA" and rules.accuracy_lower_bound != 0,
         "idle rate": actor.lr_decay_style == "constant" and actor.min_lr != 0,
         "store and engines": ray and bool(rollout.replay),
