@@ -327,6 +327,23 @@ def test_a_judge_that_cannot_be_asked_is_refused_when_something_is_validated(
     assert "set OPENAI_API_KEY" in refusal(run("data.val_files={here}/val.parquet", "evaluation.score_reward=false"))
 
 
+def test_a_judge_may_not_take_longer_than_other_ranks_wait_and_needs_a_folder_for_its_answers(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    validated = ["data.val_files={here}/val.parquet", "evaluation.score_reward=false"]
+    slow = run(*validated, "evaluation.judge_time_limit_s=600", "trainer.collective_timeout_s=600")
+    (tmp_path / "file").write_text("")
+    no_folder = run(*validated, f"evaluation.judge_cache={tmp_path / 'file'}")
+    for variable in ("USED_MODEL", "CLIENT_IP"):
+        monkeypatch.delenv(variable, raising=False)
+    check(slow, 2)
+    check(no_folder, 1)
+    monkeypatch.setenv("CLIENT_IP", "http://127.0.0.1:8001")
+    check(slow, 1)
+    assert "judge_time_limit_s=600 must be less than trainer.collective_timeout_s=600" in refusal(slow, 2)
+    assert "evaluation.judge_cache=" in refusal(no_folder)
+
+
 def test_keys_are_refused_without_waiting_for_torch() -> None:
     program = (
         "import sys; from megatron_rlpr.config import checks, loading\n"
