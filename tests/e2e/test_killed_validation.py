@@ -13,7 +13,7 @@ from training_runs import Workplace
 
 pytestmark = pytest.mark.e2e
 
-PER_PIECE, BEFORE_THE_KILL = 4, 2
+PER_PIECE = 2
 NAME = "killed_validation"
 ARGUMENTS = ("+trainer.val_only=True", f"evaluation.prompts_per_piece={PER_PIECE}")
 
@@ -25,20 +25,19 @@ def pieces(workplace: Workplace) -> list[Path]:
 def test_no_finished_prompt_is_answered_again_and_the_table_is_the_same(workplace: Workplace, undisturbed: str) -> None:
     """The training that nothing happened to has validated the same weights. A mark in what was stored before the kill
     is still there afterwards."""
-    status, _ = workplace.start(NAME, 0, *ARGUMENTS, stop_when=lambda: len(pieces(workplace)) == BEFORE_THE_KILL)
+    status, _ = workplace.start(NAME, 0, *ARGUMENTS, stop_when=lambda: len(pieces(workplace)) > 1)
     assert status < 0, "it was killed"
     stored = pieces(workplace)
-    assert len(stored) == BEFORE_THE_KILL
     for piece in stored:
         table = pq.read_table(piece)
         marks = pa.array(["from before the kill"] * table.num_rows)
         pq.write_table(table.set_column(table.schema.get_field_index("judge_reply"), "judge_reply", marks), piece)
     output = workplace.train(NAME, 0, *ARGUMENTS)
-    assert f"{BEFORE_THE_KILL * PER_PIECE} of 16 prompts are answered already" in output
+    assert f"{len(stored) * PER_PIECE} of 16 prompts are answered already" in output
     assert "Accuracy after step 0, mean [95% interval]" in output
     folders = [workplace.run_folder(name) / "validation" / "step_000000" for name in (NAME, undisturbed)]
     mine, whole = (pd.read_parquet(folder / "val.greedy.parquet") for folder in folders)
-    assert (mine.judge_reply == "from before the kill").sum() == BEFORE_THE_KILL * PER_PIECE
+    assert (mine.judge_reply == "from before the kill").sum() == len(stored) * PER_PIECE
     assert len(pd.read_csv(folders[0] / "val.greedy.csv")) == len(mine) == 16
     exact = ["prompt_row", "response", "extracted_answer", "accuracy", "format", "graded_by", "finish_reason"]
     pd.testing.assert_frame_equal(mine[exact], whole[exact])
