@@ -44,6 +44,8 @@ def png(found: Quality, title: str) -> bytes:
 
 def _dots(axes: Axes, names: Sequence[str], values: Sequence[Interval], shift: float, colour: str, label: str) -> None:
     places = [place for place, value in enumerate(values) if not math.isnan(value.mean)]
+    if not places:
+        return
     means = [values[place].mean for place in places]
     below = [value.mean - value.low if not math.isnan(value.low) else 0.0 for value in (values[p] for p in places)]
     above = [value.high - value.mean if not math.isnan(value.high) else 0.0 for value in (values[p] for p in places)]
