@@ -133,6 +133,19 @@ def test_own_scores_are_those_of_the_response_after_the_prompt(
     assert (one.rewards[0].reference_probability, one.rewards[0].splice_valid) == (0.0, False)
 
 
+def test_the_scores_of_a_references_tokens_are_those_that_made_its_probability(
+    tokenizer: Any, prompts: tuple[Prompt, ...], tmp_path: Path
+) -> None:
+    (one,) = scorer(tokenizer, KnownPolicy(), "none", tmp_path).score(
+        [group(tokenizer, prompts[3], BAD, GOOD)], "train"
+    )
+    nothing, scored = one.references
+    assert nothing is None
+    assert scored is not None
+    assert tokenizer.decode(scored.token_ids).strip() == prompts[3].reference_answer
+    assert np.exp(scored.log_probs).mean() == pytest.approx(one.rewards[1].reference_probability)
+
+
 def test_base_probabilities_come_from_where_the_run_says(
     tokenizer: Any, prompts: tuple[Prompt, ...], tmp_path: Path
 ) -> None:
