@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tiny_policy import save_model
+from training_runs import Workplace
 
 from megatron_rlpr.config.schema import EvaluationConfig
 from megatron_rlpr.evaluation.judge import Judge
@@ -28,10 +29,11 @@ LONGEST_START_S = 600
 
 
 @pytest.fixture(scope="module")
-def judge_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The port of a judge that answers: a small random model, in float32 on the CPU."""
+def judge_port(workplace: Workplace, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The port of a judge that answers: the small model, in float32 on the CPU."""
     folder = tmp_path_factory.mktemp("judge")
-    model = save_model(folder / "model", fitted=False, num_hidden_layers=1)
+    model = folder / "model"
+    shutil.copytree(workplace.folder / "model", model)
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 4096}))
     with socket.socket() as one:
@@ -75,5 +77,5 @@ def test_a_real_server_is_asked_once_and_its_nonsense_changes_no_verdict(judge_p
         results = judge.judge_many(tasks, rules)
         assert judge.failures == {}
         assert (judge.asked, judge.remembered) == (asked, remembered)
-        assert [result.accuracy for result in results] == [0.0] * 3, "a random model boxes no Y in sixteen tokens"
+        assert [result.accuracy for result in results] == [0.0] * 3, "the small model boxes no Y in sixteen tokens"
         assert all(result.judge_reply for result in results)
