@@ -17,8 +17,7 @@ from megatron_rlpr.types import UserError
 
 _STATE = {
     "step": int,
-    **dict.fromkeys(("prompts", "std_filter", "kl_controller", "collapse_alarm", "validation", "random"), dict),
-    **dict.fromkeys(("config", "fingerprints"), dict),
+    **dict.fromkeys(("prompts", "std_filter", "kl_controller", "validation", "random", "config", "fingerprints"), dict),
 }
 
 
@@ -85,7 +84,8 @@ def resume(parts: RunParts) -> int:
             parts.std_filter.load_state_dict(state["std_filter"])
             parts.kl_controller.load_state_dict(state["kl_controller"])
         parts.validation.load_state_dict(state["validation"])
-        parts.collapse_alarm.load_state_dict(state["collapse_alarm"])
+        if "collapse_alarm" in state:  # a run that began without the alarm goes on, and this is the start it knows
+            parts.collapse_alarm.load_state_dict(state["collapse_alarm"])
         restore_random_state(state["random"])
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         why = f"{type(error).__name__}: {error}"

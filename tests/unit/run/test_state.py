@@ -36,7 +36,7 @@ SHAPE = model_shape(
         "max_position_embeddings": 64,
     }
 )
-NAMES = ("prompts", "std_filter", "kl_controller", "collapse_alarm", "validation", "random", "config", "fingerprints")
+NAMES = ("prompts", "std_filter", "kl_controller", "validation", "random", "config", "fingerprints")
 STATE = {"step": 3, **{name: {} for name in NAMES}}
 
 
