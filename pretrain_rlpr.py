@@ -13,43 +13,34 @@ import traceback
 
 from megatron_rlpr.config.loading import load_config
 from megatron_rlpr.system import stop_signals
-from megatron_rlpr.system.disk import refusal
-from megatron_rlpr.types import UserError
+from megatron_rlpr.system.command_line import SECONDS_FOR_THE_FIRST_RANK, exit_status
 
-# The first rank speaks for all; another speaks only when its fault is its own, so that no line is printed twice: when
-# the first has ended, torchrun ends this one within so long.
-SECONDS_FOR_THE_FIRST_RANK = 3
 # What gloo says when another rank has ended; that one knows why.
 LOST_A_RANK = re.compile(r"Connection (closed|reset) by peer|Broken pipe", re.IGNORECASE)
 
 
 def main(argv: list[str]) -> int:
     """Parse, check, build, train. Returns the exit status: 0, 2 for a user's mistake, 128 + N after signal N."""
-    rank = int(os.environ.get("RANK", "0"))
     try:
-        config = load_config(argv)
-        from megatron_rlpr.config import checks
-
-        checks.check(config, int(os.environ.get("WORLD_SIZE", "1")))
-        from megatron_rlpr.run.build import build_parts
-        from megatron_rlpr.trainer import Trainer
-
-        parts = build_parts(config)
-        with parts.tracker:
-            Trainer(parts).run()
-    except (UserError, OSError) as error:
-        mistake = error if isinstance(error, UserError) else refusal(error)
-        if mistake is None:
-            raise
-        if rank:
-            time.sleep(SECONDS_FOR_THE_FIRST_RANK)
-        print(f"error{f' on rank {rank}' if rank else ''}: {mistake}", file=sys.stderr, flush=True)
-        return 2
+        return exit_status(lambda: train(argv))
     except stop_signals.Stopped as stopped:
-        if not rank:
+        if os.environ.get("RANK", "0") == "0":
             print(stopped, file=sys.stderr, flush=True)
         return stopped.exit_status
-    return 0
+
+
+def train(argv: list[str]) -> None:
+    """The whole run. Raises UserError or OSError for a user's mistake, Stopped when it was asked to end."""
+    config = load_config(argv)
+    from megatron_rlpr.config import checks
+
+    checks.check(config, int(os.environ.get("WORLD_SIZE", "1")))
+    from megatron_rlpr.run.build import build_parts
+    from megatron_rlpr.trainer import Trainer
+
+    parts = build_parts(config)
+    with parts.tracker:
+        Trainer(parts).run()
 
 
 if __name__ == "__main__":

@@ -7,21 +7,18 @@ A panel for each of the metrics below that any of the runs has, a line per run; 
 
 from __future__ import annotations
 
-import io
-import json
 import sys
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from matplotlib.figure import Figure
 
 from megatron_rlpr.run.folder import RunFolder
-from megatron_rlpr.system.atomic_file import replacing
 from megatron_rlpr.system.command_line import exit_status, tool_parser
-from megatron_rlpr.system.quoting import reason
 from megatron_rlpr.types import UserError
+from tools.picture import save_picture
+from tools.report.run_record import Series, series
 
 TRAINING = ("reward/mean", "reward/reference_probability", "reward/format", "response_length/mean", "actor/entropy")
 VALIDATION = ("reference_probability", "accuracy", "format")
@@ -44,8 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _draw(options: Namespace) -> None:
     found = curves(options.runs)
-    with replacing(options.out) as unfinished:
-        unfinished.write_bytes(png(found))
+    save_picture(picture(found), options.out)
     print(f"{options.out}: {len(found)} metrics of {len(options.runs)} runs")
 
 
@@ -57,21 +53,27 @@ def curves(runs: Sequence[Path]) -> Curves:
         folder, label = RunFolder(run), name if names.count(name) == 1 else str(run)
         if not folder.metrics.is_file():
             raise UserError(f"{folder.metrics}: there is no such file; name the folder of a run, e.g. runs/quickstart")
-        lines = _records(folder.metrics)
-        for metric in TRAINING:
-            _add(found, metric, label, lines)
-        tests = _records(folder.validations) if folder.validations.is_file() else []
-        for metric in dict.fromkeys(name for record in tests for name in record):
-            if metric.startswith("val/") and metric.rsplit("/", 1)[1] in VALIDATION:
-                _add(found, metric, label, tests)
+        for file in (folder.metrics, folder.validations):
+            for step, metrics in _records(file).items():
+                for metric, value in metrics.items():
+                    if metric in TRAINING or (metric.startswith("val/") and metric.rsplit("/", 1)[1] in VALIDATION):
+                        found.setdefault(metric, {}).setdefault(label, []).append((step, value))
     drawn = {metric: of_runs for metric, of_runs in found.items() if of_runs}
     if not drawn:
         raise UserError(f"{', '.join(map(str, runs))}: no step has been recorded yet")
     return drawn
 
 
-def png(found: Curves) -> bytes:
-    """The picture."""
+def _records(file: Path) -> Series:
+    """None of a file that is not there: a run without validations."""
+    records, bad = series(file) if file.is_file() else ({}, [])
+    if bad:
+        raise UserError(f"{file}, line {bad[0]}: expected the record of a step, an object with step")
+    return records
+
+
+def picture(found: Curves) -> Figure:
+    """A panel per metric."""
     rows = -(-len(found) // _COLUMNS)
     figure = Figure(figsize=(4 * min(len(found), _COLUMNS), 2.9 * rows), layout="constrained")
     panels = list(figure.subplots(rows, min(len(found), _COLUMNS), squeeze=False).flat)
@@ -86,29 +88,7 @@ def png(found: Curves) -> bytes:
         axes.set_axis_off()
     handles = {run: line for axes in figure.axes for line in axes.get_lines() if (run := str(line.get_label()))}
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(len(handles), 4))
-    written = io.BytesIO()
-    figure.savefig(written, format="png", dpi=110)
-    return written.getvalue()
-
-
-def _add(found: Curves, metric: str, run: str, records: Sequence[Mapping[str, Any]]) -> None:
-    known = [record for record in records if isinstance(record.get(metric), int | float)]
-    points = [(record["step"], float(record[metric])) for record in known]
-    if points:
-        found.setdefault(metric, {})[run] = points
-
-
-def _records(file: Path) -> list[dict[str, Any]]:
-    records = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{file}, line {number}: it is no JSON ({reason(error)})") from error
-        if not isinstance(record, dict) or not isinstance(record.get("step"), int):
-            raise UserError(f"{file}, line {number}: expected the record of a step, an object with step")
-        records.append(record)
-    return records
+    return figure
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ are a group.
 
 from __future__ import annotations
 
-import json
 import re
 from collections import defaultdict
 from collections.abc import Sequence
@@ -18,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from megatron_rlpr.data.chat_template import render
-from megatron_rlpr.system.quoting import quoted, reason
+from megatron_rlpr.system.quoting import quoted
 from megatron_rlpr.types import Prompt, Response, RolloutGroup, UserError
+from tools.json_lines import json_lines
 
 _TEXTS = ("question", "response", "reference")
 _FIELDS = (*_TEXTS, "correct")
@@ -57,11 +57,7 @@ class LabelledGroups:
 
 def read_labelled(file: Path) -> list[LabelledRow]:
     """All lines in order; blank ones are skipped. Raises UserError for the first line that is no such object."""
-    try:
-        lines = file.read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file}: it is no text in UTF-8 ({reason(error)})") from error
-    rows = [_row(text, file, number) for number, text in enumerate(lines, start=1) if text.strip()]
+    rows = [_row(record, file, number) for number, record in json_lines(file)]
     if not rows:
         raise UserError(f"{file}: it holds no responses; a line has {', '.join(_FIELDS)}")
     return rows
@@ -104,13 +100,11 @@ def labelled_groups(
     return LabelledGroups(tuple(groups), tuple(kept), longer)
 
 
-def _row(text: str, file: Path, number: int) -> LabelledRow:
+def _row(row: dict[str, Any] | UserError, file: Path, number: int) -> LabelledRow:
     where = f"{file}, line {number}"
-    try:
-        row = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: it is no JSON ({reason(error)})") from error
-    missing = [name for name in _FIELDS if not isinstance(row, dict) or name not in row]
+    if isinstance(row, UserError):
+        raise UserError(f"{where}: it {row}")
+    missing = [name for name in _FIELDS if name not in row]
     if missing:
         raise UserError(f"{where}: {', '.join(missing)} is missing; a line has {', '.join(_FIELDS)}")
     optional = {name: row[name] for name in ("category", "data_source", "pred") if row.get(name) is not None}

@@ -2,6 +2,7 @@
 
 bounds    ranges of numbers
 schema    every key with its type, default, meaning and range, one dataclass per section
+free_to_change  the keys that a run may change when it goes on
 yaml      YAML as recipes use it: one meaning for every scalar, one-line errors
 keys      the schema as a table of keys: find one by name, convert a value to its type
 loading   command line -> Config (defaults <- recipe <- key=value), and Config -> the file that records it

@@ -69,13 +69,11 @@ class DataConfig:
     max_response_length: int = key(512, "most tokens a response may have", TOKENS)
     shuffle: bool = key(True, "visit the prompts of an epoch in a random order made from data.seed")
     seed: int = key(1, "seed of the prompt order", SEED)
-    prompt_rewrite: Literal["none", "llama_gemma"] = key(
-        "none", "llama_gemma: drop the system message and append the reference's answer-tag instruction to the user's"
-    )
-    template: Literal["as_is", "R1", "R1_nothink", "plain"] = key(
+    template: Literal["as_is", "R1", "R1_nothink", "plain", "llama_gemma"] = key(
         "as_is",
-        "how prompts ask for the answer: as in the files, or in place of their system message R1's, R1's without think "
-        "tags, or a plain instruction behind the question; each but as_is needs its own reward.format_mode",
+        "how prompts ask for the answer: as in the files; in place of their system message R1's, R1's without think "
+        "tags, or a plain instruction behind the last question; or as the reference asks Llama and Gemma; each but "
+        "as_is needs its own reward.format_mode",
     )
 
     @property
@@ -375,34 +373,6 @@ class TrainerConfig:
         0, "CPU threads of one rank; 0: cores divided by ranks on this machine", Bounds(0, 1024)
     )
     collective_timeout_s: int = key(1800, "seconds until a collective that a rank misses is an error", SECONDS)
-
-
-FREE_TO_CHANGE = frozenset(
-    {
-        *("weights", "tracking", "model.path", "model.megatron_checkpoint", "data.train_files", "data.val_files"),
-        *("rollout.placement", "rollout.engines", "rollout.tensor_parallel_size", "rollout.cpus_per_engine"),
-        *("rollout.engine_timeout_s", "rollout.ray_address", "rollout.max_num_seqs", "rollout.kv_cache_gb"),
-        *("rollout.gpu_memory_utilization", "rollout.enforce_eager"),
-        *("actor.tensor_model_parallel_size", "actor.pipeline_model_parallel_size", "actor.sequence_parallel"),
-        *("actor.context_parallel_size", "actor.expert_model_parallel_size", "actor.use_distributed_optimizer"),
-        *("evaluation.judge_cache", "evaluation.judge_parallel", "evaluation.judge_timeout_s"),
-        *("evaluation.judge_time_limit_s", "evaluation.judge_max_tokens"),
-        *("actor.max_tokens_per_micro_batch", "actor.share_prefixes", "actor.head_chunk_rows"),
-        *("actor.recompute_granularity", "actor.recompute_method", "actor.recompute_num_layers"),
-        *("trainer.name", "trainer.runs_dir", "trainer.total_training_steps", "trainer.total_epochs", "trainer.resume"),
-        *("trainer.allow_config_change", "trainer.save_freq", "trainer.keep_last", "trainer.export_hf"),
-        *(
-            "evaluation.prompts_per_piece",
-            "trainer.test_freq",
-            "trainer.val_before_train",
-            "trainer.val_only",
-            "trainer.threads_per_rank",
-        ),
-        "trainer.collective_timeout_s",
-    }
-)
-"""Sections and keys that a run may change when it goes on and still be the same run (the content of model and data
-files is compared, not their paths). A key that is not here is part of what the run means."""
 
 
 @dataclass

@@ -2,8 +2,7 @@
 
 parquet         reads a file and checks every row
 sources         the one table of data sources: who grades them, and what else depends on their names
-prompt_rewrite  the reference's prompt for models without a reasoning system message
-prompt_templates  other ways to ask: R1, R1 without think tags, plain
+prompt_templates  other ways to ask than the file's: R1, R1 without think tags, plain, as for Llama and Gemma
 dataset         prompts of templated rows that fit
 chat_template   renders the model's template within limits; template_probe: tries it in a process that may be killed
 tokenizer       loads the model's; encodes texts, finds tokens by characters, knows the special ones

@@ -89,7 +89,7 @@ def _complaint(error: Exception, messages: Conversation) -> str:
         roles = quoted([message["role"] for message in messages])
         return (
             f"the model's chat template refuses roles {roles} ({reason(error)}); for Llama and Gemma set "
-            "data.prompt_rewrite=llama_gemma, or data.template=plain"
+            "data.template=llama_gemma or plain"
         )
     line = f", line {error.lineno}" if isinstance(error, TemplateSyntaxError) else ""
     return (

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from megatron_rlpr.data.chat_template import render
 from megatron_rlpr.data.parquet import Row, read_rows
-from megatron_rlpr.data.prompt_rewrite import PromptRewrite, keep_messages
+from megatron_rlpr.data.prompt_templates import PromptRewrite, keep_messages
 from megatron_rlpr.data.tokenizer import encode
 from megatron_rlpr.types import Prompt, UserError
 

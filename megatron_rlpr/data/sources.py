@@ -23,7 +23,7 @@ class Source:
     """The data sources that a pattern stands for.
 
     place: where in a name the pattern must stand. judged: a language model may be asked about their responses.
-    verified: reward.reward_type=pr+vr takes the grade for the probability. lettered: data.prompt_rewrite=llama_gemma
+    verified: reward.reward_type=pr+vr takes the grade for the probability. lettered: data.template=llama_gemma
     asks for the letter alone in files of that name. group: of benchmarks, as the paper's tables average them.
     """
 

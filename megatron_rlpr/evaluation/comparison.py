@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.markup import escape
 from rich.table import Table
 
 from megatron_rlpr.evaluation.intervals import Interval, mean_interval, paired_difference
@@ -102,8 +103,11 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
     return table
 
 
+def interval_text(interval: Mapping[str, float | None], sign: str = "") -> str:
+    """ "mean [low, high]" of an entry of the summary; an end that one prompt cannot tell is "?"."""
+    ends = ("?" if interval[end] is None else f"{interval[end]:{sign}.3f}" for end in ("mean", "low", "high"))
+    return "{} [{}, {}]".format(*ends)
+
+
 def _cell(interval: Mapping[str, float | None], sign: str = "") -> str:
-    mean, low, high = (
-        "?" if interval[end] is None else f"{interval[end]:{sign}.3f}" for end in ("mean", "low", "high")
-    )
-    return f"{mean} \\[{low}, {high}]"
+    return escape(interval_text(interval, sign))

@@ -111,7 +111,7 @@ class HeldOutEvaluation:
     stores every answer.
 
     folder: holds a folder per step (`answers`). weights: the checksum of those that the engines hold. fingerprints: of
-    model, tokenizer and prompt sets (`run.continuity`).
+    model, tokenizer and prompt sets (`run.continuity`). scoring: how the policy scores, its precision above all.
     """
 
     config: Config
@@ -124,6 +124,7 @@ class HeldOutEvaluation:
     folder: Path
     weights: Callable[[], str]
     fingerprints: Mapping[str, str]
+    scoring: Mapping[str, Any]
 
     def run(self, sets: Sequence[ValidationSet], step: int) -> list[ValidationResult]:
         """Results in the order of the sets, then of evaluation.strategies. step: that the weights are of.
@@ -136,7 +137,7 @@ class HeldOutEvaluation:
         return [self._validate(one, strategy, step) for one in sets for strategy in self.config.evaluation.strategies]
 
     def _validate(self, one: ValidationSet, strategy: str, step: int) -> ValidationResult:
-        answers = self._answers(one, strategy, step)
+        answers = self.answers(one, strategy, step)
         stored = first_rank_decides(answers.finished)
         prompts = one.prompts.prompts
         waiting = [prompt for prompt in prompts if prompt.index not in stored]
@@ -152,7 +153,7 @@ class HeldOutEvaluation:
             first_rank_decides(partial(self._store, answers, groups, rewards))
         return first_rank_decides(partial(self._result, one, strategy, answers))
 
-    def _answers(self, one: ValidationSet, strategy: str, step: int) -> Answers:
+    def answers(self, one: ValidationSet, strategy: str, step: int) -> Answers:
         """Where these answers are stored, and all that they depend on."""
         config, settings = self.config, self.judge.settings if self.judge else None
         rollout = config.rollout
@@ -162,9 +163,9 @@ class HeldOutEvaluation:
             "model": self.fingerprints.get("model", ""),
             "tokenizer": self.fingerprints.get("tokenizer", ""),
             "sampling": [asdict(self._sampling(strategy)), self._samples(one, strategy), config.evaluation.seed],
-            "precision": [config.actor.dtype, rollout.dtype, rollout.quantization, rollout.kv_cache_dtype],
-            "reward": asdict(config.reward) if config.evaluation.score_reward else config.reward.format_mode,
-            "scoring": [rollout.temperature, config.actor.fp8, config.actor.fp8_scoring],
+            "precision": [rollout.dtype, rollout.quantization, rollout.kv_cache_dtype],
+            "format_mode": config.reward.format_mode,
+            "scoring": [asdict(config.reward), dict(self.scoring)] if config.evaluation.score_reward else [],
             "judge": settings.asked if settings else {},
         }
         return Answers(StepFolders(self.folder).path(step), f"{one.name}.{strategy}", made_from)

@@ -16,6 +16,7 @@ RULES_ONLY = "no_api"
 NO_KEY = "none"
 """What a server of one's own gets in place of a key."""
 _SERVER_MODEL = "qwen"
+_PATIENCE = EvaluationConfig()
 _DEFAULT_SERVER = "http://127.0.0.1:8001"
 _OPENAI_SERVER = "https://api.openai.com/v1"
 
@@ -36,11 +37,11 @@ class JudgeSettings:
     every_response: bool = False
     sampling: Mapping[str, Any] = field(default_factory=dict)
     name: str = ""
-    most_tokens: int = 12288
-    timeout_s: float = 120.0
-    time_limit_s: float = 1500.0
+    most_tokens: int = _PATIENCE.judge_max_tokens
+    timeout_s: float = _PATIENCE.judge_timeout_s
+    time_limit_s: float = _PATIENCE.judge_time_limit_s
     retries: int = 4
-    parallel: int = 16
+    parallel: int = _PATIENCE.judge_parallel
 
     @property
     def asked(self) -> dict[str, Any]:
@@ -49,7 +50,7 @@ class JudgeSettings:
 
 
 def judge_settings(
-    environment: Mapping[str, str] = os.environ, evaluation: EvaluationConfig | None = None
+    environment: Mapping[str, str] = os.environ, evaluation: EvaluationConfig = _PATIENCE
 ) -> JudgeSettings | None:
     """The judge that the reference's environment variables ask for; None where the rules alone decide.
 
@@ -63,12 +64,11 @@ def judge_settings(
     server = environment.get("CLIENT_IP", "")
     if model == RULES_ONLY or not (model or server):
         return None
-    config = evaluation or EvaluationConfig()
     patience: dict[str, Any] = {
-        "most_tokens": config.judge_max_tokens,
-        "timeout_s": float(config.judge_timeout_s),
-        "time_limit_s": float(config.judge_time_limit_s),
-        "parallel": config.judge_parallel,
+        "most_tokens": evaluation.judge_max_tokens,
+        "timeout_s": float(evaluation.judge_timeout_s),
+        "time_limit_s": float(evaluation.judge_time_limit_s),
+        "parallel": evaluation.judge_parallel,
     }
     if model in OPENAI_MODELS:
         key = environment.get("OPENAI_API_KEY", "")

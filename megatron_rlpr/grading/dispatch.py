@@ -6,7 +6,7 @@ from megatron_rlpr.data.sources import Grader, grader_of
 from megatron_rlpr.grading.exact import grade_exact, grade_gsm8k
 from megatron_rlpr.grading.format import rule_format_score
 from megatron_rlpr.grading.hendrycks import grade_hendrycks
-from megatron_rlpr.grading.multiple_choice import grade_multiple_choice
+from megatron_rlpr.grading.multiple_choice import LETTERS, grade_multiple_choice
 from megatron_rlpr.grading.prime_math import grade_in_training, grade_in_validation
 from megatron_rlpr.grading.result import GradeResult, GradeTask, Verdict
 from megatron_rlpr.system.quoting import quoted
@@ -57,7 +57,7 @@ def _verdict(task: GradeTask) -> Verdict:
         case "hendrycks":
             return grade_hendrycks(response, answer)
         case "choice_of_16":
-            return grade_multiple_choice(response, answer, "ABCDEFGHIJKLMNOP", task.prompt_text)
+            return grade_multiple_choice(response, answer, LETTERS, task.prompt_text)
         case "choice_of_4":
             return grade_multiple_choice(response, answer, "ABCD", task.prompt_text)
         case "mathematics":

@@ -13,6 +13,8 @@ from megatron_rlpr.grading.option_phrases import named_options
 from megatron_rlpr.grading.prime_math import grade_in_validation
 from megatron_rlpr.grading.result import Verdict
 
+LETTERS = "ABCDEFGHIJKLMNOP"
+"""All that an option can have (choice_of_16)."""
 NOT_MATCHED = "not-macthed"  # the reference's spelling, seen in its result tables
 _LETTER_PHRASES = (
     r"ANSWER:\s*{letter}",

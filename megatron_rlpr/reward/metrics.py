@@ -42,9 +42,13 @@ def length_metrics(tokenizer: Any, groups: Sequence[ScoredGroup], format_mode: s
     of both parts is not counted, and both are 0 for a response whose format is wrong.
     """
     responses = [response for group in groups for response in group.group.responses]
-    parts = [text for response in responses for text in _parts(response.text, format_mode)]
-    counts = [len(encoding) for encoding in encode(tokenizer, parts)]
     right = [format_score(response.text, format_mode) == 1 for response in responses]
+    parts = [
+        text
+        for response, has_tags in zip(responses, right, strict=True)
+        for text in (_parts(response.text, format_mode) if has_tags else ("", ""))
+    ]
+    counts = [len(encoding) for encoding in encode(tokenizer, parts)]
     metrics = reasoning_metrics(groups, counts[::2], right)
     for name, values in (("think_length", counts[::2]), ("answer_length", counts[1::2])) if counts else ():
         metrics[f"{name}/mean"] = sum(values) / len(values)
@@ -54,8 +58,7 @@ def length_metrics(tokenizer: Any, groups: Sequence[ScoredGroup], format_mode: s
 
 
 def _parts(text: str, format_mode: str) -> tuple[str, str]:
-    if format_score(text, format_mode) != 1:
-        return "", ""
+    """Reasoning and answer of a text with the right tags."""
     before_answer, _, rest = text.partition(OPEN_ANSWER)
     answer = rest.partition(CLOSE_ANSWER)[0]
     thinking = before_answer

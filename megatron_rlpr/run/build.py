@@ -87,12 +87,12 @@ def build_parts(config: Config) -> RunParts:
 
     tokenizer = load_tokenizer(config.model.path)
     tasks = GradeTasks(SpecialTokens.of(tokenizer), config.reward.format_mode)
-    prompts = training_prompts(config, tokenizer, tasks)
+    held_out = validation_sets(config, tokenizer, tasks)
+    prompts = training_prompts(config, tokenizer, tasks, held_out)
     if not (config.rollout.replay or config.trainer.val_only):
         longer = f"{prompts.dropped} longer than {config.data.max_prompt_length} tokens dropped"
         console.message(f"{len(prompts)} training prompts, {longer}")
     source, steps = prompt_source(config, prompts), total_steps(config, prompts)
-    held_out = validation_sets(config, tokenizer, tasks)
     end_of_sequence_ids(config.model.path, read_model_config(config.model.path), tokenizer)  # refuses unknown ones
     check_token_ids(config, tokenizer, shape.vocab_size, prompts, held_out)
     prints = fingerprints(config, tokenizer, prompts, held_out)
@@ -122,11 +122,20 @@ def build_parts(config: Config) -> RunParts:
     resolved = loading.resolved(config)
     tracker = Tracker(config, folder, resolved, done, total_steps=steps, rank=layout.rank, console=console)
     rollouts = engines.rollouts(config, console)
-    asks = judge(config, folder) if first else None  # the first rank grades
     exporter = WeightExporter(actor.chunks, shape, config.weights.bucket_mb)
     hand_over = HandOver(exporter, rollouts)
     evaluation = HeldOutEvaluation(
-        config, rollouts, scorer, graders, console, tasks, asks, folder.answers, lambda: hand_over.checksum, prints
+        config,
+        rollouts,
+        scorer,
+        graders,
+        console,
+        tasks,
+        judge=judge(config, folder) if first else None,  # the first rank grades
+        folder=folder.answers,
+        weights=lambda: hand_over.checksum,
+        fingerprints=prints,
+        scoring=scoring_settings(config),
     )
     sets, alarm = [] if config.rollout.replay else held_out, CollapseAlarm(config.tracking)
     hf = HfExport(folder.hf, exporter, Path(config.model.path), config.trainer.keep_last)
@@ -189,18 +198,18 @@ def kl_controller(algorithm: AlgorithmConfig) -> KLController:
     return KLController(algorithm.kl_loss_coef)
 
 
+def scoring_settings(config: Config) -> dict[str, Any]:
+    """All that the policy's scores of given tokens depend on besides its weights."""
+    actor = config.actor
+    return {"dtype": actor.dtype, "temperature": config.rollout.temperature, **fp8.scoring_settings(actor)}
+
+
 def base_tables(config: Config, folder: RunFolder, names: Iterable[str], model: str) -> dict[str, BaseProbabilityTable]:
     """By prompt set, the base probabilities that the run folder holds. Collective: the first rank reads them.
 
     model: fingerprint of the initial one.
     """
-    settings = {
-        "model": model,
-        "dtype": config.actor.dtype,
-        "temperature": config.rollout.temperature,
-        "compute_score_name": config.reward.compute_score_name,
-        **fp8.scoring_settings(config.actor),
-    }
+    settings = {"model": model, "compute_score_name": config.reward.compute_score_name, **scoring_settings(config)}
     if config.reward.base_probability != "initial" or config.reward.format_only:
         return {}
     return first_rank_decides(

@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from megatron_rlpr.config.free_to_change import FREE_TO_CHANGE
 from megatron_rlpr.config.keys import all_keys
-from megatron_rlpr.config.schema import FREE_TO_CHANGE, Config
+from megatron_rlpr.config.schema import Config
 from megatron_rlpr.data.dataset import PromptSet
 from megatron_rlpr.evaluation.held_out import ValidationSet
 from megatron_rlpr.system.decisions import first_rank_decides, shared_by_ranks

@@ -9,9 +9,8 @@ from typing import Any
 
 from megatron_rlpr.config.schema import Config
 from megatron_rlpr.data.dataset import PromptSet, check_at, load_prompts, samples_per_prompt
-from megatron_rlpr.data.prompt_rewrite import PromptRewrite, prompt_rewrite
 from megatron_rlpr.data.prompt_source import PromptSource
-from megatron_rlpr.data.prompt_templates import AS_IS, TEMPLATES
+from megatron_rlpr.data.prompt_templates import TEMPLATES
 from megatron_rlpr.data.sampler import PromptSampler
 from megatron_rlpr.data.tokenizer import encode, tokens_beyond
 from megatron_rlpr.evaluation.held_out import ValidationSet
@@ -22,11 +21,13 @@ from megatron_rlpr.system.decisions import first_rank_decides
 from megatron_rlpr.types import Prompt, UserError
 
 
-def training_prompts(config: Config, tokenizer: Any, tasks: GradeTasks) -> PromptSet:
-    """The prompts of data.train_files (a run that only validates makes do with some of its own), or those stored.
+def training_prompts(config: Config, tokenizer: Any, tasks: GradeTasks, held_out: Sequence[ValidationSet]) -> PromptSet:
+    """The prompts of data.train_files, those stored with rollouts, or where nothing is trained those of a held-out set.
 
     Raises UserError for a prompt whose responses the reward wants graded and nobody grades.
     """
+    if config.trainer.val_only:
+        return held_out[0].prompts
 
     def check(prompt: Prompt) -> None:
         if asks_for_grade(config.reward, prompt.data_source):
@@ -39,25 +40,14 @@ def training_prompts(config: Config, tokenizer: Any, tasks: GradeTasks) -> Promp
         for prompt in found.values():
             check_at(f"rollout.replay={config.rollout.replay}, prompt {prompt.index}", check, prompt)
         return PromptSet(tuple(found.values()), 0)
-    rewrite = rewrite_of(config)
-    if config.trainer.val_only:
-        files, longest = config.data.val_files[:1], config.data.val_max_prompt_length
-        return load_prompts(
-            files, tokenizer, longest, rewrite=rewrite, limit=config.evaluation.max_prompts, check=check
-        )
-    return load_prompts(config.data.train_files, tokenizer, config.data.max_prompt_length, rewrite=rewrite, check=check)
-
-
-def rewrite_of(config: Config) -> PromptRewrite:
-    """What data.template, or else data.prompt_rewrite, makes of the messages of a row."""
-    if config.data.template != AS_IS:
-        return TEMPLATES[config.data.template].rewrite
-    return prompt_rewrite(config.data.prompt_rewrite, config.reward.format_mode)
+    longest, rewrite = config.data.max_prompt_length, TEMPLATES[config.data.template].rewrite
+    return load_prompts(config.data.train_files, tokenizer, longest, rewrite=rewrite, check=check)
 
 
 def validation_sets(config: Config, tokenizer: Any, tasks: GradeTasks) -> list[ValidationSet]:
     """One for every file of data.val_files, named after it. Raises UserError for a prompt that nobody grades."""
-    longest, limit, rewrite = config.data.val_max_prompt_length, config.evaluation.max_prompts, rewrite_of(config)
+    longest, limit = config.data.val_max_prompt_length, config.evaluation.max_prompts
+    rewrite = TEMPLATES[config.data.template].rewrite
     names = [Path(file).stem for file in config.data.val_files]
     for name in names:
         if names.count(name) > 1:

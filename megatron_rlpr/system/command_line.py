@@ -11,8 +11,9 @@ from collections.abc import Callable
 from megatron_rlpr.system.disk import refusal
 from megatron_rlpr.types import UserError
 
-_SECONDS_FOR_THE_FIRST_RANK = 3
-"""It speaks for all: when it has ended, torchrun ends the others within so long, and no line is printed twice."""
+SECONDS_FOR_THE_FIRST_RANK = 3
+"""It speaks for all, and another only when the fault is its own, so that no line is printed twice: when the first has
+ended, torchrun ends the others within so long."""
 
 
 def tool_parser(name: str, description: str | None) -> argparse.ArgumentParser:
@@ -35,7 +36,7 @@ def exit_status(command: Callable[[], None]) -> int:
             raise
         rank = int(os.environ.get("RANK", "0"))
         if rank:
-            time.sleep(_SECONDS_FOR_THE_FIRST_RANK)
+            time.sleep(SECONDS_FOR_THE_FIRST_RANK)
         print(f"error{f' on rank {rank}' if rank else ''}: {mistake}", file=sys.stderr, flush=True)
         return 2
     return 0

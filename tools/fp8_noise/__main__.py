@@ -52,7 +52,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--longest", type=int, default=1024, help="tokens of prompt and response; longer ones are left")
     parser.add_argument("--max-tokens", type=int, default=2048, help="actor.max_tokens_per_micro_batch")
     parser.add_argument("--recipes", nargs="+", help="FP8 recipes; default: those that this GPU computes")
-    parser.add_argument("--plot", type=Path, help="an SVG file to write")
+    parser.add_argument("--plot", type=Path, help="an SVG or PNG file to write")
     parser.add_argument("--emulated", action="store_true", help="compute on a CPU with emulated kernels")
     return parser
 
@@ -65,9 +65,10 @@ def _measure(options: Namespace) -> None:
         raise UserError("FP8 needs Transformer Engine and a GPU: install it, or choose --emulated on a CPU")
     from megatron_rlpr.data.tokenizer import load_tokenizer
     from tools.fp8_noise.noise import compare_gradients, noise
-    from tools.fp8_noise.plot import svg
+    from tools.fp8_noise.plot import picture
     from tools.fp8_noise.precisions import PRECISIONS, REFERENCE, Workload
     from tools.labelled_responses import labelled_groups, read_labelled
+    from tools.picture import save_picture
 
     tokenizer = load_tokenizer(str(options.model))
     file, limit = options.responses, options.limit
@@ -92,7 +93,7 @@ def _measure(options: Namespace) -> None:
         numbers = (f"{of_it.mean_change:.5f}", f"{of_it.change_99:.5f}", *shares, *rest)
         print(_row(precision, *numbers, f"{found.seconds:.0f}"), flush=True)
     if options.plot:
-        options.plot.write_text(svg(changes), encoding="utf-8")
+        save_picture(picture(changes), options.plot)
 
 
 def _chosen(options: Namespace, precisions: dict[str, dict[str, Any]]) -> list[str]:

@@ -2,45 +2,30 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from megatron_rlpr.types import DoubleArray
 
-_DECADES = (-6, 0)
-_LEFT, _RIGHT, _ROW, _TOP = 110, 760, 44, 34
+SMALLEST, LARGEST = 1e-6, 1.0
+"""Ends of the axis; what lies beyond is drawn at its end."""
 
 
-def svg(changes: Mapping[str, DoubleArray]) -> str:
+def picture(changes: Mapping[str, DoubleArray]) -> Figure:
     """changes: of every precision, absolute, [responses]. The long mark is the median, the short one 99% are below."""
-    bottom = _TOP + _ROW * len(changes)
     dice = np.random.default_rng(0)
-    parts = []
-    for decade in range(_DECADES[0], _DECADES[1] + 1):
-        x = _place(10.0**decade)
-        parts.append(f'<line x1="{x:.1f}" y1="{_TOP}" x2="{x:.1f}" y2="{bottom}" stroke="#ddd"/>')
-        parts.append(f'<text x="{x:.1f}" y="{bottom + 16}" text-anchor="middle">{10.0**decade:g}</text>')
-    for row, (name, values) in enumerate(changes.items()):
-        y = _TOP + _ROW * (row + 0.5)
-        parts.append(f'<text x="{_LEFT - 12}" y="{y + 4:.1f}" text-anchor="end">{name}</text>')
-        for value in values:
-            parts.append(
-                f'<circle cx="{_place(value):.1f}" cy="{y + dice.uniform(-11, 11):.1f}" r="1.8" fill="#4878a8" '
-                'fill-opacity="0.45"/>'
-            )
-        for quantile, half in ((0.5, 17), (0.99, 9)):
-            x = _place(float(np.quantile(values, quantile)))
-            mark = f'x1="{x:.1f}" y1="{y - half:.1f}" x2="{x:.1f}" y2="{y + half:.1f}"'
-            parts.append(f'<line {mark} stroke="#c44e52" stroke-width="2"/>')
-    title = "change of the reference probability against bf16 (long mark: median, short: 99%)"
-    parts.append(f'<text x="{(_LEFT + _RIGHT) / 2}" y="18" text-anchor="middle">{title}</text>')
-    frame = f'width="{_RIGHT + 30}" height="{bottom + 30}" font-family="sans-serif" font-size="12"'
-    return f'<svg xmlns="http://www.w3.org/2000/svg" {frame}>\n' + "\n".join(parts) + "\n</svg>\n"
-
-
-def _place(value: float) -> float:
-    low, high = _DECADES
-    exponent = min(max(math.log10(value), low), high) if value > 0 else low
-    return _LEFT + (exponent - low) / (high - low) * (_RIGHT - _LEFT)
+    figure = Figure(figsize=(8, 0.9 + 0.5 * len(changes)), layout="constrained")
+    axes = figure.subplots()
+    for row, values in enumerate(changes.values()):
+        shown = np.clip(values, SMALLEST, LARGEST)
+        axes.scatter(shown, row + dice.uniform(-0.25, 0.25, len(shown)), s=9, color="#4878a8", alpha=0.45, linewidths=0)
+        for quantile, half in ((0.5, 0.4), (0.99, 0.2)):
+            place = float(np.clip(np.quantile(values, quantile), SMALLEST, LARGEST))
+            axes.vlines(place, row - half, row + half, color="#c44e52")
+    axes.set(xscale="log", xlim=(SMALLEST / 1.3, LARGEST * 1.3), ylim=(len(changes) - 0.5, -0.5))
+    axes.set_yticks(range(len(changes)), list(changes))
+    axes.grid(axis="x", color="#dddddd")
+    axes.set_title("change of the reference probability against bf16 (long mark: median, short: 99%)", fontsize=10)
+    return figure

@@ -25,7 +25,7 @@ from megatron_rlpr.config.keys import all_keys
 from megatron_rlpr.config.loading import load_config
 from megatron_rlpr.config.schema import Config
 from megatron_rlpr.system import process_environment
-from megatron_rlpr.system.atomic_file import replacing, write_text
+from megatron_rlpr.system.atomic_file import write_text
 from megatron_rlpr.system.command_line import exit_status, tool_parser
 from megatron_rlpr.types import UserError
 from tools.labelled_responses import read_labelled
@@ -80,7 +80,8 @@ def _measure(options: Namespace) -> None:
     scored = score(config, rows, options.responses, options.length_control, console)
     if not first:
         return
-    from tools.pr_quality.plot import png
+    from tools.picture import save_picture
+    from tools.pr_quality.plot import picture
     from tools.pr_quality.quality import quality
     from tools.pr_quality.table import record, tables
 
@@ -98,8 +99,7 @@ def _measure(options: Namespace) -> None:
         about = (
             f"{Path(options.model).name}: {found.overall.responses} responses to {found.overall.questions} questions"
         )
-        with replacing(options.plot) as unfinished:
-            unfinished.write_bytes(png(found, about))
+        save_picture(picture(found, about), options.plot)
     if options.json:
         header = {"model": options.model, "responses_file": str(options.responses), "left_out": counts}
         print(json.dumps({**header, "resamples": options.resamples, **record(found)}))

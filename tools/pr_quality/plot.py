@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 
@@ -17,8 +16,8 @@ from tools.pr_quality.table import BRIEF
 _COLOURS = ("#4878a8", "#e1812c", "#6a9f58", "#967662")
 
 
-def png(found: Quality, title: str) -> bytes:
-    """A PNG; bars are 95% intervals."""
+def picture(found: Quality, title: str) -> Figure:
+    """Bars are 95% intervals."""
     categories = found.categories
     height = 1.6 + 0.34 * max(len(found.overall.areas), 1.6 * len(categories))
     figure = Figure(figsize=(15 if categories else 10, height), layout="constrained")
@@ -37,9 +36,7 @@ def png(found: Quality, title: str) -> bytes:
             values = [part.areas[name] for part in categories.values()]
             _dots(panels[2], list(categories), values, 0.18 * (number - 1.5), _COLOURS[number], name)
         _finish(panels[2], [f"{name} ({part.responses})" for name, part in categories.items()], "AUC, all pairs", 0.5)
-    written = io.BytesIO()
-    figure.savefig(written, format="png", dpi=110)
-    return written.getvalue()
+    return figure
 
 
 def _dots(axes: Axes, names: Sequence[str], values: Sequence[Interval], shift: float, colour: str, label: str) -> None:

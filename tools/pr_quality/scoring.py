@@ -15,6 +15,7 @@ from megatron_rlpr.actor import fp8, parallel
 from megatron_rlpr.config.schema import Config
 from megatron_rlpr.data.sources import grader_of
 from megatron_rlpr.data.tokenizer import load_tokenizer
+from megatron_rlpr.grading.multiple_choice import LETTERS
 from megatron_rlpr.grading.pool import GraderPool
 from megatron_rlpr.grading.result import GradeTask
 from megatron_rlpr.reward.manager import RewardManager
@@ -28,7 +29,6 @@ from megatron_rlpr.weights.hf_folder import HfFolder
 from tools.labelled_responses import LabelledGroups, LabelledRow, labelled_groups
 from tools.pr_quality.measures import RULE_GRADE, lengths, measures
 
-_LETTERS = "ABCDEFGHIJKLMNOP"
 _CHOICE, _FREE = "MMLUPro", "WebInstruct-verified"
 """Whose grader reads a response to a question with options, and one without, where its line names no data_source."""
 
@@ -108,9 +108,9 @@ def _grades(rows: Sequence[LabelledRow]) -> tuple[list[float], dict[str, int]]:
 
 def grade_task(row: LabelledRow) -> GradeTask:
     """What the rules are asked about a response: of the right letter where the reference is one of the options."""
-    options = row.options if row.reference in row.options[: len(_LETTERS)] else ()
-    listed = "".join(f"{letter}. {option}\n" for letter, option in zip(_LETTERS, options, strict=False))
-    reference = _LETTERS[options.index(row.reference)] if options else row.reference
+    options = row.options if row.reference in row.options[: len(LETTERS)] else ()
+    listed = "".join(f"{letter}. {option}\n" for letter, option in zip(LETTERS, options, strict=False))
+    reference = LETTERS[options.index(row.reference)] if options else row.reference
     asked = f"{row.question}\nOptions:\n{listed}" if options else row.question
     return GradeTask(row.data_source or (_CHOICE if options else _FREE), row.response, reference, asked)
 

@@ -11,20 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from megatron_rlpr.grading.multiple_choice import LETTERS
 from megatron_rlpr.system.quoting import quoted
 from megatron_rlpr.types import UserError
 from tools.prepare_data.foreign_rows import field, text_field
 
 Split = Literal["train", "test"]
-
-R1_SYSTEM = (
-    "A conversation between User and Assistant. The user asks a question, and the Assistant solves it. The assistant "
-    "first thinks about the reasoning process in the mind and then provides the user with the answer. The reasoning "
-    "process and answer are enclosed within <think> </think> and <answer> </answer> tags, respectively, i.e., <think> "
-    "reasoning process here </think> <answer> answer here </answer>."
-)
-"""The system message of the reference's data files, to the letter."""
-LETTERS = "ABCDEFGHIJKLMNOP"
 
 
 @dataclass(frozen=True)

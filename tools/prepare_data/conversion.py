@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from megatron_rlpr.data.parquet import REQUIRED_COLUMNS, Row, checked_row, read_rows
+from megatron_rlpr.data.prompt_templates import R1_SYSTEM
 from megatron_rlpr.data.sources import grader_of
 from megatron_rlpr.grading.dispatch import own_answer
 from megatron_rlpr.grading.pool import GraderPool
@@ -27,7 +28,7 @@ from megatron_rlpr.grading.tasks import prompt_text
 from megatron_rlpr.system import atomic_file
 from megatron_rlpr.system.sealed_folder import sha256
 from megatron_rlpr.types import UserError
-from tools.prepare_data.benchmarks import R1_SYSTEM, Convert, Question, Split
+from tools.prepare_data.benchmarks import Convert, Question, Split
 from tools.prepare_data.foreign_rows import PlacedRow, count_rows, rows
 
 ROWS_AT_ONCE = 1024
@@ -46,9 +47,8 @@ SCHEMA = pa.schema(
     ]
 )
 
-ToRecord = Callable[[dict[str, Any], str, int], dict[str, Any] | None]
-"""A row's fields, its place and the number of rows before it that were kept -> a record of the schema; None: left out.
-Raises UserError for a bad row."""
+ToRecord = Callable[[dict[str, Any], str], dict[str, Any] | None]
+"""A row's fields and its place -> a record of the schema; None: left out. Raises UserError for a bad row."""
 
 
 @dataclass
@@ -61,28 +61,28 @@ class Outcome:
     made: bool = True
 
 
-def question_record(question: Question, data_source: str, split: Split, where: str, index: int) -> dict[str, Any]:
-    """One record of SCHEMA: the reference's system message and the question."""
+def question_record(question: Question, data_source: str, split: Split, where: str) -> dict[str, Any]:
+    """One record of SCHEMA, not numbered yet: the reference's system message and the question."""
     return {
         "data_source": data_source,
         "prompt": [{"role": "system", "content": R1_SYSTEM}, {"role": "user", "content": question.text}],
         "ability": question.subject,
         "reward_model": {"ground_truth": question.answer, "style": "rule"},
-        "extra_info": {"index": index, "split": split, "source": where},
+        "extra_info": {"split": split, "source": where},
     }
 
 
 def converted(convert: Convert, data_source: str, split: Split) -> ToRecord:
     """Makes records of a data set's rows."""
 
-    def record(fields: dict[str, Any], where: str, index: int) -> dict[str, Any] | None:
+    def record(fields: dict[str, Any], where: str) -> dict[str, Any] | None:
         question = convert(fields)
-        return None if question is None else question_record(question, data_source, split, Path(where).name, index)
+        return None if question is None else question_record(question, data_source, split, Path(where).name)
 
     return record
 
 
-def released(fields: dict[str, Any], where: str, index: int) -> dict[str, Any]:
+def released(fields: dict[str, Any], where: str) -> dict[str, Any]:
     """A row that is in the schema already, with all its columns."""
     missing = [name for name in REQUIRED_COLUMNS if name not in fields]
     if missing:
@@ -117,12 +117,14 @@ def convert_files(
     total = sum(map(count_rows, inputs))
     chosen = set(random.Random(seed).sample(range(total), draw)) if 0 < draw < total else None
     outcome = Outcome()
-    metadata = {**(schema.metadata or {}), _MADE_FROM: json.dumps(origin).encode()}
-    schema = schema.with_metadata(metadata)
+    numbered = schema is SCHEMA  # the release's rows have numbers of their own
+    schema = schema.with_metadata({**(schema.metadata or {}), _MADE_FROM: json.dumps(origin).encode()})
     with atomic_file.replacing(target) as unfinished, closing(GraderPool(timeout_s=TIME_LIMIT_S)) as graders:
         with pq.ParquetWriter(unfinished, schema, compression="zstd", write_page_checksum=True) as writer:
             for done, chunk in _chunks(inputs, chosen):
                 good, bad = _good_records(chunk, to_record, split, graders, outcome)
+                for index, record in enumerate(good if numbered else (), outcome.written):
+                    record["extra_info"]["index"] = index
                 outcome.written, outcome.bad = outcome.written + len(good), outcome.bad + len(bad)
                 for line in bad:
                     on_bad(line)
@@ -170,7 +172,7 @@ def _good_records(
         try:
             if isinstance(fields, UserError):
                 raise fields
-            record = to_record(fields, where, outcome.written + len(candidates))
+            record = to_record(fields, where)
             if record is None:
                 outcome.left_out += 1
             else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,9 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from megatron_rlpr.data.parquet import stream_records
-from megatron_rlpr.system.quoting import quoted, reason
+from megatron_rlpr.system.quoting import quoted
 from megatron_rlpr.types import UserError
+from tools.json_lines import json_lines
 
 PlacedRow = tuple[str, dict[str, Any] | UserError]
 """Where a row stands ("q.jsonl, line 3", lines counted from 1, or "q.parquet, row 0", rows from 0), and its fields, or
@@ -51,18 +51,8 @@ def rows(path: Path) -> Iterator[PlacedRow]:
         for number, record in enumerate(stream_records(path)):
             yield f"{path}, row {number}", record
         return
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.isspace():
-                yield f"{path}, line {number}", _record(line)
-
-
-def _record(line: bytes) -> dict[str, Any] | UserError:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        return UserError(f"is no JSON ({reason(error)})")
-    return record if isinstance(record, dict) else UserError(f"is {quoted(record)}, expected a JSON object")
+    for number, found in json_lines(path):
+        yield f"{path}, line {number}", found
 
 
 def field(record: Mapping[str, Any], name: str) -> Any:

@@ -17,7 +17,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
-from megatron_rlpr.evaluation.comparison import MEASURES
+from megatron_rlpr.evaluation.comparison import MEASURES, interval_text
 from tools.report.figures import charts, other_charts
 from tools.report.run_record import RunRecord
 from tools.report.samples import NUMBERS, TEXTS
@@ -92,7 +92,11 @@ def _before_after(run: RunRecord) -> list[list[str]]:
         return [
             [
                 *(run.name, name, MEASURES.get(measure, measure)),
-                *(_interval(one["before"][measure]), _interval(one["after"][measure]), _interval(change, "+")),
+                *(
+                    interval_text(one["before"][measure]),
+                    interval_text(one["after"][measure]),
+                    interval_text(change, "+"),
+                ),
                 f"{change['p_value']:.1g}",
             ]
             for name, one in sets.items()
@@ -101,11 +105,6 @@ def _before_after(run: RunRecord) -> list[list[str]]:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         run.notes.append(f"summary.json is not as a run writes it ({type(error).__name__}: {error}): no table of it")
         return []
-
-
-def _interval(part: Mapping[str, float | None], sign: str = "") -> str:
-    mean, low, high = ("?" if part[end] is None else f"{part[end]:{sign}.3f}" for end in ("mean", "low", "high"))
-    return f"{mean} [{low}, {high}]"
 
 
 def _shown(config: Mapping[str, Any], key: str) -> str:

@@ -14,6 +14,7 @@ from megatron_rlpr.config.yaml import parse_yaml
 from megatron_rlpr.run.folder import RunFolder
 from megatron_rlpr.system.quoting import reason
 from megatron_rlpr.types import UserError
+from tools.json_lines import json_lines
 
 _UNREADABLE = (OSError, ValueError, RecursionError)
 _LINES_NAMED = 5
@@ -93,27 +94,29 @@ def _read(path: Path, loss: str, notes: list[str]) -> dict[str, Any]:
     return {}
 
 
+def series(path: Path) -> tuple[Series, list[int]]:
+    """The records of metrics.jsonl or validation.jsonl by step, and the lines that are none."""
+    records: Series = {}
+    bad = []
+    for number, record in json_lines(path):
+        step = None if isinstance(record, UserError) else record.get("step")
+        if isinstance(record, UserError) or type(step) is not int:
+            bad.append(number)
+            continue
+        numbers = {n: float(v) for n, v in record.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+        records[step] = {name: value for name, value in numbers.items() if math.isfinite(value)}
+    return dict(sorted(records.items())), bad
+
+
 def _series(path: Path, loss: str, notes: list[str]) -> Series:
     if not path.is_file():
         notes.append(f"{path.name} is not there: {loss}")
         return {}
-    records: Series = {}
-    bad = []
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
-        try:
-            record = json.loads(line)
-            step = record["step"]
-        except (*_UNREADABLE, KeyError, TypeError):
-            step = None
-        if type(step) is not int:
-            bad.append(str(number))
-            continue
-        numbers = {n: float(v) for n, v in record.items() if isinstance(v, int | float) and not isinstance(v, bool)}
-        records[step] = {name: value for name, value in numbers.items() if math.isfinite(value)}
+    records, bad = series(path)
     if bad:
-        named = ", ".join(bad[:_LINES_NAMED]) + (", ..." if len(bad) > _LINES_NAMED else "")
+        named = ", ".join(map(str, bad[:_LINES_NAMED])) + (", ..." if len(bad) > _LINES_NAMED else "")
         notes.append(f"{path.name}: {len(bad)} lines are no record of a step and are left out (line {named})")
-    return dict(sorted(records.items()))
+    return records
 
 
 def _flat(config: dict[str, Any]) -> dict[str, Any]:

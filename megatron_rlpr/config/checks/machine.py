@@ -29,9 +29,8 @@ def refusals(config: Config, world_size: int) -> Iterator[str]:
                 yield f"{key}: there is no file {file} (python -m tools.prepare_data makes data sets)"
     if config.rollout.replay:
         yield from _stored_rollouts(config.rollout.replay, runs / config.trainer.name)
-    yield from _converted(config)
+    yield from policy_refusals(config)
     yield from _engine_memory(config)
-    yield from _accelerator(config)
 
 
 def policy_refusals(config: Config) -> Iterator[str]:

@@ -17,13 +17,9 @@ from megatron_rlpr.weights.load_hf import open_hf_weights
 
 def refusals(config: Config) -> Iterator[str]:
     """One sentence for each reason why model.path cannot be trained with this configuration."""
-    yield from _folder(config)
-    shape = _shape(config)
-    yield from _layout(config, shape)
-    yield from _lengths(config, shape)
-    yield from _fp8(config, shape)
+    yield from policy_refusals(config)
+    yield from _lengths(config, _shape(config))
     engine.check(config)
-    _check_weights(config, shape)
 
 
 def policy_refusals(config: Config) -> Iterator[str]:
@@ -31,7 +27,11 @@ def policy_refusals(config: Config) -> Iterator[str]:
     yield from _folder(config)
     shape = _shape(config)
     yield from _layout(config, shape)
-    _check_weights(config, shape)
+    yield from _fp8(config, shape)
+    try:
+        open_hf_weights(shape, config.model.path)
+    except UserError as error:
+        raise UserError(f"model.path: {error}") from error
 
 
 def _folder(config: Config) -> Iterator[str]:
@@ -53,13 +53,6 @@ def _shape(config: Config) -> ModelShape:
     except UserError as error:
         raise UserError(f"model.path={config.model.path}: {error}") from error
     return shape
-
-
-def _check_weights(config: Config, shape: ModelShape) -> None:
-    try:
-        open_hf_weights(shape, config.model.path)
-    except UserError as error:
-        raise UserError(f"model.path: {error}") from error
 
 
 def _layout(config: Config, shape: ModelShape) -> Iterator[str]:

@@ -13,7 +13,7 @@ from megatron_rlpr.algorithm.std_filter import source_multipliers
 from megatron_rlpr.config.bounds import shown
 from megatron_rlpr.config.keys import all_keys
 from megatron_rlpr.config.schema import ActorConfig, Config
-from megatron_rlpr.data.prompt_templates import AS_IS, TEMPLATES
+from megatron_rlpr.data.prompt_templates import TEMPLATES
 from megatron_rlpr.reward.shaping import discrete_function, shaping_function
 
 _RAY_ONLY = (
@@ -28,8 +28,7 @@ _RAY_ONLY = (
 
 def refusals(config: Config, world_size: int) -> Iterator[str]:
     """One sentence for each thing that cannot work on world_size processes."""
-    yield from _ranges(config)
-    yield from _layout(config, world_size)
+    yield from policy_refusals(config, world_size)
     yield from _idle_keys(config)
     yield from _engines(config, world_size)
     yield from _run(config)
@@ -38,7 +37,6 @@ def refusals(config: Config, world_size: int) -> Iterator[str]:
     yield from _reward(config)
     yield from _filter(config)
     yield from _algorithm(config)
-    yield from _fp8(config.actor)
 
 
 def policy_refusals(config: Config, world_size: int) -> Iterator[str]:
@@ -190,24 +188,10 @@ def _batch(config: Config) -> Iterator[str]:
 def _reward(config: Config) -> Iterator[str]:
     shaping_function(config.reward.shaping_function_name)  # they refuse a name that they do not know
     discrete_function(config.reward.discrete_function_name)
-    if config.data.prompt_rewrite == "llama_gemma" and config.reward.format_mode != "R1_nothink":
-        yield "data.prompt_rewrite=llama_gemma asks for answer tags only: set reward.format_mode=R1_nothink"
-    yield from _template(config)
-
-
-def _template(config: Config) -> Iterator[str]:
-    name, mode = config.data.template, config.reward.format_mode
-    if name == AS_IS:
-        return
-    if config.data.prompt_rewrite != "none":
-        yield (
-            f"data.template={name} with data.prompt_rewrite={config.data.prompt_rewrite}: both write the instruction, "
-            "remove one"
-        )
-    wanted = TEMPLATES[name].format_mode
-    if mode != wanted:
+    wanted = TEMPLATES[config.data.template].format_mode
+    if wanted not in (None, config.reward.format_mode):
         tags = "think and answer tags" if wanted == "R1" else "answer tags only"
-        yield f"data.template={name} asks for {tags}: set reward.format_mode={wanted}, not {mode}"
+        yield f"data.template={config.data.template} asks for {tags}: set reward.format_mode={wanted}"
 
 
 def _fp8(actor: ActorConfig) -> Iterator[str]:

@@ -34,7 +34,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     tasks = GradeTasks(SpecialTokens.of(tokenizer), "R1")
     yield Place(
         tokenizer,
-        training_prompts(load_config(as_arguments({})), tokenizer, tasks),
+        training_prompts(load_config(as_arguments({})), tokenizer, tasks, []),
         model_shape(HfFolder("model").config()),
     )
     os.chdir(before)

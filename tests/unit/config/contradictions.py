@@ -60,9 +60,8 @@ def contradictions(config: Config, world: int) -> list[str]:
         "mini-batch": actor.ppo_mini_batch_size > 0 and data.train_batch_size % actor.ppo_mini_batch_size != 0,
         "budget": scored_prompt + data.max_response_length > actor.max_tokens_per_micro_batch,
         "positions": longest + data.max_response_length > POSITIONS,
-        "rewrite": data.prompt_rewrite == "llama_gemma" and reward.format_mode != "R1_nothink",
         "template": data.template != "as_is"
-        and (data.prompt_rewrite != "none" or reward.format_mode != ("R1" if data.template == "R1" else "R1_nothink")),
+        and reward.format_mode != ("R1" if data.template == "R1" else "R1_nothink"),
         "bounds": rules.accuracy_lower_bound > rules.accuracy_upper_bound,
         "collected": rules.enabled and rules.mode == "EMA" and rules.ema_start_step >= rules.start_step,
         "ungraded": rules.enabled and rules.target == "vr_acc" and manager == "prob" and reward.reward_type == "pr",

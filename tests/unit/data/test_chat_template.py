@@ -59,7 +59,7 @@ def test_a_template_that_fails_is_told_with_its_row(tokenizer: Any, template: An
     assert said.startswith(f"f.parquet, row {row}: ")
     assert message in said
     assert len(said) < 600
-    assert ("prompt_rewrite" in said) == ("raise_exception" in str(template))
+    assert ("data.template" in said) == ("raise_exception" in str(template))
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from data_rows import row
 
 from megatron_rlpr.data.dataset import load_prompts, samples_per_prompt
 from megatron_rlpr.data.parquet import read_rows
-from megatron_rlpr.data.prompt_rewrite import prompt_rewrite
+from megatron_rlpr.data.prompt_templates import TEMPLATES
 from megatron_rlpr.types import UserError
 
 Write = Callable[[str, list[dict[str, Any]]], Path]
@@ -70,17 +70,17 @@ def test_the_rewrite_sees_the_file_a_row_is_from(write: Write, tokenizer: Any) -
     system = {"role": "system", "content": "Think first."}
     rows = [row(prompt=[system, {"role": "user", "content": "Q"}])]
     files = [write("train.parquet", rows), write("MMLUPro-1000_Avg2.parquet", rows)]
-    rewritten = load_prompts(files, tokenizer, 200, rewrite=prompt_rewrite("llama_gemma", "R1_nothink")).prompts
+    rewritten = load_prompts(files, tokenizer, 200, rewrite=TEMPLATES["llama_gemma"].rewrite).prompts
     assert [len(p.messages) for p in rewritten] == [1, 1]
     assert "only provide the letter" not in rewritten[0].messages[0]["content"]
     assert rewritten[1].messages[0]["content"].endswith("only provide the letter of the answer in the tags.")
     assert "<answer> </answer>" in tokenizer.decode(rewritten[0].token_ids)
-    untouched = load_prompts(files, tokenizer, 200, rewrite=prompt_rewrite("none", "R1")).prompts
+    untouched = load_prompts(files, tokenizer, 200, rewrite=TEMPLATES["as_is"].rewrite).prompts
     assert untouched[0].messages[0] == system
 
 
 def test_a_rewrite_keeps_a_question_without_system_message() -> None:
-    rewrite = prompt_rewrite("llama_gemma", "R1_nothink")
+    rewrite = TEMPLATES["llama_gemma"].rewrite
     assert rewrite(({"role": "user", "content": "Q"},), "f")[0]["content"].startswith("Q\nPlease reason step by step")
     with pytest.raises(UserError, match="only a system message"):
         rewrite(({"role": "system", "content": "S"},), "f.parquet")
@@ -135,7 +135,7 @@ def test_a_template_that_refuses_a_role_names_file_row_and_fix(write: Write, tok
         "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}ok"
     )
     bad = row(prompt=[{"role": "system", "content": "S"}, {"role": "user", "content": "Q"}])
-    with pytest.raises(UserError, match=r"f\.parquet, row 1: .*System role not supported.*prompt_rewrite=llama_gemma"):
+    with pytest.raises(UserError, match=r"f\.parquet, row 1: .*System role not supported.*template=llama_gemma"):
         load_prompts([write("f.parquet", [row(), bad])], strict, 100)
 
 

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pandas as pd
 import pytest
 from transformers import AutoTokenizer
 
 from megatron_rlpr.config.loading import load_config
-from megatron_rlpr.config.schema import RewardConfig
+from megatron_rlpr.config.schema import DataConfig, RewardConfig
 from megatron_rlpr.data.dataset import load_prompts
-from megatron_rlpr.data.prompt_templates import TEMPLATES
+from megatron_rlpr.data.prompt_templates import R1_SYSTEM, TEMPLATES
 from megatron_rlpr.grading.format import format_score, rule_format_score
 from megatron_rlpr.reward.manager import RewardManager
-from megatron_rlpr.run.prompts import rewrite_of
 from megatron_rlpr.types import Prompt, Response, RolloutGroup, UserError
 
 GOLDENS = Path(__file__).parents[2] / "goldens"
@@ -36,7 +35,7 @@ ROW = {
     "reward_model": {"ground_truth": "four", "style": "rule"},
 }
 
-each_template = pytest.mark.parametrize("name", list(TEMPLATES))
+each_template = pytest.mark.parametrize("name", list(WRITTEN))
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +46,8 @@ def tokenizer() -> Any:
 def asked(name: str, tokenizer: Any, folder: Path, **changes: Any) -> Prompt:
     """The row's prompt as a run with this template loads it."""
     pd.DataFrame([ROW | changes]).to_parquet(folder / "f.parquet")
-    config = load_config([f"data.template={name}"])
-    return load_prompts([folder / "f.parquet"], tokenizer, 1000, rewrite=rewrite_of(config)).prompts[0]
+    rewrite = TEMPLATES[load_config([f"data.template={name}"]).data.template].rewrite
+    return load_prompts([folder / "f.parquet"], tokenizer, 1000, rewrite=rewrite).prompts[0]
 
 
 @each_template
@@ -65,9 +64,13 @@ def test_the_template_asks_in_place_of_the_file(name: str, tokenizer: Any, tmp_p
     assert (prompt.messages[-1]["content"] == "Two and two?") == (name != "plain")
 
 
+def test_every_template_can_be_asked_for() -> None:
+    assert set(TEMPLATES) == set(get_args(get_type_hints(DataConfig)["template"])) == {"as_is", "llama_gemma", *WRITTEN}
+
+
 def test_r1_is_the_released_system_message() -> None:
     golden = json.loads((GOLDENS / "rl_dataset.json").read_text())
-    assert TEMPLATES["R1"].system == golden["rows"][0]["prompt"][0]["content"]
+    assert golden["rows"][0]["prompt"][0]["content"] == R1_SYSTEM
 
 
 def test_as_it_is_nothing_changes(tokenizer: Any, tmp_path: Path) -> None:

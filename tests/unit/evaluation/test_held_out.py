@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -17,7 +17,7 @@ import pytest
 import torch.distributed as dist
 from judge_server import JudgeServer, http, raw_server
 
-from megatron_rlpr.config.schema import Config
+from megatron_rlpr.config.schema import ActorConfig, Config
 from megatron_rlpr.data.dataset import PromptSet
 from megatron_rlpr.data.tokenizer import SpecialTokens
 from megatron_rlpr.evaluation.held_out import VALIDATION_STEP, HeldOutEvaluation, ValidationResult, ValidationSet
@@ -28,6 +28,7 @@ from megatron_rlpr.grading.pool import GraderPool
 from megatron_rlpr.grading.tasks import GradeTasks
 from megatron_rlpr.rollout.replay import ReplayRollouts
 from megatron_rlpr.rollout.store import write_rollouts
+from megatron_rlpr.run.build import scoring_settings
 from megatron_rlpr.tracking.console import Console
 from megatron_rlpr.tracking.metric_names import undocumented
 from megatron_rlpr.types import Prompt, Response, ResponseReward, RolloutGroup, ScoredGroup, TokenScores
@@ -68,8 +69,22 @@ def validate(
         console = Console(enabled=False, file=printed)
         tasks = GradeTasks(SpecialTokens(["<|im_end|>"]), "R1_nothink")
         parts = (ReplayRollouts(folder), no_scorer, graders, console, tasks, judge)
-        evaluation = HeldOutEvaluation(config, *parts, folder / "validation", lambda: weights, {})
+        evaluation = HeldOutEvaluation(config, *parts, folder / "validation", lambda: weights, {}, {})
         return evaluation.run([one], 0)[0], printed.getvalue()
+
+
+@pytest.mark.parametrize("scored", [True, False])
+def test_scores_of_another_precision_are_not_gone_on_from(tmp_path: Path, scored: bool) -> None:
+    config, nobody = Config(), cast(Any, None)
+    config.evaluation.score_reward = scored
+    one = ValidationSet("Math-500_Avg2", PromptSet((), 0), 2)
+    keys = []
+    for recipe in ("blockwise", "tensorwise"):
+        config.actor = ActorConfig(fp8="hybrid", fp8_recipe=recipe)
+        parts = (nobody,) * 6
+        evaluation = HeldOutEvaluation(config, *parts, tmp_path, lambda: "weights", {}, scoring_settings(config))
+        keys.append(evaluation.answers(one, "greedy", 0).key)
+    assert (keys[0] != keys[1]) == scored
 
 
 def test_without_a_judge_the_rules_decide_and_no_judge_is_reported(tmp_path: Path) -> None:

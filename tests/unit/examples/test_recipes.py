@@ -87,7 +87,7 @@ OWN: dict[str, tuple[Any, Any, Any]] = {
     "data.train_batch_size": (768, 256, 256),
     "actor.ppo_mini_batch_size": (192, 64, 64),
     "data.max_prompt_length": (2048, 2048, 1024),
-    "data.prompt_rewrite": ("none", "llama_gemma", "llama_gemma"),
+    "data.template": ("as_is", "llama_gemma", "llama_gemma"),
     "reward.format_mode": ("R1", "R1_nothink", "R1_nothink"),
     "rollout.temperature": (1.0, 0.6, 0.6),
     "evaluation.temperature": (1.0, 0.6, 0.6),

@@ -13,9 +13,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from megatron_rlpr.config.free_to_change import FREE_TO_CHANGE
 from megatron_rlpr.config.keys import all_keys, sections
 from megatron_rlpr.config.loading import resolved
-from megatron_rlpr.config.schema import FREE_TO_CHANGE, Config
+from megatron_rlpr.config.schema import Config
 from megatron_rlpr.data.dataset import PromptSet
 from megatron_rlpr.data.tokenizer import load_tokenizer
 from megatron_rlpr.evaluation.held_out import ValidationSet

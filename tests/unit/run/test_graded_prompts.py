@@ -49,13 +49,13 @@ def test_one_unknown_source_of_training_is_found_by_file_and_row(config: Config,
         r"one\.parquet, row 23: data_source 'WebInstrct-verified' has no grader, did you mean 'WebInstruct-verified'"
     )
     with pytest.raises(UserError, match=unknown):
-        training_prompts(config, TOKENIZER, TASKS)
+        training_prompts(config, TOKENIZER, TASKS, [])
 
 
 @pytest.mark.parametrize("reward_type", ["pr", "pr+vr"])
 def test_a_source_without_grader_may_be_trained_on_by_probability(config: Config, reward_type: str) -> None:
     config.reward.reward_manager, config.reward.reward_type = "prob", reward_type
-    assert len(training_prompts(config, TOKENIZER, TASKS)) == 25
+    assert len(training_prompts(config, TOKENIZER, TASKS, [])) == 25
 
 
 def test_every_validation_prompt_needs_its_grader(config: Config, tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_stored_prompts_are_asked_as_well(config: Config, tmp_path: Path) -> Non
     write_rollouts(tmp_path / "store", 1, groups, advantages=[[0.0]] * 2, kept=[True] * 2, decode=str)
     config.rollout.replay, config.reward.reward_manager = str(tmp_path / "store"), "naive"
     with pytest.raises(UserError, match=r"^rollout\.replay=.*store, prompt 1: data_source 'x' has no grader"):
-        training_prompts(config, TOKENIZER, TASKS)
+        training_prompts(config, TOKENIZER, TASKS, [])
 
 
 def test_two_validation_files_of_one_name_are_refused(config: Config, tmp_path: Path) -> None:

@@ -8,10 +8,12 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
+from matplotlib.collections import PathCollection
 
 from tools.fp8_noise.__main__ import main
 from tools.fp8_noise.noise import changed_signs, compare_gradients, flipped_pairs, noise
-from tools.fp8_noise.plot import svg
+from tools.fp8_noise.plot import LARGEST, SMALLEST, picture
+from tools.picture import save_picture
 
 
 def test_flips_and_signs_are_counted_within_groups() -> None:
@@ -37,11 +39,17 @@ def test_rows_without_a_splice_are_left_out() -> None:
     assert (found.flips, found.auc, found.auc_lost) == (0, 1, 0)
 
 
-def test_the_plot_has_a_row_and_a_dot_for_each() -> None:
-    picture = ElementTree.fromstring(svg({"fp32": np.array([1e-4, 0.0, 2.0]), "mxfp8": np.array([0.01, 0.02])}))
-    space = "{http://www.w3.org/2000/svg}"
-    assert len(picture.findall(f"{space}circle")) == 5
-    assert {"fp32", "mxfp8"} <= {text.text for text in picture.findall(f"{space}text")}
+def test_the_plot_has_a_row_and_a_dot_for_each(tmp_path: Path) -> None:
+    changes = {"fp32": np.array([1e-4, 0.0, 2.0]), "mxfp8": np.array([0.01, 0.02])}
+    (axes,) = picture(changes).axes
+    dots = [dot for drawn in axes.collections if isinstance(drawn, PathCollection) for dot in drawn.get_offsets()]
+    assert [round(float(x), 9) for x, _ in dots] == [1e-4, SMALLEST, LARGEST, 0.01, 0.02]
+    assert [round(float(y)) for _, y in dots] == [0, 0, 0, 1, 1]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["fp32", "mxfp8"]
+    for name in ("a.svg", "b.svg"):
+        save_picture(picture(changes), tmp_path / name)
+    assert ElementTree.fromstring((tmp_path / "a.svg").read_text()).tag == "{http://www.w3.org/2000/svg}svg"
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
 
 
 def test_without_transformer_engine_the_way_out_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

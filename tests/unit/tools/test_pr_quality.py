@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from megatron_rlpr.grading.dispatch import grade
 from megatron_rlpr.types import UserError
 from tools.labelled_responses import LabelledRow
+from tools.picture import save_picture
 from tools.pr_quality.__main__ import configuration, main
 from tools.pr_quality.area import AllPairs, PairsWithin, area_under_curve, interval, numbered, resampled
 from tools.pr_quality.measures import LESS_BASE, MEAN_PROBABILITY, RULE_GRADE, SEQUENCE_PROBABILITY, lengths, measures
-from tools.pr_quality.plot import png
+from tools.pr_quality.plot import picture
 from tools.pr_quality.quality import Quality, quality
 from tools.pr_quality.scoring import check_sources, grade_task
 from tools.pr_quality.table import record, tables
@@ -161,10 +162,11 @@ def test_the_table_shows_every_measure_and_category_and_the_json_is_strict() -> 
     assert kept["differences"][LESS_BASE]["mean"] == pytest.approx(12 / 36)
 
 
-def test_the_picture_is_a_png_with_and_without_categories() -> None:
+def test_the_picture_is_a_png_with_and_without_categories(tmp_path: Path) -> None:
     without = quality({MEAN_PROBABILITY: np.arange(2.0), LESS_BASE: np.arange(2.0)}, [row(1), row(2, correct=False)])
     for found in (some_quality(), without):
-        assert png(found, "title").startswith(b"\x89PNG")
+        save_picture(picture(found, "title"), tmp_path / "made.png")
+        assert (tmp_path / "made.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_rules_grade_the_letter_where_the_reference_is_an_option_and_else_the_answer() -> None:

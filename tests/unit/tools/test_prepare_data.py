@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_rlpr.data.parquet import read_rows
-from megatron_rlpr.grading.multiple_choice import option_text
+from megatron_rlpr.data.prompt_templates import R1_SYSTEM
+from megatron_rlpr.grading.multiple_choice import LETTERS, option_text
 from megatron_rlpr.grading.tasks import prompt_text
 from megatron_rlpr.types import UserError
 from tools.prepare_data.__main__ import main
-from tools.prepare_data.benchmarks import LETTERS, R1_SYSTEM, answer_text, hugging_face, theoremqa
+from tools.prepare_data.benchmarks import answer_text, hugging_face, theoremqa
 
-GOLDEN = Path(__file__).parents[2] / "goldens" / "rl_dataset.json"
 GSM8K = [
     {"question": "How much in all?", "answer": "2 * 35,000 = <<2*35000=70000>>70,000\n#### 70,000"},
     {"question": "How many are left?", "answer": "#### 3"},
@@ -35,10 +35,6 @@ THEOREMS: list[dict[str, Any]] = [
 def lines(path: Path, records: list[Any]) -> Path:
     path.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in records))
     return path
-
-
-def test_the_system_message_is_the_references() -> None:
-    assert json.loads(GOLDEN.read_text())["rows"][0]["prompt"][0] == {"role": "system", "content": R1_SYSTEM}
 
 
 def test_each_benchmark_has_the_releases_name_prompt_and_answers(tmp_path: Path) -> None:
@@ -81,6 +77,8 @@ def test_bad_rows_are_listed_by_line_and_strict_refuses_them(
     assert main(arguments) == 0
     printed = capsys.readouterr()
     assert "2 rows written, 0 left out, 5 bad" in printed.out
+    made = read_rows(tmp_path / "test" / "gsm8k_Avg2.parquet")
+    assert [row.extra["extra_info"]["index"] for row in made] == [0, 1], "numbers without holes, none twice"
     listed = (tmp_path / "test" / "gsm8k_Avg2.bad_rows.txt").read_text().splitlines()
     for number, said in zip(
         range(2, 7), ("no JSON", "JSON object", "'answer' is missing", "####", "right"), strict=True

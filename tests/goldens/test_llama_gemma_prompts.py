@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from golden_files import load
 
-from megatron_rlpr.data.prompt_rewrite import prompt_rewrite
-from megatron_rlpr.types import UserError
+from megatron_rlpr.config.checks import pure
+from megatron_rlpr.config.loading import load_config
+from megatron_rlpr.data.prompt_templates import TEMPLATES
 
 GOLDEN = load("llama_gemma_prompt_rewrite.json")
 CASES = [
@@ -28,7 +29,7 @@ def test_rewritten_prompt(file: str, written: list[dict[str, str]]) -> None:
         *written[1:],
     )
     source = file.replace("_llama_and_gemma", "")
-    assert prompt_rewrite("llama_gemma", "R1_nothink")(original, source) == tuple(written)
+    assert TEMPLATES["llama_gemma"].rewrite(original, source) == tuple(written)
 
 
 def test_every_file_is_covered() -> None:
@@ -37,5 +38,5 @@ def test_every_file_is_covered() -> None:
 
 def test_think_tags_do_not_go_with_this_prompt() -> None:
     assert GOLDEN["gemma_with_R1_format_error"] == "AssertionError"
-    with pytest.raises(UserError, match="R1_nothink"):
-        prompt_rewrite("llama_gemma", "R1")
+    refusals = pure.refusals(load_config(["data.template=llama_gemma", "reward.format_mode=R1"]), 1)
+    assert any("data.template=llama_gemma" in said and "R1_nothink" in said for said in refusals)
