@@ -7,6 +7,7 @@ schedule          micro-batches -> Megatron's pipeline schedule, forward only or
   model/          the policy as a GPTModel whose head computes selected rows only
   attention/      every token attends to its ancestors: one protocol, several backends
   cpu/            Megatron-Core without CUDA, and compiled loops for what is no matrix product
+to_device         numbers planned on the host, on their way to the device
 policy_gradient   rows of log-probs and entropies -> loss and statistics
 fp8               which key goes to which of Megatron's configurations, and what each recipe asks for
 delayed_scaling   the scales of FP8 that are made from earlier steps

@@ -30,6 +30,7 @@ from megatron_rlpr.actor.optimizer import (
 from megatron_rlpr.actor.parallel import Layout
 from megatron_rlpr.actor.policy_gradient import STATISTICS, LossTerms, RowValues, policy_gradient
 from megatron_rlpr.actor.schedule import MicroBatchRunner
+from megatron_rlpr.actor.to_device import to_device
 from megatron_rlpr.config.schema import ActorConfig
 from megatron_rlpr.packing import Plan, TreeMicroBatch, plan
 from megatron_rlpr.system.decisions import gather_or_raise
@@ -109,7 +110,7 @@ class MegatronPolicy:
         flat = torch.zeros(int(first[-1]), 2, dtype=torch.float32, device=device())
         if self.layout.reports_outputs:
             for micro_batch, output in zip(mine, outputs, strict=True):
-                flat[_flat_index(micro_batch, first)] = output[torch.from_numpy(micro_batch.row_of_want)]
+                flat[_flat_index(micro_batch, first)] = output[to_device(micro_batch.row_of_want, output.device)]
         dist.all_reduce(flat)
         values = flat.cpu().numpy()
         return [TokenScores(values[a:b, 0].copy(), values[a:b, 1].copy()) for a, b in pairwise(first)]
@@ -131,12 +132,12 @@ class MegatronPolicy:
             raise ValueError("this policy was built without an optimizer")
         requests = [ScoreRequest(s.token_ids, s.start, s.stop) for s in sequences]
         first = _first_index(requests)
-        values = RowValues.of(sequences, sequence_weights)
+        values = RowValues.of(sequences, sequence_weights).to(device())
         packed = self._pack(requests)
         mine = packed.for_rank(self.layout.data_rank)
 
         def loss(micro_batch: TreeMicroBatch, output: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            wanted = torch.from_numpy(micro_batch.row_of_want).to(output.device)
+            wanted = to_device(micro_batch.row_of_want, output.device)
             rows = F.embedding(wanted, output)  # whose gradient adds in one order on a GPU, too
             scalar, statistics = policy_gradient(rows, values.select(_flat_index(micro_batch, first)), terms)
             # Megatron averages gradients over data-parallel ranks; the weights are global already.
@@ -202,4 +203,4 @@ def _first_index(requests: Sequence[ScoreRequest]) -> np.ndarray:
 
 def _flat_index(micro_batch: TreeMicroBatch, first: np.ndarray) -> torch.Tensor:
     """Flat index of every want of a micro-batch: int64 [W]."""
-    return torch.from_numpy(first[micro_batch.want_request] + micro_batch.want_offset)
+    return to_device(first[micro_batch.want_request] + micro_batch.want_offset, device())

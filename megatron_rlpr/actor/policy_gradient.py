@@ -38,7 +38,10 @@ class LossTerms:
 
 @dataclass(frozen=True)
 class RowValues:
-    """What the loss needs per wanted row, fp32 [W]; reference log-probs with a KL loss, the engine's where known."""
+    """What the loss needs per wanted row, fp32 [W]; reference log-probs with a KL loss, the engine's where known.
+
+    They lie where the rows do.
+    """
 
     old_log_probs: torch.Tensor
     advantages: torch.Tensor
@@ -57,6 +60,10 @@ class RowValues:
             _all_or_none([s.engine_log_probs for s in sequences], "engine"),
         )
 
+    def to(self, device: torch.device) -> RowValues:
+        """The same on device."""
+        return RowValues(*(None if x is None else x.to(device) for x in vars(self).values()))
+
     def select(self, index: torch.Tensor) -> RowValues:
         """The rows at index int64 [W']."""
         reference = None if self.reference_log_probs is None else self.reference_log_probs[index]
@@ -71,21 +78,20 @@ def policy_gradient(rows: torch.Tensor, values: RowValues, terms: LossTerms) -> 
     without importance_cap, else the truncated importance weight of what the engine sampled. Statistics are sums over
     rows (the loss as it is), to be added over micro-batches and ranks.
     """
-    where = rows.device
     log_probs, entropy = rows[:, 0], rows[:, 1]
-    old, weights = values.old_log_probs.to(where), values.weights.to(where)
+    old, weights = values.old_log_probs, values.weights
     clip = (terms.clip_low, terms.clip_high, terms.dual_clip)
-    token_loss, clipped = token_policy_loss(log_probs, old, values.advantages.to(where), *clip)
+    token_loss, clipped = token_policy_loss(log_probs, old, values.advantages, *clip)
     if terms.importance_cap:
         if values.engine_log_probs is None:
             raise UserError(
                 "algorithm.importance_cap needs the engine's log-probs of every token, and these rollouts have none: "
                 "set algorithm.importance_cap=0 or replay others"
             )
-        token_loss = importance_weights(old, values.engine_log_probs.to(where), terms.importance_cap) * token_loss
+        token_loss = importance_weights(old, values.engine_log_probs, terms.importance_cap) * token_loss
     token_loss = token_loss - terms.entropy_coeff * entropy
     if terms.kl_coef and values.reference_log_probs is not None:
-        kl = token_kl(log_probs, values.reference_log_probs.to(where), terms.kl_type)
+        kl = token_kl(log_probs, values.reference_log_probs, terms.kl_type)
         token_loss = token_loss + terms.kl_coef * kl
     loss = (weights * token_loss).sum()
     kl_to_old = (old - log_probs.detach()).sum()

@@ -16,6 +16,7 @@ from megatron_rlpr.actor.attention.core import HeadRows, TreeSeqParams, windows_
 from megatron_rlpr.actor.attention.rotary import Rotary, inverse_frequencies
 from megatron_rlpr.actor.cpu.megatron import device
 from megatron_rlpr.actor.fp8 import own_weight_copies
+from megatron_rlpr.actor.to_device import to_device
 from megatron_rlpr.packing import TreeMicroBatch
 from megatron_rlpr.types import TokensDone
 from megatron_rlpr.weights.shape import ModelShape
@@ -91,7 +92,7 @@ class MicroBatchRunner:
     def _model_inputs(self, micro_batch: TreeMicroBatch, windows: Iterable[int]) -> dict[str, Any]:
         where = device()
         tokens, positions, source_rows, targets = (
-            torch.from_numpy(array).to(where)
+            to_device(array, where)
             for array in (micro_batch.token_ids, micro_batch.positions, micro_batch.source_row, micro_batch.target)
         )
         rotary = Rotary.at(positions, self._frequencies, self._dtype)

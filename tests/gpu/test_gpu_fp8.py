@@ -38,8 +38,16 @@ def _recipes() -> list[str]:
 RECIPES = _recipes()
 
 
-def fp8(recipe: str, **options: Any) -> dict[str, Any]:
-    return {"dtype": "bfloat16", "fp8": "hybrid", "fp8_recipe": recipe, **options}
+def fp8(recipe: str, stored: bool = False) -> dict[str, Any]:
+    """stored: weights, too, are FP8 bytes, and the distributed optimizer has them in fp32."""
+    keys = {"dtype": "bfloat16", "fp8": "hybrid", "fp8_recipe": recipe}
+    return keys | ({"fp8_param": True, "use_distributed_optimizer": True} if stored else {})
+
+
+with_weights_in_bf16_and_fp8 = pytest.mark.parametrize(
+    ("recipe", "stored"),
+    [(recipe, stored) for recipe in RECIPES for stored in (False, True) if not (stored and recipe == "delayed")],
+)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -57,10 +65,10 @@ def test_scores_are_near_those_of_bf16(recipe: str, family: str, odd: int, withi
     within(-float(np.abs(difference).max()), -1e-4, "largest difference, negative: FP8 was computed")
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_eight_updates_raise_what_is_rewarded_and_scores_see_each(recipe: str, within: Within) -> None:
+@with_weights_in_bf16_and_fp8
+def test_eight_updates_raise_what_is_rewarded_and_scores_see_each(recipe: str, stored: bool, within: Within) -> None:
     wanted = requests(1)
-    policy = make_policy("qwen2", **fp8(recipe))
+    policy = make_policy("qwen2", **fp8(recipe, stored))
     sequences = rewarded(policy, wanted)
     means = [float(flat(policy.score(wanted)).mean())]
     for _ in range(8):
@@ -70,9 +78,9 @@ def test_eight_updates_raise_what_is_rewarded_and_scores_see_each(recipe: str, w
     within(-min(abs(a - b) for a, b in pairwise(means)), -1e-6, "smallest change, negative")
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_a_resumed_policy_goes_on_bit_for_bit(recipe: str, tmp_path: Path, within: Within) -> None:
-    within(difference_of_a_resumed_policy(tmp_path, **fp8(recipe)), 0.0, "largest difference of log-probs")
+@with_weights_in_bf16_and_fp8
+def test_a_resumed_policy_goes_on_bit_for_bit(recipe: str, stored: bool, tmp_path: Path, within: Within) -> None:
+    within(difference_of_a_resumed_policy(tmp_path, **fp8(recipe, stored)), 0.0, "largest difference of log-probs")
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma2"])

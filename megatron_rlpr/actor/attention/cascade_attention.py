@@ -1,24 +1,26 @@
 """Tree attention through PyTorch's variable-length flash attention (CUDA, half precision): `cascade_layout`'s calls.
 
 Forward: call c gives o_c and l_c, the log-sum-exp of the scores that it saw. With l = log sum_c exp(l_c), the output is
-sum_c exp(l_c - l) o_c, added up in fp32.
+sum_c exp(l_c - l) o_c, added up in fp32 (`cascade_merge`).
 
 Backward: a score's weight is exp(score - l), and its gradient is weight * (grad_out . value - grad_out . out), which
 need l and the merged output only. So each call's own backward, given these two instead of l_c and o_c, returns its
-exact share. A query's shares add up in fp32. A key is in two calls at most (its node's, its level's): one sum, rounded
-once. No gradient is added in an order that the GPU's scheduler chooses, so a repeated step is equal bit for bit.
+exact share. Shares of several calls or segments add up in fp32, those of two calls at once. No gradient is added in an
+order that the GPU's scheduler chooses, so a repeated step is equal bit for bit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from megatron_rlpr.actor.attention.cascade_layout import Cascade, CascadeCall, cascade
+from megatron_rlpr.actor.attention.cascade_layout import SHORTEST_LEVEL, Cascade, CascadeCall, cascade
+from megatron_rlpr.actor.attention.cascade_merge import merge
 from megatron_rlpr.actor.attention.rotary import Rotary
 from megatron_rlpr.packing import Nodes
 
@@ -31,6 +33,9 @@ class CascadeBackend:
 
     name = "a cascade of PyTorch's flash attention"
 
+    def __init__(self, shortest_level: int = SHORTEST_LEVEL) -> None:
+        self._shortest_level = shortest_level
+
     def applies(
         self, dtype: torch.dtype, head_dim: int, softcap: float | None, windowed: bool, device: torch.device
     ) -> bool:
@@ -41,12 +46,14 @@ class CascadeBackend:
     def missing(self) -> str:
         if not torch.backends.cuda.is_flash_attention_available():
             return "this PyTorch was built without it"
+        if not find_spec("triton"):
+            return "triton, which compiles its merge, is not installed"
         there = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
         return "" if there else "it needs a GPU of compute capability 8.0"
 
     def lay_out(self, nodes: Nodes, dtype: torch.dtype, device: torch.device, window: int = 0) -> Cascade:
         assert not window, window
-        return cascade(nodes, device)
+        return cascade(nodes, device, self._shortest_level)
 
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, layout: Cascade, rotary: Rotary, scale: float, softcap: float | None
@@ -61,14 +68,14 @@ class _CascadeAttention(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, calls: Cascade, scale: float) -> Tensor:
         on_itself, *levels = calls
         out, lse = _forward(on_itself, q, k, v, scale)
-        if levels:
-            merged = out.float()
-            for call in levels:
-                here = merged[call.rows], lse[:, call.rows]
-                _merge(*here, *_forward(call, q, k, v, scale))
-                if not isinstance(call.rows, slice):  # then these were copies
-                    merged[call.rows], lse[:, call.rows] = here
-            out = merged.to(q.dtype)
+        merged = out.float() if len(levels) > 1 else out  # one merge may round at once
+        merge_into = _merge_on(out.device.type)
+        for call in levels:
+            here = merged[call.rows], lse[:, call.rows]
+            merge_into(*here, *_forward(call, q, k, v, scale))
+            if not isinstance(call.rows, slice):  # then these were copies
+                merged[call.rows], lse[:, call.rows] = here
+        out = merged.to(q.dtype)
         ctx.save_for_backward(q, k, v, out, lse)
         ctx.constants = (calls, scale)
         return out
@@ -78,15 +85,30 @@ class _CascadeAttention(torch.autograd.Function):
         calls, scale = ctx.constants
         on_itself, *levels = calls
         grad_q, grad_k, grad_v = _backward(on_itself, grad_out, ctx.saved_tensors, scale)
-        if levels:
-            total = grad_q.float()
-            for call in levels:
-                share_q, share_k, share_v = _backward(call, grad_out, ctx.saved_tensors, scale)
-                total[call.rows] += share_q
-                grad_k[call.keys] += share_k
-                grad_v[call.keys] += share_v
-            grad_q = total.to(grad_q.dtype)
-        return grad_q, grad_k, grad_v, None, None
+        if on_itself.repeated:
+            grad_k, grad_v = (_summed(grad, on_itself.keys, len(grad_q)) for grad in (grad_k, grad_v))
+        total = grad_q.float() if len(levels) > 1 else grad_q  # two summands are added in fp32 anyway
+        for call in levels:
+            share_q, share_k, share_v = _backward(call, grad_out, ctx.saved_tensors, scale)
+            total[call.rows] += share_q
+            grad_k[call.keys] += share_k
+            grad_v[call.keys] += share_v
+        _, k, v, *_ = ctx.saved_tensors
+        return total.to(grad_q.dtype), grad_k.to(k.dtype), grad_v.to(v.dtype), None, None
+
+
+def _summed(shares: Tensor, keys: Tensor, tokens: int) -> Tensor:
+    """fp32 [tokens, K, D]: the sum of every key's shares, which this operator adds in their order."""
+    total = torch.zeros(tokens, *shares.shape[1:], dtype=torch.float32, device=shares.device)
+    return total.index_put_((keys,), shares.float(), accumulate=True)
+
+
+def _merge_on(device_type: str) -> Callable[[Tensor, Tensor, Tensor, Tensor], None]:
+    if device_type != "cuda":
+        return merge
+    from megatron_rlpr.actor.attention.cascade_merge_kernel import fused_merge
+
+    return fused_merge
 
 
 def _forward(call: CascadeCall, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
@@ -105,14 +127,6 @@ def _forward(call: CascadeCall, q: Tensor, k: Tensor, v: Tensor, scale: float) -
         scale=scale,
     )
     return out, lse if call.idle is None else lse.masked_fill(call.idle, -torch.inf)
-
-
-def _merge(out: Tensor, lse: Tensor, more_out: Tensor, more_lse: Tensor) -> None:
-    """Let fp32 out [rows, H, D] and lse [H, rows] take in what another call saw, in place."""
-    both = torch.logaddexp(lse, more_lse)
-    kept, added = ((part - both).exp().t()[..., None] for part in (lse, more_lse))
-    out.mul_(kept).addcmul_(more_out, added)
-    lse.copy_(both)
 
 
 def _backward(

@@ -1,23 +1,27 @@
-"""A forest of prefixes as a cascade of calls of variable-length attention, with no key given twice to one call.
+"""A forest of prefixes as a cascade of calls of variable-length attention, with no long node given twice to one call.
 
 Tokens lie in depth-first order, so a node's own tokens are contiguous, and so are all its descendants' tokens behind
 them. One causal call lets every node attend to itself. Then one call for every level of the tree, without a mask: the
-nodes of that level that have descendants give their keys, and each one's descendants ask. Every token meets each of
-its ancestors in exactly one call, and merging the calls' outputs by their log-sum-exps gives attention to the path.
+long nodes of that level that have descendants give their keys, and each one's descendants ask. A pass over all of
+these for a few keys would cost more than it saves, so the keys of short nodes are repeated: in the first call, each
+descendant's own keys stand behind them. Every token meets each of its ancestors in exactly one call, and merging the
+calls' outputs by their log-sum-exps gives attention to the path.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from megatron_rlpr.actor.to_device import to_device
 from megatron_rlpr.packing import Nodes
 from megatron_rlpr.types import IntArray
+
+SHORTEST_LEVEL = 128
+"""Tokens of a node that has a call for its descendants: a tile of the kernels, or two."""
 
 _SHORTEST_CALL = 2
 """Told that no segment has more than one query, PyTorch's kernel takes every segment to have exactly one."""
@@ -32,8 +36,9 @@ class CascadeCall:
     """One call: N segments, each a range of queries that see a range of keys.
 
     rows, keys: the queries and the keys, contiguous or int64. query_bounds, key_bounds: int32 [N + 1], where the
-    segments begin in them. longest_query, longest_keys: of any segment. causal: mask what comes later in a segment.
-    idle: bool [rows], which queries lie between two segments' (in segments without keys); None if none do.
+    segments begin in them. longest_query, longest_keys: of any segment. causal: mask what comes later in a segment,
+    whose last query sees all of its keys. idle: bool [rows], which queries lie between two segments' (in segments
+    without keys); None if none do. repeated: whether keys holds any twice.
     """
 
     rows: slice | Tensor
@@ -44,25 +49,47 @@ class CascadeCall:
     longest_keys: int
     causal: bool
     idle: Tensor | None
+    repeated: bool = False
 
 
 Cascade = tuple[CascadeCall, ...]
 
 
-def cascade(nodes: Nodes, device: torch.device) -> Cascade:
-    """Every node on itself, then the levels from the roots down."""
-    on_itself = _call(nodes.start, nodes.stop, nodes.start, nodes.stop, device, causal=True)
-    has_descendants = nodes.subtree_stop > nodes.stop
-    levels = np.zeros(len(nodes.start), dtype=np.int64)
-    for node, parent in enumerate(nodes.parent):
-        levels[node] = levels[parent] + 1 if parent >= 0 else 0
+def cascade(nodes: Nodes, device: torch.device, shortest_level: int = SHORTEST_LEVEL) -> Cascade:
+    """Every node on itself and its short ancestors, then the levels of long nodes from the roots down."""
+    sizes = nodes.stop - nodes.start
+    long = sizes >= shortest_level
+    levels = np.zeros_like(sizes)  # how many long ancestors a node has
+    none = np.zeros(0, dtype=np.int64)
+    above: list[IntArray] = []  # tokens of its short ancestors
+    for parent in nodes.parent:
+        levels[len(above)] = levels[parent] + long[parent] if parent >= 0 else 0
+        own = np.arange(nodes.start[parent], nodes.stop[parent]) if parent >= 0 and not long[parent] else none
+        above.append(np.concatenate([above[parent], own]) if parent >= 0 else none)
     of_levels = []
     for level in range(int(levels.max()) + 1):
-        chosen = (levels == level) & has_descendants
+        chosen = (levels == level) & long & (nodes.subtree_stop > nodes.stop)
         if chosen.any():
             start, stop, subtree_stop = (x[chosen] for x in (nodes.start, nodes.stop, nodes.subtree_stop))
             of_levels.append(_call(stop, subtree_stop, start, stop, device, causal=False))
-    return on_itself, *of_levels
+    return _on_themselves(nodes, above, device), *of_levels
+
+
+def _on_themselves(nodes: Nodes, above: list[IntArray], device: torch.device) -> CascadeCall:
+    """above: of every node, the keys before its own."""
+    call = _call(nodes.start, nodes.stop, nodes.start, nodes.stop, device, causal=True)
+    own = [np.arange(*ends) for ends in zip(nodes.start, nodes.stop, strict=True)]
+    keys = [np.concatenate(both) for both in zip(above, own, strict=True)]
+    lengths = [len(of_node) for of_node in keys]
+    if sum(lengths) == nodes.stop[-1]:
+        return call
+    return replace(
+        call,
+        keys=to_device(np.concatenate(keys), device),
+        key_bounds=to_device(np.cumsum([0, *lengths]), device, torch.int32),
+        longest_keys=max(lengths),
+        repeated=True,
+    )
 
 
 def _call(
@@ -84,21 +111,20 @@ def _call(
         queries, keys = queries[queries > 0], keys[queries > 0]
     idle = np.repeat(keys == 0, queries)
 
-    def on_device(array: npt.NDArray[Any], dtype: torch.dtype) -> Tensor:
-        return torch.from_numpy(array).to(device=device, dtype=dtype)
-
     def joined(first: IntArray, last: IntArray) -> slice | Tensor:
         if (first[1:] == last[:-1]).all():
             return slice(int(first[0]), int(last[-1]))
-        return on_device(np.concatenate([np.arange(*ends) for ends in zip(first, last, strict=True)]), torch.int64)
+        return to_device(
+            np.concatenate([np.arange(*ends) for ends in zip(first, last, strict=True)]), device, torch.int64
+        )
 
     return CascadeCall(
         rows=joined(first_query, last_query) if sparse else span,
         keys=joined(first_key, last_key),
-        query_bounds=on_device(np.cumsum(np.append(0, queries)), torch.int32),
-        key_bounds=on_device(np.cumsum(np.append(0, keys)), torch.int32),
+        query_bounds=to_device(np.cumsum(np.append(0, queries)), device, torch.int32),
+        key_bounds=to_device(np.cumsum(np.append(0, keys)), device, torch.int32),
         longest_query=max(_SHORTEST_CALL, int(queries.max())),
         longest_keys=int(keys.max()),
         causal=causal,
-        idle=on_device(idle, torch.bool) if idle.any() else None,
+        idle=to_device(idle, device, torch.bool) if idle.any() else None,
     )

@@ -24,6 +24,7 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.functional import pad
 
 from megatron_rlpr.actor.attention.rotary import Rotary
+from megatron_rlpr.actor.to_device import to_device
 from megatron_rlpr.packing import Nodes
 
 BLOCK = 128
@@ -93,10 +94,10 @@ def visible_blocks(
     def listed(blocks: npt.NDArray[np.bool_]) -> list[Tensor]:
         """How many keys' blocks each block of queries has, int32 [1, 1, B], and their indices first, [1, 1, B, B]."""
         counts, order = blocks.sum(1), np.argsort(~blocks, axis=1, kind="stable")
-        return [torch.from_numpy(x).to(device, torch.int32)[None, None] for x in (counts, order)]
+        return [to_device(x, device, torch.int32)[None, None] for x in (counts, order)]
 
     bounds = (subtree_stop, depth, first_depth)
-    stop_of, depth_of, first_of = (torch.from_numpy(x).to(device, torch.int32) for x in bounds)
+    stop_of, depth_of, first_of = (to_device(x, device, torch.int32) for x in bounds)
 
     def seen(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return (key <= query) & (query < stop_of[key]) & (depth_of[key] >= first_of[query])
