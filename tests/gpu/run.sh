@@ -8,6 +8,7 @@
 # Takes from build/gpu what is there (README.md says what), else what is installed. Without Transformer Engine the parts
 # that need it are left out.
 set -u
+limit=470 # seconds after which nothing more is measured
 [ $# = 1 ] || [ $# = 2 ] || { echo "usage: bash tests/gpu/run.sh OUT [numbers|times]" >&2; exit 2; }
 wanted="${2:-both}"
 mkdir -p "$1" && out="$(cd "$1" && pwd)"
@@ -40,8 +41,10 @@ if [ -z "$engine" ] && [ -f build/gpu/transformer_engine.tar.xz ]; then
 fi
 
 part() { # NAME SECONDS PYTHONPATH COMMAND...
-    local name="$1" seconds="$2" path="$3" begun=$SECONDS
+    local name="$1" seconds="$2" path="$3" begun=$SECONDS left=$((limit - SECONDS))
     shift 3
+    [ $left -gt 0 ] || { echo "part $name: left out, since $limit s have passed"; return; }
+    [ $left -ge $seconds ] || seconds=$left
     RLPR_GPU_PART="$name" PYTHONPATH="$path" timeout -k 5 "$seconds" "$@" >"$out/$name.log" 2>&1
     echo "part $name: exit status $? after $((SECONDS - begun)) s"
 }
