@@ -10,7 +10,7 @@ from megatron.core.dist_checkpointing import ShardedTensor
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensorFactory
 
-from megatron_rlpr.actor.model.tree_policy import build_model
+from megatron_rlpr.actor.model.tree_policy import build_chunks
 from megatron_rlpr.config.schema import ActorConfig
 from megatron_rlpr.weights.local_parameters import local_parameters
 from megatron_rlpr.weights.mapping import ParamMapping
@@ -65,7 +65,7 @@ def outline_model(shape: ModelShape, actor: ActorConfig) -> ModelOutline:
     if torch.cuda.is_available():
         raise RuntimeError("a model is outlined without GPUs: set CUDA_VISIBLE_DEVICES= before torch is loaded")
     with torch.device("meta"):
-        model = build_model(shape, actor, own_layers=True)
+        (model,) = build_chunks(shape, actor, own_layers=True)
     state = model.sharded_state_dict()
     name_of = {id(tensor): name for name, tensor in model.named_parameters()}
     parameters = []

@@ -8,6 +8,7 @@ schedule          micro-batches -> Megatron's pipeline schedule, forward only or
   attention/      every token attends to its ancestors: one protocol, several backends
   cpu/            Megatron-Core without CUDA, and compiled loops for what is no matrix product
 to_device         numbers planned on the host, on their way to the device
+interleaving      how many micro-batches in a row pass one of a rank's chunks
 policy_gradient   rows of log-probs and entropies -> loss and statistics
 fp8               which key goes to which of Megatron's configurations, and what each recipe asks for
 delayed_scaling   the scales of FP8 that are made from earlier steps

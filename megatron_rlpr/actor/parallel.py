@@ -16,7 +16,10 @@ from megatron_rlpr.config.schema import ActorConfig
 
 @dataclass(frozen=True)
 class Layout:
-    """Where this rank stands. Only the first tensor rank of the last stage holds the model's outputs for the world."""
+    """Where this rank stands. Only the first tensor rank of the last stage holds the model's outputs for the world.
+
+    With a virtual pipeline data flows through all stages several times, and ends on the last stage all the same.
+    """
 
     rank: int
     world_size: int
@@ -52,9 +55,11 @@ def initialize(actor: ActorConfig, seed: int, timeout_s: int = 1800) -> Layout:
             dist.init_process_group(backend, timeout=timeout)
         else:
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+    rounds = actor.virtual_pipeline_model_parallel_size
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=actor.tensor_model_parallel_size,
         pipeline_model_parallel_size=actor.pipeline_model_parallel_size,
+        virtual_pipeline_model_parallel_size=rounds if rounds > 1 else None,
         context_parallel_size=actor.context_parallel_size,
         # Experts are cut by the tensor-parallel ranks like every layer, and spread over data-parallel ranks.
         expert_model_parallel_size=actor.expert_model_parallel_size,

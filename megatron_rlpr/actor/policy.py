@@ -18,7 +18,7 @@ from megatron_rlpr.actor import fp8
 from megatron_rlpr.actor.costs import cost_model
 from megatron_rlpr.actor.cpu.megatron import device
 from megatron_rlpr.actor.delayed_scaling import CALIBRATION_PASSES, uncalibrated
-from megatron_rlpr.actor.model.tree_policy import build_model
+from megatron_rlpr.actor.model.tree_policy import build_chunks
 from megatron_rlpr.actor.optimizer import (
     apply_gradients,
     in_their_precision,
@@ -55,8 +55,8 @@ class MegatronPolicy:
         self._costs = cost_model(shape)
         self._vocab_size = shape.vocab_size
         with torch.set_grad_enabled(trainable):  # weights in FP8 are made for backward, too, or not
-            self.chunks = [build_model(shape, actor)]
-        """This rank's parts of the model, in the order data flows through them: one."""
+            self.chunks = build_chunks(shape, actor)
+        """This rank's parts of the model, in the order data flows through them."""
         for chunk in self.chunks:
             chunk.requires_grad_(trainable)
         self._runner = MicroBatchRunner(shape, DTYPES[actor.dtype], temperature, actor.head_chunk_rows)
@@ -193,6 +193,7 @@ class MegatronPolicy:
             share_prefixes=self._config.share_prefixes,
             cost_model=self._costs,
             sequence_multiple=fp8.sequence_multiple(self._config),
+            min_micro_batches=self.layout.pipeline_size if len(self.chunks) > 1 else 1,
         )
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.utils import get_model_config
 from torch import Tensor
 from torch.nn import Module
 
@@ -16,6 +17,7 @@ from megatron_rlpr.actor.attention.core import HeadRows, TreeSeqParams, windows_
 from megatron_rlpr.actor.attention.rotary import Rotary, inverse_frequencies
 from megatron_rlpr.actor.cpu.megatron import device
 from megatron_rlpr.actor.fp8 import own_weight_copies
+from megatron_rlpr.actor.interleaving import micro_batch_group
 from megatron_rlpr.actor.to_device import to_device
 from megatron_rlpr.packing import TreeMicroBatch
 from megatron_rlpr.types import TokensDone
@@ -69,19 +71,28 @@ class MicroBatchRunner:
         self, chunks: Chunks, micro_batches: MicroBatches, of_output: Any, progress: TokensDone | None, **options: Any
     ) -> list[Tensor]:
         """of_output(micro_batch, output) is what Megatron calls a loss function."""
-        windows = windows_of(chunks)
+        windows, config = windows_of(chunks), get_model_config(chunks[0])
+        real = sum(not micro_batch.is_filler for micro_batch in micro_batches)
+        under_way: dict[int, dict[str, Any]] = {}
+        """Model inputs of the micro-batches that have passed some of this rank's chunks, but not its last."""
 
-        def step(iterator: Iterable[TreeMicroBatch], stage: Module) -> tuple[Tensor, Any]:
-            micro_batch = next(iter(iterator))
-            output = stage(**self._model_inputs(micro_batch, windows))
-            if progress is not None:
-                progress(len(micro_batch.token_ids), len(micro_batches))
+        def step(numbered: Iterator[tuple[int, TreeMicroBatch]], chunk: Module) -> tuple[Tensor, Any]:
+            number, micro_batch = next(numbered)
+            inputs = under_way.pop(number, None) or self._model_inputs(micro_batch, windows)
+            output = chunk(**inputs)
+            if chunk is not chunks[-1]:
+                under_way[number] = inputs
+            elif progress is not None and not micro_batch.is_filler:
+                progress(len(micro_batch.token_ids), real)
             return output, partial(of_output, micro_batch)
 
+        if len(chunks) > 1:
+            stages = config.pipeline_model_parallel_size
+            config.microbatch_group_size_per_vp_stage = micro_batch_group(len(micro_batches), stages)
         with own_weight_copies(chunks):
             return get_forward_backward_func()(
                 forward_step_func=step,
-                data_iterator=iter(micro_batches),
+                data_iterator=[enumerate(micro_batches) for _ in chunks],
                 model=list(chunks),
                 num_microbatches=len(micro_batches),
                 seq_length=max(len(m.token_ids) for m in micro_batches),

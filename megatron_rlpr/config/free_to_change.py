@@ -9,6 +9,7 @@ FREE_TO_CHANGE = frozenset(
         *("rollout.engine_timeout_s", "rollout.ray_address", "rollout.max_num_seqs", "rollout.kv_cache_gb"),
         *("rollout.gpu_memory_utilization", "rollout.enforce_eager"),
         *("actor.tensor_model_parallel_size", "actor.pipeline_model_parallel_size", "actor.sequence_parallel"),
+        *("actor.virtual_pipeline_model_parallel_size", "actor.pipeline_model_parallel_layout"),
         *("actor.context_parallel_size", "actor.expert_model_parallel_size", "actor.use_distributed_optimizer"),
         *("actor.max_tokens_per_micro_batch", "actor.share_prefixes", "actor.head_chunk_rows"),
         *("actor.recompute_granularity", "actor.recompute_method", "actor.recompute_num_layers"),

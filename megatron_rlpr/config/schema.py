@@ -234,6 +234,15 @@ class ActorConfig:
 
     tensor_model_parallel_size: int = key(1, "TP: ranks that share each layer", AT_LEAST_ONE)
     pipeline_model_parallel_size: int = key(1, "PP: ranks that share the stack of layers", AT_LEAST_ONE)
+    virtual_pipeline_model_parallel_size: int = key(
+        1, "VPP: parts that each PP rank holds; data goes through all ranks as often, and they idle less", AT_LEAST_ONE
+    )
+    pipeline_model_parallel_layout: str = key(
+        "",
+        "which layers make each of the PP x VPP parts, in the order of the layers: E embedding, t layer, L output "
+        "head, e.g. 'Et*3|t*4|t*4|t*3L'; empty: as many layers in each",
+        TEXT,
+    )
     sequence_parallel: bool = key(False, "SP: shard activations between TP regions along the sequence")
     context_parallel_size: int = key(1, "CP; only 1 is supported", AT_LEAST_ONE)
     expert_model_parallel_size: int = key(

@@ -10,8 +10,8 @@ Plain packing is the same path with nothing shared: every sequence is a root of 
 Invariants (tests/unit/packing/test_packing_plan.py):
 1. Every wanted (request, offset) occurs exactly once over all ranks and micro-batches.
 2. No micro-batch has more than max_tokens tokens, padding included; all are multiples of sequence_multiple.
-3. Every rank has the same number of micro-batches, at least one. A rank with less work gets fillers at the end: padding
-   alone (one root, no wanted rows), which takes part in collectives and adds nothing.
+3. Every rank has the same number of micro-batches, at least min_micro_batches. A rank with less work gets fillers at
+   the end: padding alone (one root, no wanted rows), which takes part in collectives and adds nothing.
 4. The plan is a function of the arguments: every rank computes the same one, and builds only its own trees.
 5. A request that wants no rows is in no micro-batch.
 """
@@ -80,11 +80,13 @@ def plan(
     share_prefixes: bool = True,
     cost_model: CostModel = CostModel(),  # noqa: B008 - frozen
     sequence_multiple: int = 1,
+    min_micro_batches: int = 1,
 ) -> Plan:
     """Pack requests into micro-batches of at most max_tokens distinct tokens, balanced over data-parallel ranks.
 
     share_prefixes=False computes every sequence alone. sequence_multiple: token counts are padded to a multiple of it
-    (sequence parallelism, FP8). Raises UserError when one sequence alone exceeds the budget.
+    (sequence parallelism, FP8). min_micro_batches: of every rank; a virtual pipeline needs as many as it has stages.
+    Raises UserError when one sequence alone exceeds the budget.
     """
     if data_parallel_size < 1 or sequence_multiple < 1:
         raise ValueError(
@@ -102,7 +104,7 @@ def plan(
         runs.append([share.subset(np.arange(a, b)) for a, b in pairwise(bounds)])
         rank_flops.append(costs.run_flops(starts))
     filler = sequences.subset(np.empty(0, dtype=np.int64))
-    count = max(1, *(len(r) for r in runs))
+    count = max(1, min_micro_batches, *(len(r) for r in runs))
     return Plan(tuple(tuple(r + [filler] * (count - len(r))) for r in runs), tuple(rank_flops), sequence_multiple)
 
 

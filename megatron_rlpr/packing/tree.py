@@ -76,6 +76,11 @@ class TreeMicroBatch:
         return len(self.token_ids)
 
     @property
+    def is_filler(self) -> bool:
+        """Whether it is padding alone: it takes part in collectives and adds nothing."""
+        return self.padding == self.num_tokens
+
+    @property
     def attention_pairs(self) -> int:
         """Query-key pairs of causal attention over the forest: every token sees its ancestors and itself."""
         return int(self.positions.sum()) + len(self.positions)

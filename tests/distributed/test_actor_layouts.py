@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
@@ -156,12 +157,24 @@ def test_losses_and_gradients_do_not_depend_on_the_layout(policy: Facts, layout:
         np.testing.assert_allclose(found[part], alone[part], rtol=1e-4, err_msg=part)
 
 
+@in_each_layout
+def test_updated_weights_do_not_depend_on_the_layout(policy: Facts, layout: str, model: str) -> None:
+    found, alone = (load_file(policy[name, model]["weights"]) for name in (layout, "1 process"))
+    assert found.keys() == alone.keys()
+    for name, weight in alone.items():
+        np.testing.assert_allclose(found[name], weight, atol=1e-5, rtol=0, err_msg=name)
+
+
 @each_model
-def test_the_updates_of_the_comparison_change_the_policy(policy: Facts, model: str) -> None:
+def test_the_updates_of_the_comparison_change_the_policy(policy: Facts, models: Path, model: str) -> None:
     alone = policy["1 process", model]
     assert all(after < before for before, after in zip(alone["loss"], alone["loss"][1:], strict=False))
     assert min(alone["grad_norm"]) > 0.1
     assert np.abs(flat(alone["after"]) - flat(alone["log_probs"])).max() > 0.1
+    started, ended = (
+        load_file(file) for file in (models / KIND[model] / model / "model.safetensors", alone["weights"])
+    )
+    assert all((ended[name] - started[name]).abs().max() > 1e-4 for name in ended)
     assert 0 < alone["clip_fraction"][1] < 1
 
 

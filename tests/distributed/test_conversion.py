@@ -181,13 +181,13 @@ import sys
 from pathlib import Path
 import torch
 from checkpoint_conversion.single_process import one_process
-from megatron_rlpr.actor.model.tree_policy import build_model
+from megatron_rlpr.actor.model.tree_policy import build_chunks
 from megatron_rlpr.types import UserError
 from megatron_rlpr.weights.load_megatron import load_megatron_checkpoint, read_checkpoint_shape
 folder = Path(sys.argv[1])
 shape = read_checkpoint_shape(folder)
 with one_process(torch.bfloat16) as actor:
-    model = build_model(shape, actor)
+    (model,) = build_chunks(shape, actor)
     for file in sorted((folder / "megatron").iterdir()):
         content = file.read_bytes()
         file.write_bytes(content[: len(content) // 3])

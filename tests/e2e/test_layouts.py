@@ -9,10 +9,11 @@ pytestmark = pytest.mark.e2e
 
 TP2 = "actor.tensor_model_parallel_size=2"
 PP2 = "actor.pipeline_model_parallel_size=2"
+VPP2 = "actor.virtual_pipeline_model_parallel_size=2"
 LAYOUTS = {
     "tp2": (2, [TP2]),
     "tp2_sp": (2, [TP2, "actor.sequence_parallel=true"]),
-    "pp2": (2, [PP2]),
+    "pp2_vpp2": (2, [PP2, VPP2]),
     "dp2": (2, []),
     "tp2_pp2": (4, [TP2, PP2]),
 }

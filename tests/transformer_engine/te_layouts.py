@@ -18,6 +18,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 OWN, SHARDED, PP2_AGAIN = "own layers", "DP2, distributed optimizer", "PP2, full recompute"
+INTERLEAVED = "PP2 x VPP2, full recompute"
 OVERLAPPED = "DP2, distributed optimizer, overlapped"
 RECIPES = ("delayed", "tensorwise", "blockwise", "mxfp8")
 
@@ -31,7 +32,10 @@ def cases(kind: str, which: str) -> dict[str, Any]:
     if which == "fp8":
         if kind == "experts":
             return {"1 process": Case(1, ""), "EP2": Case(2, "", EP2)}
-        return {"1 process": Case(1, ""), "TP2 + SP": Case(2, "", TP2_SP), PP2_AGAIN: Case(2, "", PP2 | RECOMPUTE)}
+        # Two layers for four parts: a stage holds one and the embedding, or the head.
+        parts = {"virtual_pipeline_model_parallel_size": 2, "pipeline_model_parallel_layout": "E|t|t|L"}
+        interleaved = Case(2, "", PP2 | parts | RECOMPUTE)
+        return {"1 process": Case(1, ""), "TP2 + SP": Case(2, "", TP2_SP), INTERLEAVED: interleaved}
     layouts = {"1 process": Case(1, OWN), "TP2 + SP": Case(2, OWN, TP2_SP)}
     if kind == "experts":
         return layouts | {"EP2": Case(2, OWN, EP2)}

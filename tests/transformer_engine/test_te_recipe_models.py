@@ -92,7 +92,7 @@ def test_every_parameter_has_its_place(recipe: str, fp8_recipe: str, monkeypatch
     tensor_parallel.model_parallel_cuda_manual_seed(1)
     monkeypatch.setattr(tree_policy, "transformer_config", without_memory)
     with torch.device("meta"):
-        model = tree_policy.build_model(shape, actor)
+        (model,) = tree_policy.build_chunks(shape, actor)
     found = local_parameters([model], shape)
     assert type(model.decoder.layers[0].mlp.linear_fc2).__mro__[1].__name__.startswith("TE")
     assert [parameter.mapping for parameter in found] == [m for m in parameter_table(shape) if not m.is_copy]

@@ -119,6 +119,7 @@ def transformer_config(shape: ModelShape, actor: ActorConfig, own_layers: bool =
         attention_dropout=0.0,
         tensor_model_parallel_size=actor.tensor_model_parallel_size,
         pipeline_model_parallel_size=actor.pipeline_model_parallel_size,
+        pipeline_model_parallel_layout=actor.pipeline_model_parallel_layout or None,
         sequence_parallel=actor.sequence_parallel,
         params_dtype=dtype,
         pipeline_dtype=dtype,
@@ -135,9 +136,19 @@ def transformer_config(shape: ModelShape, actor: ActorConfig, own_layers: bool =
         use_te_activation_func=not fused and shape.activation == "silu",  # a module of ours, see _block_spec
         bias_dropout_fusion=fused,
         persist_layer_norm=fused,
+        **_interleaving_options(actor),
         **fp8.transformer_options(actor),
         **experts,
     )
+
+
+def _interleaving_options(actor: ActorConfig) -> dict[str, Any]:
+    """With two stages, both directions lead to the same rank: sent as one batch, which is Megatron's default, an
+    activation would be taken for a gradient wherever the two have the same shape."""
+    if actor.virtual_pipeline_model_parallel_size == 1:
+        return {}
+    size = actor.virtual_pipeline_model_parallel_size
+    return {"virtual_pipeline_model_parallel_size": size, "overlap_p2p_comm": True, "batch_p2p_comm": False}
 
 
 def _expert_options(experts: ExpertShape, actor: ActorConfig, own_layers: bool) -> dict[str, Any]:
@@ -156,29 +167,39 @@ def _expert_options(experts: ExpertShape, actor: ActorConfig, own_layers: bool) 
     }
 
 
-def build_model(shape: ModelShape, actor: ActorConfig, own_layers: bool = False) -> TreePolicy:
-    """This rank's part of the policy, with random weights, on this rank's device, in actor.dtype.
+def build_chunks(shape: ModelShape, actor: ActorConfig, own_layers: bool = False) -> list[TreePolicy]:
+    """This rank's parts of the policy, with random weights, on this rank's device, in actor.dtype.
 
-    Needs Megatron's process groups (`parallel.initialize`). own_layers: Megatron's own, also where Transformer Engine
-    is.
+    In the order data flows through them: one, or with a virtual pipeline one for each round through the stages. They
+    share one configuration. Needs Megatron's process groups (`parallel.initialize`). own_layers: Megatron's own, also
+    where Transformer Engine is.
     """
     config = transformer_config(shape, actor, own_layers)
+    rounds = config.virtual_pipeline_model_parallel_size
+    return [_build_chunk(config, shape, own_layers, number) for number in ([None] if rounds is None else range(rounds))]
+
+
+def _build_chunk(config: TransformerConfig, shape: ModelShape, own_layers: bool, vp_stage: int | None) -> TreePolicy:
+    where: dict[str, Any] = {"ignore_virtual": False, "vp_stage": vp_stage}
     model = TreePolicy(
         config=config,
-        transformer_layer_spec=_block_spec(config, shape, own_layers),
-        vocab_size=padded_vocab_size(shape.vocab_size, actor.tensor_model_parallel_size),
+        transformer_layer_spec=_block_spec(config, shape, own_layers, vp_stage),
+        vocab_size=padded_vocab_size(shape.vocab_size, config.tensor_model_parallel_size),
         max_sequence_length=shape.max_position_embeddings,
-        pre_process=parallel_state.is_pipeline_first_stage(),
-        post_process=parallel_state.is_pipeline_last_stage(),
+        pre_process=parallel_state.is_pipeline_first_stage(**where),
+        post_process=parallel_state.is_pipeline_last_stage(**where),
         parallel_output=True,
         share_embeddings_and_output_weights=shape.tied_embeddings,
         position_embedding_type="none",
+        vp_stage=vp_stage,
         shape=shape,
     )
     return model.cuda() if torch.cuda.is_available() else model
 
 
-def _block_spec(config: TransformerConfig, shape: ModelShape, own_layers: bool) -> TransformerBlockSubmodules:
+def _block_spec(
+    config: TransformerConfig, shape: ModelShape, own_layers: bool, vp_stage: int | None
+) -> TransformerBlockSubmodules:
     """Stock layers with tree attention; Megatron's own with a norm that knows sequence parallelism."""
     kind: dict[str, Any] = {"num_experts": config.num_moe_experts, "qk_layernorm": config.qk_layernorm}
     norm: Any = RMSNorm
@@ -204,4 +225,4 @@ def _block_spec(config: TransformerConfig, shape: ModelShape, own_layers: bool) 
     if shape.post_norms:
         attention.linear_proj = with_post_norm(attention.linear_proj, norm)
         feed_forward.linear_fc2 = with_post_norm(feed_forward.linear_fc2, norm)
-    return TransformerBlockSubmodules(layer_specs=[layer] * get_num_layers_to_build(config), layer_norm=norm)
+    return TransformerBlockSubmodules(layer_specs=[layer] * get_num_layers_to_build(config, vp_stage), layer_norm=norm)

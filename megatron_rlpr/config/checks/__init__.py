@@ -1,6 +1,7 @@
 """What cannot work is refused before any process group starts: one line each, which names the key and the fix.
 
 pure      combinations of keys, and the number of processes; touches no disk and imports no torch
+pipeline  how layers are dealt to pipeline stages, and to the parts of each
 machine   what must be here: files and folders, CUDA, Transformer Engine, a judge that can be asked
 model     whether the model folder is complete, supported, and fits layout and lengths
 engine    how the engines are made, and whether the model can run in them

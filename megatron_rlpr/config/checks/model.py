@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from megatron_rlpr.actor import fp8
-from megatron_rlpr.config.checks import engine
+from megatron_rlpr.config.checks import engine, pipeline
 from megatron_rlpr.config.keys import all_keys
 from megatron_rlpr.config.schema import Config
 from megatron_rlpr.types import UserError
@@ -64,7 +64,7 @@ def _layout(config: Config, shape: ModelShape) -> Iterator[str]:
     }
     yield from _indivisible(config, "actor.tensor_model_parallel_size", sharded)
     yield from _indivisible(config, "rollout.tensor_parallel_size", sharded)
-    yield from _indivisible(config, "actor.pipeline_model_parallel_size", {"layers": shape.num_layers})
+    yield from pipeline.layer_refusals(config.actor, shape.num_layers, config.model.path)
     yield from _recompute(config, shape)
     actor = config.actor
     if shape.experts is None:
@@ -85,13 +85,15 @@ def _layout(config: Config, shape: ModelShape) -> Iterator[str]:
 def _recompute(config: Config, shape: ModelShape) -> Iterator[str]:
     """Units of recomputed layers that a stage does not hold: Megatron-Core would look for layers beyond its last."""
     actor = config.actor
-    layers, unit = shape.num_layers // actor.pipeline_model_parallel_size, actor.recompute_num_layers
-    if actor.recompute_granularity == "full" and (
-        layers % unit if actor.recompute_method == "uniform" else unit > layers
-    ):
+    if actor.recompute_granularity != "full":
+        return
+    layers, unit = set(pipeline.layers_of_parts(actor, shape.num_layers)), actor.recompute_num_layers
+    if any(count % unit for count in layers) if actor.recompute_method == "uniform" else unit > max(layers):
+        stage = "a pipeline stage" if actor.virtual_pipeline_model_parallel_size == 1 else "a part of a pipeline stage"
         yield (
-            f"actor.recompute_num_layers={unit} does not fit the {layers} layers of a pipeline stage of "
-            f"{config.model.path}: choose a divisor (actor.recompute_method=uniform) or at most {layers} (block)"
+            f"actor.recompute_num_layers={unit} does not fit the {' or '.join(map(str, sorted(layers)))} layers of "
+            f"{stage} of {config.model.path}: choose a divisor (actor.recompute_method=uniform) or at most "
+            f"{max(layers)} (block)"
         )
 
 

@@ -11,6 +11,7 @@ from pathlib import PurePath
 from megatron_rlpr.algorithm.advantage import GROUP_ESTIMATORS, MIXED_REWARD_ESTIMATORS
 from megatron_rlpr.algorithm.std_filter import source_multipliers
 from megatron_rlpr.config.bounds import shown
+from megatron_rlpr.config.checks import pipeline
 from megatron_rlpr.config.keys import all_keys
 from megatron_rlpr.config.schema import ActorConfig, Config
 from megatron_rlpr.data.prompt_templates import TEMPLATES
@@ -43,6 +44,7 @@ def policy_refusals(config: Config, world_size: int) -> Iterator[str]:
     """Those that concern a policy alone, without prompts, engines and a run."""
     yield from _ranges(config)
     yield from _layout(config, world_size)
+    yield from pipeline.refusals(config.actor)
     yield from _fp8(config.actor)
 
 

@@ -25,6 +25,8 @@ class Case:
 
 TP2 = {"tensor_model_parallel_size": 2}
 PP2 = {"pipeline_model_parallel_size": 2}
+# Small micro-batches, so that there is an odd number of them: not as many in each group as there are stages.
+VPP2 = PP2 | {"virtual_pipeline_model_parallel_size": 2, "max_tokens_per_micro_batch": 48}
 TP2_SP = TP2 | {"sequence_parallel": True}
 EP2 = {"expert_model_parallel_size": 2}
 RECOMPUTE = {"recompute_granularity": "full", "recompute_num_layers": 1}
@@ -37,8 +39,11 @@ DENSE_CASES = {
     "PP2": Case(2, "TP2 + SP", PP2),
     "DP2": Case(2, "PP2"),
     "TP2 x PP2": Case(4, "DP2", TP2 | PP2),
-    "TP2 + SP x PP2, full recompute": Case(4, "TP2 x PP2", TP2_SP | PP2 | RECOMPUTE),
-    "1 process again": Case(1, "TP2 x PP2"),
+    "PP2, uneven": Case(2, "TP2 x PP2", PP2 | {"pipeline_model_parallel_layout": "Et|t*3L"}),
+    "PP2 x VPP2": Case(2, "PP2, uneven", VPP2),
+    "PP2 x VPP2 x DP2": Case(4, "PP2 x VPP2", VPP2),
+    "TP2 + SP x PP2 x VPP2, full recompute": Case(4, "PP2 x VPP2 x DP2", TP2_SP | VPP2 | RECOMPUTE),
+    "1 process again": Case(1, "TP2 + SP x PP2 x VPP2, full recompute"),
     "bf16": Case(1, "bf16", {"dtype": "bfloat16"}),
 }
 # Every layout with spread experts goes on from one that spreads them otherwise or not at all.
@@ -48,7 +53,11 @@ EXPERT_CASES = {
     "EP2": Case(2, "TP2 + SP", EP2),
     "TP2 + SP x EP2": Case(4, "EP2", TP2_SP | EP2),
     "PP2 x EP2, full recompute": Case(4, "TP2 + SP x EP2", PP2 | EP2 | RECOMPUTE),
-    "1 process again": Case(1, "PP2 x EP2, full recompute"),
+    # Two layers for four parts: the first is the embedding alone, the last the head alone.
+    "PP2 x VPP2 x EP2": Case(
+        4, "PP2 x EP2, full recompute", VPP2 | EP2 | {"pipeline_model_parallel_layout": "E|t|t|L"}
+    ),
+    "1 process again": Case(1, "PP2 x VPP2 x EP2"),
 }
 CASES = {"dense": DENSE_CASES, "experts": EXPERT_CASES}
 

@@ -13,6 +13,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from layout_cases import SAVED_AFTER, TEMPERATURE, UPDATES, Case, requests
 from megatron.core import parallel_state
+from safetensors.torch import save_file
 
 from megatron_rlpr.actor import parallel
 from megatron_rlpr.actor.checkpoint import CheckpointStore
@@ -22,6 +23,7 @@ from megatron_rlpr.actor.policy_gradient import LossTerms
 from megatron_rlpr.config.schema import ActorConfig
 from megatron_rlpr.types import ScoreRequest, TrainSequence, UpdateResult
 from megatron_rlpr.weights.architectures import model_shape
+from megatron_rlpr.weights.export import WeightExporter
 from megatron_rlpr.weights.hf_folder import HfFolder
 from megatron_rlpr.weights.load_hf import load_hf_weights
 from megatron_rlpr.weights.shape import ModelShape
@@ -51,7 +53,9 @@ def update(policy: MegatronPolicy, sequences: list[TrainSequence]) -> UpdateResu
 
 def observe(case: Case, name: str, folder: Path, work: Path, layout: Layout) -> dict[str, Any]:
     """Everything about one model in this layout."""
-    actor = ActorConfig(**{"dtype": "float32", "max_tokens_per_micro_batch": 160, "head_chunk_rows": 7, **case.actor})
+    # With a larger epsilon than usual, gradients that are zero but for rounding do not move weights at random.
+    settings = {"dtype": "float32", "max_tokens_per_micro_batch": 160, "head_chunk_rows": 7, "adam_eps": 1e-6}
+    actor = ActorConfig(**{**settings, **case.actor})
     shape = model_shape(HfFolder(folder).config())
     policy = MegatronPolicy(shape, actor, layout, TEMPERATURE)
     load_hf_weights(policy.chunks, shape, folder)
@@ -65,6 +69,11 @@ def observe(case: Case, name: str, folder: Path, work: Path, layout: Layout) -> 
         updates.append(update(policy, sequences))
         if number == SAVED_AFTER:
             store(work, folder, name, shape).save(number, policy, {"step": number})
+    after = policy.score(wanted)
+    weights = {key: weight.clone() for key, weight in WeightExporter(policy.chunks, shape, bucket_mb=0.02)}
+    exported = work / f"{name}, {folder.name}.safetensors"
+    if layout.rank == 0:
+        save_file(weights, exported)
     return {
         "log_probs": [s.log_probs.tolist() for s in scores],
         "entropies": [s.entropies.tolist() for s in scores],
@@ -72,7 +81,8 @@ def observe(case: Case, name: str, folder: Path, work: Path, layout: Layout) -> 
         "one_request": policy_alone_on_one_request(policy, wanted),
         **series(updates),
         "processes_left_by_saving": len(psutil.Process().children(recursive=True)),
-        "after": [s.log_probs.tolist() for s in policy.score(wanted)],
+        "after": [s.log_probs.tolist() for s in after],
+        "weights": str(exported),
         "one_sequence": series([update(policy, sequences[:1])]),
         "resumed": series(resumed(shape, actor, layout, store(work, folder, case.goes_on_from, shape), sequences)),
     }

@@ -44,15 +44,15 @@ from megatron_rlpr.weights.load_megatron import load_megatron_checkpoint
 from megatron_rlpr.weights.receiver import Announcement, Confirmation, WeightHandoverError
 from megatron_rlpr.weights.shape import ModelShape
 
-# Ranks, and tensor, pipeline and expert parallel sizes; the last two for mixtures of experts only.
+# Ranks, and tensor, pipeline, virtual pipeline and expert parallel sizes; the last two for mixtures of experts only.
 LAYOUTS = {
-    "1 process": (1, 1, 1, 1),
-    "TP2": (2, 2, 1, 1),
-    "PP2": (2, 1, 2, 1),
-    "TP2 x PP2": (4, 2, 2, 1),
-    "PP2 x DP2": (4, 1, 2, 1),
-    "EP2": (2, 1, 1, 2),
-    "TP2 x EP2": (4, 2, 1, 2),
+    "1 process": (1, 1, 1, 1, 1),
+    "TP2": (2, 2, 1, 1, 1),
+    "PP2": (2, 1, 2, 1, 1),
+    "TP2 x PP2": (4, 2, 2, 1, 1),
+    "PP2 x VPP2 x DP2": (4, 1, 2, 2, 1),
+    "EP2": (2, 1, 1, 1, 2),
+    "TP2 x EP2": (4, 2, 1, 1, 2),
 }
 BUCKET_MB = 0.02  # about ten buckets for these models
 
@@ -182,7 +182,7 @@ def some_layouts(number: int, parts: tuple[tuple[str, ...], ...], *folders: Path
 
 def one_rank(rank: int, name: str, models: Path, work: Path, results: Path) -> None:
     torch.set_num_threads(1)
-    world, tensor, pipeline, expert = LAYOUTS[name]
+    world, tensor, pipeline, rounds, expert = LAYOUTS[name]
     dist.init_process_group(
         "gloo", store=dist.FileStore(str(results / f"{name}.store"), world), rank=rank, world_size=world
     )
@@ -190,6 +190,7 @@ def one_rank(rank: int, name: str, models: Path, work: Path, results: Path) -> N
         dtype="float32",
         tensor_model_parallel_size=tensor,
         pipeline_model_parallel_size=pipeline,
+        virtual_pipeline_model_parallel_size=rounds,
         expert_model_parallel_size=expert,
     )
     layout = parallel.initialize(actor, seed=1)

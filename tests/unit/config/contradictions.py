@@ -24,12 +24,17 @@ def contradictions(config: Config, world: int) -> list[str]:
     scored_prompt = longest if config.evaluation.score_reward else data.max_prompt_length
     caches = rollout.engines * rollout.tensor_parallel_size if ray else 1
     engines = bool(data.val_files) or not rollout.replay
-    stage = LAYERS // pipeline if LAYERS % pipeline == 0 else 1
+    rounds, layout = actor.virtual_pipeline_model_parallel_size, actor.pipeline_model_parallel_layout
+    # The layouts that are tried begin with a part of one layer and end with one that has all others.
+    sizes = {1, LAYERS - 1} if layout else {LAYERS // (pipeline * rounds) or 1}
     unit = actor.recompute_num_layers
     reasons = {
         "ranks": world % (tensor * pipeline) != 0,
         "heads": KEY_VALUE_HEADS % tensor != 0 or KEY_VALUE_HEADS % rollout.tensor_parallel_size != 0,
-        "layers": LAYERS % pipeline != 0,
+        "layers": not layout and LAYERS % (pipeline * rounds) != 0,
+        "parts": bool(layout) and layout.count("|") + 1 != pipeline * rounds,
+        "placed": bool(layout) and layout.count("t") != LAYERS,
+        "rounds": pipeline == 1 and (rounds > 1 or bool(layout)),
         "sequence": actor.sequence_parallel and tensor == 1,
         "context": actor.context_parallel_size != 1,
         "experts": actor.expert_model_parallel_size != 1,
@@ -81,6 +86,6 @@ def contradictions(config: Config, world: int) -> list[str]:
         "memory": engines and not rollout.ray_address and caches * rollout.kv_cache_gb > MEMORY_GIB,
         "cache": engines and rollout.kv_cache_gb * 2**30 < 64 * 4 * LAYERS * (longest + data.max_response_length),
         "recompute": actor.recompute_granularity == "full"
-        and (stage % unit != 0 if actor.recompute_method == "uniform" else unit > stage),
+        and (any(size % unit for size in sizes) if actor.recompute_method == "uniform" else unit > max(sizes)),
     }
     return [reason for reason, holds in reasons.items() if holds]

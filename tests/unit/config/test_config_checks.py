@@ -13,11 +13,23 @@ from checked_runs import MIXTRAL, Run, refusal
 
 from megatron_rlpr.config.checks import check
 
+PP2 = ("actor.pipeline_model_parallel_size=2",)
+
 
 @pytest.mark.parametrize(
     ("overrides", "world_size"),
     [
         ([], 1),
+        ([*PP2, "actor.pipeline_model_parallel_layout=Et*2|t*4L"], 2),
+        (
+            [
+                *PP2,
+                "actor.virtual_pipeline_model_parallel_size=3",
+                "actor.pipeline_model_parallel_layout=E,(|t)*3|,(t)*3|L",
+                "actor.recompute_granularity=full",
+            ],
+            2,
+        ),
         ([], 7),
         (["actor.tensor_model_parallel_size=2", "actor.sequence_parallel=true"], 2),
         (
@@ -99,6 +111,51 @@ def test_what_can_work_is_accepted(run: Run, overrides: list[str], world_size: i
             ["actor.pipeline_model_parallel_size=4"],
             4,
             ["actor.pipeline_model_parallel_size=4", "6 layers", "possible are 1, 2, 3, 6"],
+        ),
+        (
+            ["actor.pipeline_model_parallel_size=4"],
+            4,
+            ["or unequal parts: actor.pipeline_model_parallel_layout=Et*1|t*2|t*2|t*1L"],
+        ),
+        (
+            ["actor.pipeline_model_parallel_size=2", "actor.virtual_pipeline_model_parallel_size=2"],
+            2,
+            ["actor.virtual_pipeline_model_parallel_size=2", "3 layers of a pipeline stage", "possible are 1, 3"],
+        ),
+        (
+            ["actor.virtual_pipeline_model_parallel_size=2"],
+            1,
+            ["actor.virtual_pipeline_model_parallel_size=2 has no effect", "actor.pipeline_model_parallel_size=1"],
+        ),
+        (["actor.pipeline_model_parallel_layout=Et*6L"], 1, ["layout='Et*6L' has no effect", "set that to 2 or more"]),
+        ([*PP2, "actor.pipeline_model_parallel_layout=Et*3|t*2L"], 2, ["5 layers", "has 6", "e.g. to Et*3|t*3L"]),
+        (
+            [*PP2, "actor.pipeline_model_parallel_layout=E(t|)*6L"],
+            2,
+            ["makes 7 parts, not", "= 2 x 1: write 2"],
+        ),
+        (
+            [*PP2, "actor.pipeline_model_parallel_layout=Et*3|t|t|tL"],
+            2,
+            ["makes 4 parts", "set actor.virtual_pipeline_model_parallel_size=2"],
+        ),
+        ([*PP2, "actor.pipeline_model_parallel_layout=t*6|EL"], 2, ["must be one E, then all t, then one L"]),
+        ([*PP2, "actor.pipeline_model_parallel_layout=Et*6|m,L"], 2, ["holds 'm'", "t (layer)"]),
+        ([*PP2, "actor.pipeline_model_parallel_layout=E(t*999)*999|L"], 2, ["more than 10000 layers"]),
+        (
+            [*PP2, "actor.virtual_pipeline_model_parallel_size=2", "actor.pipeline_model_parallel_layout=Et*5||t|L"],
+            2,
+            ["part 2 of", "is empty"],
+        ),
+        (
+            [
+                *PP2,
+                "actor.pipeline_model_parallel_layout=Et*2|t*4L",
+                "actor.recompute_granularity=full",
+                "actor.recompute_num_layers=4",
+            ],
+            2,
+            ["actor.recompute_num_layers=4", "2 or 4 layers"],
         ),
         (["actor.pipeline_model_parallel_size=12"], 12, ["actor.pipeline_model_parallel_size=12", "6 layers"]),
         (["actor.ppo_mini_batch_size=3"], 1, ["actor.ppo_mini_batch_size=3", "data.train_batch_size=8"]),

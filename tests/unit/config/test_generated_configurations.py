@@ -58,6 +58,8 @@ AXES: dict[str, list[Any]] = {
     "world": [1, 2, 4],
     "actor.tensor_model_parallel_size": [1, 2],
     "actor.pipeline_model_parallel_size": [1, 2, 4],
+    "actor.virtual_pipeline_model_parallel_size": [1, 2],
+    "actor.pipeline_model_parallel_layout": ["", "Et|tttL"],
     "actor.sequence_parallel": [False, True],
     "actor.recompute_granularity": ["none", "selective", "full"],
     "actor.recompute_method": ["uniform", "block"],

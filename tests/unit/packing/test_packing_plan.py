@@ -52,16 +52,19 @@ def rollout_requests(prompts: int, n: int, seed: int, spliced: bool) -> list[Sco
     ranks=st.integers(1, 5),
     share=st.booleans(),
     multiple=st.integers(1, 4),
+    least=st.integers(1, 4),
 )
 @settings(max_examples=400, deadline=None)
 def test_every_wanted_row_is_computed_once_within_the_budget_on_equal_counts(
-    requests: list[ScoreRequest], spare: int, ranks: int, share: bool, multiple: int
+    requests: list[ScoreRequest], spare: int, ranks: int, share: bool, multiple: int, least: int
 ) -> None:
     longest = max((r.stop - 1 for r in requests if r.stop > r.start), default=1)
     max_tokens = longest + (-longest) % multiple + spare
-    packed = plan(requests, max_tokens, ranks, share, SMALL_MODEL, multiple)
+    packed = plan(requests, max_tokens, ranks, share, SMALL_MODEL, multiple, least)
     trees = all_trees(packed)
     assert {len(rank) for rank in packed.micro_batches} == {packed.num_micro_batches}
+    assert packed.num_micro_batches >= least
+    assert all(tree.is_filler == (not len(tree.row_of_want)) for tree in trees)
     assert len(packed.micro_batches) == ranks
     assert all(0 < tree.num_tokens <= max_tokens and tree.num_tokens % multiple == 0 for tree in trees)
     wants = [want for tree in trees for want in zip(tree.want_request.tolist(), tree.want_offset.tolist(), strict=True)]
