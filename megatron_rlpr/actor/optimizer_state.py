@@ -66,7 +66,10 @@ def _translate(state: dict[str, Any], adam: torch.optim.Optimizer) -> None:
     for group in state["param_groups"]:
         for option, default in adam.defaults.items():
             group.setdefault(option, default)
-    if "state" not in state:  # a distributed optimizer counts in the groups for both
+    if "state" not in state:  # a distributed optimizer counts in the groups for both, in its own type of number
+        for group in state["param_groups"]:
+            if "step" in group:
+                group["step"] = int(group["step"])
         return
     if isinstance(adam, torch.optim.Adam):
         counted = [group.pop("step") for group in state["param_groups"] if "step" in group]

@@ -279,7 +279,7 @@ class ActorConfig:
     adam_beta2: float = key(0.999, "AdamW beta2", BELOW_ONE)
     adam_eps: float = key(1e-8, "AdamW epsilon", Bounds(1e-30, 1))
     clip_grad: float = key(1.0, "global L2 norm to which gradients are clipped; 0: no clipping", AT_LEAST_ZERO)
-    use_distributed_optimizer: bool = key(False, "shard the optimizer state over data-parallel ranks (GPU)")
+    use_distributed_optimizer: bool = key(False, "shard the optimizer state over data-parallel ranks")
     recompute_granularity: Literal["none", "selective", "full"] = key("none", "activation recompute")
     recompute_method: Literal["uniform", "block"] = key("uniform", "which layers recompute_granularity=full recomputes")
     recompute_num_layers: int = key(1, "layers per recomputed unit", AT_LEAST_ONE)

@@ -65,7 +65,12 @@ MODELS: dict[str, dict[str, PreTrainedConfig]] = {
     },
 }
 KIND = {model: kind for kind, models in MODELS.items() for model in models}
-LAID_OUT = [(layout, model) for model, kind in KIND.items() for layout in CASES[kind] if layout != "bf16"]
+LAID_OUT = [
+    (layout, model)
+    for model, kind in KIND.items()
+    for layout, case in CASES[kind].items()
+    if layout != "bf16" and (not case.models or model in case.models)
+]
 
 each_model = pytest.mark.parametrize("model", KIND)
 in_each_layout = pytest.mark.parametrize(("layout", "model"), LAID_OUT)
@@ -198,14 +203,25 @@ def test_a_checkpoint_goes_on_in_another_layout(policy: Facts, layout: str, mode
         np.testing.assert_allclose(resumed[part], uninterrupted[part][SAVED_AFTER:], rtol=1e-4, err_msg=part)
 
 
-@pytest.mark.parametrize("model", MODELS["dense"])
-@pytest.mark.parametrize("layout", ["1 process", "bf16"])
+EXACT = [(layout, model) for layout in ("1 process", "bf16") for model in MODELS["dense"]]
+SHARDED = [(layout, model) for layout, model in LAID_OUT if "distributed optimizer" in layout]
+
+
+@pytest.mark.parametrize(("layout", "model"), [*EXACT, *(pair for pair in SHARDED if pair[0].startswith("DP2"))])
 def test_a_checkpoint_goes_on_exactly_in_the_same_layout(policy: Facts, layout: str, model: str) -> None:
     assert CASES["dense"][layout].goes_on_from == layout
     found = policy[layout, model]
-    assert found["resumed"] == {
-        part: values[SAVED_AFTER:] for part, values in found.items() if part in found["resumed"]
-    }
+    uninterrupted = {part: values[SAVED_AFTER:] for part, values in found.items() if part in found["resumed"]}
+    assert found["resumed"] == uninterrupted
+    if found["resumed_from_buckets"]:
+        assert found["resumed_from_buckets"] == uninterrupted
+
+
+@pytest.mark.parametrize(("layout", "model"), [pair for pair in SHARDED if not pair[0].startswith("TP2")])
+def test_optimizer_shards_go_on_with_other_numbers_of_replicas(policy: Facts, layout: str, model: str) -> None:
+    resumed, uninterrupted = policy[layout, model]["resumed_from_buckets"], policy["1 process", model]
+    for part in ("loss", "grad_norm", "entropy", "kl_to_old"):
+        np.testing.assert_allclose(resumed[part], uninterrupted[part][SAVED_AFTER:], rtol=1e-4, err_msg=part)
 
 
 def test_saving_leaves_no_process_behind(policy: Facts) -> None:

@@ -98,32 +98,21 @@ def _engine_memory(config: Config) -> Iterator[str]:
 
 
 def _accelerator(config: Config) -> Iterator[str]:
-    optimizer, fp8 = config.actor.use_distributed_optimizer, config.actor.fp8
-    if not (optimizer or fp8):
+    fp8 = config.actor.fp8
+    if not fp8:
         return
     import torch
 
     from megatron_rlpr.actor.model import layer_kind
 
-    if optimizer and not torch.cuda.is_available():
-        yield (
-            "actor.use_distributed_optimizer=true needs a CUDA GPU, and none is visible: Megatron-Core cannot save its "
-            "state without; set it to false"
-        )
-    elif optimizer and not layer_kind.transformer_engine_is_here():
-        yield (
-            "actor.use_distributed_optimizer=true needs Transformer Engine's Adam (Megatron-Core cannot go on from the "
-            "state of PyTorch's): pip install 'megatron-rlpr[cuda]', or set it to false"
-        )
-    if fp8 and not torch.cuda.is_available():
+    if not torch.cuda.is_available():
         yield f"actor.fp8={fp8} needs a CUDA GPU, and none is visible: set actor.fp8= (empty)"
-    if fp8 and not layer_kind.transformer_engine_is_here():
+    if not layer_kind.transformer_engine_is_here():
         yield f"actor.fp8={fp8} needs Transformer Engine: pip install 'megatron-rlpr[cuda]', or set actor.fp8= (empty)"
-    if fp8:
-        from megatron_rlpr.actor.fp8 import RECIPES, resolved
+    from megatron_rlpr.actor.fp8 import RECIPES, resolved
 
-        recipe = resolved(config.actor).fp8_recipe
-        if refusal := RECIPES[recipe].refusal():
-            others = [name for name, other in RECIPES.items() if not other.refusal()]
-            instead = f"choose {' or '.join(others)}" if others else "set actor.fp8= (empty)"
-            yield f"actor.fp8_recipe={recipe} {refusal}: {instead}"
+    recipe = resolved(config.actor).fp8_recipe
+    if refusal := RECIPES[recipe].refusal():
+        others = [name for name, other in RECIPES.items() if not other.refusal()]
+        instead = f"choose {' or '.join(others)}" if others else "set actor.fp8= (empty)"
+        yield f"actor.fp8_recipe={recipe} {refusal}: {instead}"

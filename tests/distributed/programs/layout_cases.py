@@ -16,11 +16,15 @@ SAVED_AFTER = 3
 
 @dataclass(frozen=True)
 class Case:
-    """A layout: number of ranks, actor settings, and the layout whose checkpoint it also goes on from."""
+    """A layout: number of ranks, actor settings, and the layout whose checkpoint it also goes on from.
+
+    models: those that it is observed with; empty: all of its kind.
+    """
 
     ranks: int
     goes_on_from: str
     actor: dict[str, Any] = field(default_factory=dict)
+    models: tuple[str, ...] = ()
 
 
 TP2 = {"tensor_model_parallel_size": 2}
@@ -29,6 +33,8 @@ PP2 = {"pipeline_model_parallel_size": 2}
 VPP2 = PP2 | {"virtual_pipeline_model_parallel_size": 2, "max_tokens_per_micro_batch": 48}
 TP2_SP = TP2 | {"sequence_parallel": True}
 EP2 = {"expert_model_parallel_size": 2}
+SHARDED = {"use_distributed_optimizer": True}
+TIED_AND_BIASED = ("llama tied", "qwen2 untied with biases")
 RECOMPUTE = {"recompute_granularity": "full", "recompute_num_layers": 1}
 DENSE_CASES = {
     "1 process": Case(1, "1 process"),
@@ -45,6 +51,9 @@ DENSE_CASES = {
     "TP2 + SP x PP2 x VPP2, full recompute": Case(4, "PP2 x VPP2 x DP2", TP2_SP | VPP2 | RECOMPUTE),
     "1 process again": Case(1, "TP2 + SP x PP2 x VPP2, full recompute"),
     "bf16": Case(1, "bf16", {"dtype": "bfloat16"}),
+    "DP2, distributed optimizer": Case(2, "DP2, distributed optimizer", SHARDED, TIED_AND_BIASED),
+    "TP2, distributed optimizer": Case(2, "DP2, distributed optimizer", TP2 | SHARDED, TIED_AND_BIASED),
+    "1 process, distributed optimizer": Case(1, "DP2, distributed optimizer", SHARDED, TIED_AND_BIASED),
 }
 # Every layout with spread experts goes on from one that spreads them otherwise or not at all.
 EXPERT_CASES = {

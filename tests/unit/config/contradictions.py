@@ -82,7 +82,7 @@ def contradictions(config: Config, world: int) -> list[str]:
             if name.startswith(("fp8_", "first_last_layers", "num_layers_at_"))
         ),
         "GPU for engines": engines and (rollout.quantization != "none" or rollout.kv_cache_dtype != "auto"),
-        "GPU": bool(actor.fp8) or actor.use_distributed_optimizer,
+        "GPU": bool(actor.fp8),
         "memory": engines and not rollout.ray_address and caches * rollout.kv_cache_gb > MEMORY_GIB,
         "cache": engines and rollout.kv_cache_gb * 2**30 < 64 * 4 * LAYERS * (longest + data.max_response_length),
         "recompute": actor.recompute_granularity == "full"

@@ -209,7 +209,6 @@ def test_what_can_work_is_accepted(run: Run, overrides: list[str], world_size: i
         (["algorithm.clip_ratio_dual=0.5"], 1, ["algorithm.clip_ratio_dual=0.5", "greater than 1", "or 0"]),
         (["actor.min_lr=1e-7"], 1, ["actor.min_lr", "actor.lr_decay_style=constant"]),
         (["actor.min_lr=1", "actor.lr_decay_style=cosine"], 1, ["actor.min_lr=1.0", "actor.lr=1e-06"]),
-        (["actor.use_distributed_optimizer=true"], 1, ["actor.use_distributed_optimizer=true", "CUDA"]),
         (["actor.fp8=hybrid"], 1, ["actor.fp8=hybrid", "CUDA"]),
         (["actor.fp8=hybrid", "actor.dtype=float32"], 1, ["actor.fp8=hybrid", "actor.dtype=bfloat16"]),
         (["filter.ema_start_step=11"], 1, ["filter.ema_start_step=11", "filter.start_step=11"]),
