@@ -93,7 +93,7 @@ def check_layout(shape: ModelShape, tp: int, pp: int, world_size: int, ep: int =
         raise UserError(f"--pipeline-model-parallel-size={pp} does not divide the {shape.num_layers} layers")
     try:
         for mapping in parameter_table(shape):
-            mapping.piece_shapes(tp)
+            mapping.shard_shape(tp)
     except ValueError as error:
         raise UserError(f"--tensor-model-parallel-size={tp}: {error}") from error
 

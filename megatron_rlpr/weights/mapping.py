@@ -7,6 +7,8 @@ wholes, a rank's shard is the fusion of its pieces, and everything else follows:
     hf tensors --shard--> one Megatron tensor per rank --join--> hf tensors
     hf tensors --merge--> full Megatron tensor --split--> hf tensors
 
+One kind goes on where its pieces end: more ranks than key/value heads cut the fusion of a head's pieces again.
+
 Pure functions of tensors: no process groups, no model.
 """
 
@@ -35,6 +37,11 @@ class TensorLayout:
     def padded_size(self, size: int, tp_size: int) -> int:
         """Size of the cut dimension over all ranks."""
         return size
+
+    def cuts(self, shapes: Sequence[Shape], tp_size: int) -> tuple[int, int]:
+        """Into how many pieces Hugging Face tensors of these shapes are cut, and into how many parts each fusion of
+        pieces is then cut along dimension 0: tp_size together. ValueError where ranks cannot share them evenly."""
+        return tp_size, 1
 
     def piece_shape(self, shape: Shape, tp_size: int) -> Shape:
         """Shape of a rank's piece of a Hugging Face tensor of this shape, padding included."""
@@ -96,17 +103,22 @@ class Qkv(Column):
     """Query, key and value projections, interleaved by query group.
 
     [groups, (heads / groups + 2) * head_dim, ...] flattened over the first two. A group is the query heads that share
-    one key/value head; ranks hold whole groups.
+    one key/value head. Ranks hold whole groups or, where they are more, an even part of one group's rows, wherever its
+    heads end: Megatron gathers what the layer computes with them.
     """
 
     head_dim: int
 
-    def piece_shape(self, shape: Shape, tp_size: int) -> Shape:
-        if shape[0] % (self.head_dim * tp_size):
+    def cuts(self, shapes: Sequence[Shape], tp_size: int) -> tuple[int, int]:
+        heads, groups = (shape[0] // self.head_dim for shape in shapes[:2])
+        pieces = min(tp_size, groups)
+        parts = tp_size // pieces
+        rows = (heads // groups + 2) * self.head_dim
+        if heads % tp_size or groups % pieces or tp_size % pieces or rows % parts:
             raise ValueError(
-                f"{tp_size} tensor-parallel ranks do not divide the {shape[0] // self.head_dim} heads of {list(shape)}"
+                f"{tp_size} tensor-parallel ranks do not divide {heads} attention heads with {groups} key/value heads"
             )
-        return super().piece_shape(shape, tp_size)
+        return pieces, parts
 
     def fuse(self, pieces: Sequence[torch.Tensor]) -> torch.Tensor:
         groups = pieces[1].shape[0] // self.head_dim
@@ -140,14 +152,15 @@ class ParamMapping:
     layout: TensorLayout
     is_copy: bool = False
 
-    def piece_shapes(self, tp_size: int) -> tuple[Shape, ...]:
-        """Shapes of one rank's pieces of the Hugging Face tensors. ValueError when tp_size does not divide them."""
-        return tuple(self.layout.piece_shape(t.shape, tp_size) for t in self.hf)
+    def piece_shapes(self, pieces: int) -> tuple[Shape, ...]:
+        """Shapes of one of as many pieces of the Hugging Face tensors. ValueError when they cannot be cut so."""
+        return tuple(self.layout.piece_shape(t.shape, pieces) for t in self.hf)
 
     def shard_shape(self, tp_size: int) -> Shape:
-        """Shape of one rank's Megatron tensor."""
-        pieces = self.piece_shapes(tp_size)
-        return (sum(p[0] for p in pieces), *pieces[0][1:])
+        """Shape of one rank's Megatron tensor. ValueError when tp_size does not divide it."""
+        pieces, parts = self.cuts(tp_size)
+        shapes = self.piece_shapes(pieces)
+        return (sum(shape[0] for shape in shapes) // parts, *shapes[0][1:])
 
     def shard_numel(self, tp_size: int) -> int:
         """Elements of one rank's Megatron tensor."""
@@ -166,17 +179,22 @@ class ParamMapping:
         dim = self.layout.cut_dim
         if dim is None:
             return self.layout.fuse([read(t.name, None, 0, 0) for t in self.hf])
-        pieces = [(t, read(t.name, dim, *self.bounds(t, tp_rank, tp_size))) for t in self.hf]
-        return self.layout.fuse([self._pad(piece, t, tp_size) for t, piece in pieces])
+        pieces, parts = self.cuts(tp_size)
+        piece, part = divmod(tp_rank, parts)
+        mine = [(t, read(t.name, dim, *self.bounds(t, piece, pieces))) for t in self.hf]
+        fused = self.layout.fuse([self._pad(values, t, pieces) for t, values in mine])
+        return fused.chunk(parts)[part]
 
     def join(self, shards: Sequence[torch.Tensor]) -> Tensors:
         """All ranks' parts in rank order -> full, contiguous Hugging Face tensors; where possible views of them."""
         dim = self.layout.cut_dim
         if dim is None:
             return (shards[0],)
-        shapes = self.piece_shapes(len(shards))
-        by_rank = [self.layout.unfuse(shard, shapes) for shard in shards]
-        wholes = [torch.cat(pieces, dim) if len(pieces) > 1 else pieces[0] for pieces in zip(*by_rank, strict=True)]
+        pieces, parts = self.cuts(len(shards))
+        shapes = self.piece_shapes(pieces)
+        fused = [torch.cat(tuple(shards[i : i + parts])) for i in range(0, len(shards), parts)] if parts > 1 else shards
+        by_piece = [self.layout.unfuse(whole, shapes) for whole in fused]
+        wholes = [torch.cat(cut, dim) if len(cut) > 1 else cut[0] for cut in zip(*by_piece, strict=True)]
         return tuple(t.narrow(dim, 0, hf.shape[dim]).contiguous() for t, hf in zip(wholes, self.hf, strict=True))
 
     def bounds(self, tensor: HfTensor, tp_rank: int, tp_size: int) -> tuple[int, int]:

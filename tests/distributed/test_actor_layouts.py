@@ -41,6 +41,7 @@ SIZES: dict[str, Any] = {
 }
 DENSE = SIZES | {"num_hidden_layers": 4, "intermediate_size": 96}
 EXPERTS = SIZES | {"num_hidden_layers": 2}
+ONE_KEY_HEAD = DENSE | {"num_hidden_layers": 2, "num_key_value_heads": 1}
 # Heads of 32 use vLLM's attention kernel, heads of 16 plain blocks. Few tokens and many experts: some experts get no
 # token of a micro-batch.
 MODELS: dict[str, dict[str, PreTrainedConfig]] = {
@@ -62,6 +63,10 @@ MODELS: dict[str, dict[str, PreTrainedConfig]] = {
         "qwen3_moe": Qwen3MoeConfig(
             **EXPERTS, moe_intermediate_size=24, num_experts=32, num_experts_per_tok=3, norm_topk_prob=False
         ),
+    },
+    "one key head": {
+        "qwen2 with one key head": Qwen2Config(**ONE_KEY_HEAD),
+        "qwen3 with one key head": Qwen3Config(**ONE_KEY_HEAD, head_dim=32),
     },
 }
 KIND = {model: kind for kind, models in MODELS.items() for model in models}

@@ -43,7 +43,9 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
-# Vocabularies that two ranks do not divide; heads that are not hidden size / number; one query group per rank at TP2.
+ONE_KEY_HEAD = SIZES | {"num_key_value_heads": 1}
+# Vocabularies that two ranks do not divide; heads that are not hidden size / number; one query group per rank at TP2,
+# or a part of one.
 MODELS: dict[str, PreTrainedConfig] = {
     "llama_tied": LlamaConfig(**SIZES, vocab_size=131, max_position_embeddings=256, tie_word_embeddings=True),
     "llama_untied": LlamaConfig(
@@ -55,7 +57,7 @@ MODELS: dict[str, PreTrainedConfig] = {
         rope_scaling=LLAMA3,
         rms_norm_eps=1e-5,
     ),
-    "qwen2": Qwen2Config(**SIZES, vocab_size=128, max_position_embeddings=256),
+    "qwen2": Qwen2Config(**ONE_KEY_HEAD, vocab_size=128, max_position_embeddings=256),
     "mixtral": MixtralConfig(
         **SIZES, vocab_size=131, max_position_embeddings=256, num_local_experts=4, num_experts_per_tok=2
     ),
@@ -69,7 +71,7 @@ MODELS: dict[str, PreTrainedConfig] = {
         moe_intermediate_size=24,
         norm_topk_prob=False,
     ),
-    "qwen3": Qwen3Config(**SIZES, vocab_size=128, max_position_embeddings=256, head_dim=10),
+    "qwen3": Qwen3Config(**ONE_KEY_HEAD, vocab_size=128, max_position_embeddings=256, head_dim=10),
     # Windows shorter than the prompt, soft caps that bend what they cap.
     "mistral": MistralConfig(**SIZES, vocab_size=128, max_position_embeddings=256, sliding_window=16),
     "gemma2": Gemma2Config(

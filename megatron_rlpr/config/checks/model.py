@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from megatron_rlpr.actor import fp8
@@ -13,6 +13,12 @@ from megatron_rlpr.types import UserError
 from megatron_rlpr.weights.architectures import ModelShape, model_shape
 from megatron_rlpr.weights.hf_folder import HfFolder
 from megatron_rlpr.weights.load_hf import open_hf_weights
+
+Fits = Callable[[int], bool]
+"""Whether so many ranks can share something evenly."""
+
+MOST_RANKS = 1024
+"""The largest number of ranks that a refusal offers instead."""
 
 
 def refusals(config: Config) -> Iterator[str]:
@@ -57,13 +63,12 @@ def _shape(config: Config) -> ModelShape:
 
 def _layout(config: Config, shape: ModelShape) -> Iterator[str]:
     # The vocabulary is not among them: the actor and the engine pad it to a multiple of the ranks.
-    sharded = {
-        "attention heads": shape.num_attention_heads,
-        "key/value heads": shape.num_query_groups,
-        "feed-forward columns": shape.ffn_hidden_size,
-    }
-    yield from _indivisible(config, "actor.tensor_model_parallel_size", sharded)
-    yield from _indivisible(config, "rollout.tensor_parallel_size", sharded)
+    heads = {f"{shape.num_attention_heads} attention heads": _even(shape.num_attention_heads)}
+    groups, columns = f"{shape.num_query_groups} key/value heads", f"{shape.ffn_hidden_size} feed-forward columns"
+    feed_forward = {columns: _even(shape.ffn_hidden_size)}
+    cut, copied = heads | {groups: _cut_groups(shape)}, heads | {groups: _copied_groups(shape)}
+    yield from _indivisible(config, "actor.tensor_model_parallel_size", cut | feed_forward)
+    yield from _indivisible(config, "rollout.tensor_parallel_size", copied | feed_forward)
     yield from pipeline.layer_refusals(config.actor, shape.num_layers, config.model.path)
     yield from _recompute(config, shape)
     actor = config.actor
@@ -74,7 +79,8 @@ def _layout(config: Config, shape: ModelShape) -> Iterator[str]:
                 "experts: set it to 1"
             )
         return
-    yield from _indivisible(config, "actor.expert_model_parallel_size", {"experts": shape.experts.count})
+    experts = {f"{shape.experts.count} experts": _even(shape.experts.count)}
+    yield from _indivisible(config, "actor.expert_model_parallel_size", experts)
     if actor.tensor_model_parallel_size > 1 and not actor.sequence_parallel:
         yield (
             f"{config.model.path} is a mixture of experts: with actor.tensor_model_parallel_size > 1 every rank would "
@@ -97,14 +103,30 @@ def _recompute(config: Config, shape: ModelShape) -> Iterator[str]:
         )
 
 
-def _indivisible(config: Config, key: str, counts: Mapping[str, int]) -> Iterator[str]:
+def _even(count: int) -> Fits:
+    return lambda ranks: count % ranks == 0
+
+
+def _copied_groups(shape: ModelShape) -> Fits:
+    """Ranks of an engine hold whole key/value heads or, where they are more, several of them the same one."""
+    return lambda ranks: not (shape.num_query_groups % ranks and ranks % shape.num_query_groups)
+
+
+def _cut_groups(shape: ModelShape) -> Fits:
+    """Ranks of the actor cut the rows of a key/value head's group where they are more (`weights.mapping.Qkv`)."""
+    rows = (shape.num_attention_heads // shape.num_query_groups + 2) * shape.head_dim
+    copied = _copied_groups(shape)
+    return lambda ranks: copied(ranks) and rows % max(1, ranks // shape.num_query_groups) == 0
+
+
+def _indivisible(config: Config, key: str, conditions: Mapping[str, Fits]) -> Iterator[str]:
     """What the ranks of a key cannot share evenly, with the numbers of ranks that could."""
     ranks = all_keys()[key].value(config)
-    possible = [n for n in range(1, min(counts.values()) + 1) if all(count % n == 0 for count in counts.values())]
-    for what, count in counts.items():
-        if count % ranks:
+    for what, fits in conditions.items():
+        if not fits(ranks):
+            possible = [n for n in range(1, MOST_RANKS + 1) if all(fits(n) for fits in conditions.values())]
             yield (
-                f"{key}={ranks} does not divide the {count} {what} of {config.model.path}: possible "
+                f"{key}={ranks} does not divide the {what} of {config.model.path}: possible "
                 f"{'are' if len(possible) > 1 else 'is'} {', '.join(map(str, possible))}"
             )
 

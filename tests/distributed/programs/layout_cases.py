@@ -31,6 +31,7 @@ TP2 = {"tensor_model_parallel_size": 2}
 PP2 = {"pipeline_model_parallel_size": 2}
 # Small micro-batches, so that there is an odd number of them: not as many in each group as there are stages.
 VPP2 = PP2 | {"virtual_pipeline_model_parallel_size": 2, "max_tokens_per_micro_batch": 48}
+TP4_SP = {"tensor_model_parallel_size": 4, "sequence_parallel": True}  # more ranks than key/value heads
 TP2_SP = TP2 | {"sequence_parallel": True}
 EP2 = {"expert_model_parallel_size": 2}
 SHARDED = {"use_distributed_optimizer": True}
@@ -49,13 +50,15 @@ DENSE_CASES = {
     "PP2 x VPP2": Case(2, "PP2, uneven", VPP2),
     "PP2 x VPP2 x DP2": Case(4, "PP2 x VPP2", VPP2),
     "TP2 + SP x PP2 x VPP2, full recompute": Case(4, "PP2 x VPP2 x DP2", TP2_SP | VPP2 | RECOMPUTE),
-    "1 process again": Case(1, "TP2 + SP x PP2 x VPP2, full recompute"),
+    "TP4 + SP": Case(4, "TP2 + SP x PP2 x VPP2, full recompute", TP4_SP),
+    "1 process again": Case(1, "TP4 + SP"),
     "bf16": Case(1, "bf16", {"dtype": "bfloat16"}),
     "DP2, distributed optimizer": Case(2, "DP2, distributed optimizer", SHARDED, TIED_AND_BIASED),
     "TP2, distributed optimizer": Case(2, "DP2, distributed optimizer", TP2 | SHARDED, TIED_AND_BIASED),
     "1 process, distributed optimizer": Case(1, "DP2, distributed optimizer", SHARDED, TIED_AND_BIASED),
 }
-# Every layout with spread experts goes on from one that spreads them otherwise or not at all.
+# Every layout with spread experts goes on from one that spreads them otherwise or not at all. Experts may be whole
+# where layers are cut, and cut where layers are whole.
 EXPERT_CASES = {
     "1 process": Case(1, "1 process"),
     "TP2 + SP": Case(2, "1 process", TP2_SP),
@@ -68,7 +71,14 @@ EXPERT_CASES = {
     ),
     "1 process again": Case(1, "PP2 x VPP2 x EP2"),
 }
-CASES = {"dense": DENSE_CASES, "experts": EXPERT_CASES}
+# Every rank computes with the one key/value head, of which each stores a part.
+ONE_HEAD_CASES = {
+    "1 process": Case(1, "1 process"),
+    "TP2": Case(2, "1 process", TP2),
+    "TP2 + SP": Case(2, "TP2", TP2_SP),
+    "1 process again": Case(1, "TP2 + SP"),
+}
+CASES = {"dense": DENSE_CASES, "experts": EXPERT_CASES, "one key head": ONE_HEAD_CASES}
 
 
 def requests(vocab: int) -> list[ScoreRequest]:

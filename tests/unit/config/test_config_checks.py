@@ -99,12 +99,12 @@ def test_what_can_work_is_accepted(run: Run, overrides: list[str], world_size: i
         (
             ["actor.tensor_model_parallel_size=3"],
             3,
-            ["actor.tensor_model_parallel_size=3", "8 attention heads", "possible are 1, 2, 4"],
+            ["actor.tensor_model_parallel_size=3", "8 attention heads", "possible are 1, 2, 4, 8"],
         ),
         (
-            ["actor.tensor_model_parallel_size=8"],
-            8,
-            ["actor.tensor_model_parallel_size=8", "4 key/value heads", "possible are 1, 2, 4"],
+            ["actor.tensor_model_parallel_size=16"],
+            16,
+            ["actor.tensor_model_parallel_size=16", "8 attention heads", "possible are 1, 2, 4, 8"],
         ),
         (["rollout.tensor_parallel_size=3"], 3, ["rollout.tensor_parallel_size=3", "8 attention heads"]),
         (
@@ -344,6 +344,15 @@ def test_an_incomplete_model_folder_is_refused(run: Run, tmp_path: Path) -> None
 
 def test_replayed_rollouts_need_no_engine(run: Run, tmp_path: Path) -> None:
     stored_rollouts(tmp_path)
+@pytest.mark.parametrize("key", ["actor.tensor_model_parallel_size", "rollout.tensor_parallel_size"])
+def test_ranks_may_be_a_multiple_of_the_key_value_heads(run: Run, key: str) -> None:
+    check(run(f"{key}=8"), 8)
+    heads = {"num_attention_heads": 12, "num_key_value_heads": 3, "intermediate_size": 528}
+    message = refusal(run(f"{key}=2", hf=heads), 2)
+    assert f"{key}=2 does not divide the 3 key/value heads" in message
+    assert "possible are 1, 3, 6, 12" in message
+
+
     check(run("rollout.replay={here}/rollouts", "rollout.kv_cache_gb=0.000001", "data.train_files="), 1)
 
 

@@ -44,6 +44,10 @@ def cases(draw: st.DrawFn) -> Case:
             tp * draw(st.integers(1, 3)),
             draw(st.integers(1, 4)),
         )
+        if draw(st.booleans()):  # more ranks than groups
+            groups = draw(st.sampled_from([n for n in range(1, tp + 1) if tp % n == 0]))
+            parts = tp // groups
+            head_dim, heads_per_group = parts * head_dim, parts * heads_per_group
         rows = (groups * heads_per_group * head_dim, groups * head_dim, groups * head_dim)
         shapes = [(r,) if kind == "qkv bias" else (r, columns) for r in rows]
         layout = Qkv(head_dim)
@@ -103,6 +107,23 @@ def test_every_shard_has_the_announced_shape(case: Case) -> None:
         assert tuple(shard(case.mapping, full, rank, case.tp_size).shape) == case.mapping.shard_shape(case.tp_size)
 
 
+@given(cases())
+@settings(max_examples=200, deadline=None)
+def test_queries_keys_and_values_are_cut_wherever_their_heads_end(case: Case) -> None:
+    """As Megatron's linear layer is: its full rows, evenly."""
+    full = case.mapping.merge(case.tensors)
+    shards = [shard(case.mapping, full, rank, case.tp_size) for rank in range(case.tp_size)]
+    if isinstance(case.mapping.layout, Qkv):
+        assert torch.equal(torch.cat(shards), full)
+
+
+def test_ranks_beyond_the_key_value_heads_cut_a_head_s_rows() -> None:
+    """One group of two query heads, head size 2, on two ranks: [q00 q01 q10 q11 | k0 k1 v0 v1]."""
+    mapping = ParamMapping(("p",), (HfTensor("q", (4,)), HfTensor("k", (2,)), HfTensor("v", (2,))), Qkv(2))
+    merged = mapping.merge([torch.arange(4), torch.tensor([10, 11]), torch.tensor([20, 21])])
+    assert [shard(mapping, merged, rank, 2).tolist() for rank in range(2)] == [[0, 1, 2, 3], [10, 11, 20, 21]]
+
+
 def test_qkv_interleaves_by_query_group() -> None:
     """Two groups of two query heads, head size 1: [q0 q1 k0 v0 | q2 q3 k1 v1]."""
     mapping = ParamMapping(("p",), (HfTensor("q", (4,)), HfTensor("k", (2,)), HfTensor("v", (2,))), Qkv(1))
@@ -129,7 +150,9 @@ def test_vocabulary_padding_is_zero_and_comes_last() -> None:
         (Column(), [(6, 2)], 4),
         (Row(), [(2, 6)], 4),
         (GateUp(), [(6, 2), (6, 2)], 4),
-        (Qkv(4), [(16, 2), (4, 2), (4, 2)], 2),
+        (Qkv(4), [(16, 2), (4, 2), (4, 2)], 3),  # heads
+        (Qkv(4), [(24, 2), (12, 2), (12, 2)], 2),  # neither are two ranks whole groups, nor three groups whole ranks
+        (Qkv(1), [(4, 2), (1, 2), (1, 2)], 4),  # a group's six rows
     ],
 )
 def test_a_tensor_parallel_size_that_does_not_divide_is_refused(
@@ -137,4 +160,4 @@ def test_a_tensor_parallel_size_that_does_not_divide_is_refused(
 ) -> None:
     mapping = ParamMapping(("p",), tuple(HfTensor(str(i), shape) for i, shape in enumerate(shapes)), layout)
     with pytest.raises(ValueError, match=f"{tp_size} tensor-parallel ranks do not divide"):
-        mapping.piece_shapes(tp_size)
+        mapping.shard_shape(tp_size)
