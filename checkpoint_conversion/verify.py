@@ -18,6 +18,7 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import lcm
 from pathlib import Path
 
 import torch
@@ -81,11 +82,12 @@ def random_prompts(vocab_size: int, count: int, length: int) -> list[list[int]]:
     return [torch.randint(0, vocab_size, (length,), generator=generator).tolist() for _ in range(count)]
 
 
-def check_layout(shape: ModelShape, tp: int, pp: int, world_size: int, ep: int = 1) -> None:
-    """Raise UserError when a model of this shape cannot be laid out so on that many processes."""
-    if min(tp, pp, ep) < 1 or world_size != tp * pp * ep:
-        layout = f"TP {tp} x PP {pp}" + (f" x EP {ep}" if ep > 1 else "")
-        raise UserError(f"{world_size} processes, but {layout} are {tp * pp * ep}: change torchrun's --nproc-per-node")
+def check_layout(shape: ModelShape, tp: int, pp: int, world_size: int, ep: int = 1, etp: int = 0) -> None:
+    """Raise UserError when a model of this shape cannot be laid out so on that many processes. etp 0: as tp."""
+    experts = ep * (etp or tp)
+    if min(tp, pp, experts) < 1 or world_size != pp * lcm(tp, experts):
+        needed = f"{pp * lcm(tp, experts)}: change torchrun's --nproc-per-node"
+        raise UserError(f"{world_size} processes, but {_layout_name(tp, pp, ep, etp)} are {needed}")
     if ep > 1 and (shape.experts is None or shape.experts.count % ep):
         experts = shape.experts.count if shape.experts else 0
         raise UserError(f"--expert-model-parallel-size={ep} does not divide the {experts} experts")
@@ -93,9 +95,15 @@ def check_layout(shape: ModelShape, tp: int, pp: int, world_size: int, ep: int =
         raise UserError(f"--pipeline-model-parallel-size={pp} does not divide the {shape.num_layers} layers")
     try:
         for mapping in parameter_table(shape):
-            mapping.shard_shape(tp)
+            mapping.shard_shape(etp or tp if mapping.of_expert else tp)
     except ValueError as error:
-        raise UserError(f"--tensor-model-parallel-size={tp}: {error}") from error
+        key = "expert-tensor" if etp and mapping.of_expert else "tensor-model"
+        raise UserError(f"--{key}-parallel-size={etp if key == 'expert-tensor' else tp}: {error}") from error
+
+
+def _layout_name(tp: int, pp: int, ep: int, etp: int) -> str:
+    of_experts = (f" x EP {ep}" if ep > 1 else "") + (f" x ETP {etp}" if etp else "")
+    return f"TP {tp} x PP {pp}{of_experts}"
 
 
 def _speaker(policy: MegatronPolicy) -> int:
@@ -121,6 +129,7 @@ def main() -> None:
     shared = "replicas of the other layers that share the experts"
     for kind, about in (("tensor", None), ("pipeline", None), ("expert", shared)):
         parser.add_argument(f"--{kind}-model-parallel-size", type=int, default=1, help=about)
+    parser.add_argument("--expert-tensor-parallel-size", type=int, default=0, help="ranks that share an expert; 0: TP")
     parser.add_argument("--prompts", type=int, default=4, help="random prompts to compare")
     parser.add_argument("--length", type=int, default=64, help="tokens of a prompt")
     parser.add_argument("--tolerance", type=float, default=2e-4, help="largest logit difference that passes")
@@ -129,7 +138,8 @@ def main() -> None:
     check_megatron_checkpoint(shape, options.megatron)
     source = open_hf_weights(shape, options.hf)
     tp, pp, ep = (getattr(options, f"{kind}_model_parallel_size") for kind in ("tensor", "pipeline", "expert"))
-    check_layout(shape, tp, pp, int(os.environ.get("WORLD_SIZE", "1")), ep)
+    etp = options.expert_tensor_parallel_size
+    check_layout(shape, tp, pp, int(os.environ.get("WORLD_SIZE", "1")), ep, etp)
     if options.prompts < 1 or not 2 <= options.length <= shape.max_position_embeddings:
         raise UserError(f"--prompts must be at least 1 and --length between 2 and {shape.max_position_embeddings}")
     actor = ActorConfig(
@@ -137,6 +147,7 @@ def main() -> None:
         tensor_model_parallel_size=tp,
         pipeline_model_parallel_size=pp,
         expert_model_parallel_size=ep,
+        expert_tensor_parallel_size=etp,
         max_tokens_per_micro_batch=options.length,
     )
     layout = parallel.initialize(actor, seed=0)
@@ -145,7 +156,7 @@ def main() -> None:
     tensor = worst_tensor(WeightExporter(policy.chunks, shape, bucket_mb=64), source)
     logit = worst_logit(policy, options.hf, random_prompts(shape.vocab_size, options.prompts, options.length))
     if layout.rank == 0:
-        print(f"layout: TP {tp}, PP {pp}" + (f", EP {ep}" if ep > 1 else ""))
+        print(f"layout: {_layout_name(tp, pp, ep, etp).replace(' x', ',')}")
         print(f"worst tensor: {tensor.where}, largest difference {tensor.difference:.3g}")
         found = f"{logit.difference:.3g} at {logit.where}"
         print(f"largest logit difference: {found} (tolerance {options.tolerance:g})", flush=True)

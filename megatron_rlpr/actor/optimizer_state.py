@@ -1,6 +1,7 @@
 """The optimizer's part of a checkpoint: the same whether experts are spread over ranks or not.
 
-Megatron gives spread experts (expert parallelism above 1) an optimizer of their own. Its tensors are named after the
+Megatron gives spread experts (expert parallelism above 1, or cut by other ranks than the layers) an optimizer of their
+own. Its tensors are named after the
 parameters in either case, so they load wherever the parameter went; what is missing when a checkpoint was written
 without that second optimizer is its bookkeeping, the same for both.
 """
@@ -41,7 +42,7 @@ def load_optimizer_state(optimizer: MegatronOptimizer, loaded: dict[str, Any]) -
     for name, part in parts.items():
         if "param_groups" not in _adam(loaded[name]):
             stored = "the checkpoint's distributed optimizer was stored with actor.expert_model_parallel_size=1"
-            raise UserError(f"{stored}: go on with that")
+            raise UserError(f"{stored} and actor.expert_tensor_parallel_size=0: go on with those")
         _complete(_adam(loaded[name]), _adam(loaded[_PARTS[0]]), _adam(part.state_dict()))
     for name, part in parts.items():
         _translate(_adam(loaded[name]), part.optimizer)

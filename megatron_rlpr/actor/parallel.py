@@ -61,8 +61,10 @@ def initialize(actor: ActorConfig, seed: int, timeout_s: int = 1800) -> Layout:
         pipeline_model_parallel_size=actor.pipeline_model_parallel_size,
         virtual_pipeline_model_parallel_size=rounds if rounds > 1 else None,
         context_parallel_size=actor.context_parallel_size,
-        # Experts are cut by the tensor-parallel ranks like every layer, and spread over data-parallel ranks.
+        # Experts are spread over the ranks that the layers' tensor-parallel and data-parallel ranks are together, and
+        # cut by some of them.
         expert_model_parallel_size=actor.expert_model_parallel_size,
+        expert_tensor_parallel_size=actor.expert_tensor_size,
     )
     cpu.install()
     torch.manual_seed(seed)

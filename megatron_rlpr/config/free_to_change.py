@@ -11,6 +11,7 @@ FREE_TO_CHANGE = frozenset(
         *("actor.tensor_model_parallel_size", "actor.pipeline_model_parallel_size", "actor.sequence_parallel"),
         *("actor.virtual_pipeline_model_parallel_size", "actor.pipeline_model_parallel_layout"),
         *("actor.context_parallel_size", "actor.expert_model_parallel_size", "actor.use_distributed_optimizer"),
+        "actor.expert_tensor_parallel_size",
         *("actor.max_tokens_per_micro_batch", "actor.share_prefixes", "actor.head_chunk_rows"),
         *("actor.recompute_granularity", "actor.recompute_method", "actor.recompute_num_layers"),
         *("evaluation.prompts_per_piece", "evaluation.judge_cache", "evaluation.judge_parallel"),

@@ -248,6 +248,11 @@ class ActorConfig:
     expert_model_parallel_size: int = key(
         1, "EP: data-parallel ranks that share the experts of a mixture-of-experts model", AT_LEAST_ONE
     )
+    expert_tensor_parallel_size: int = key(
+        0,
+        "ETP: ranks that share each expert of a mixture-of-experts model; 0: as many as share a layer (TP)",
+        AT_LEAST_ZERO,
+    )
     dtype: Literal["float32", "bfloat16"] = key("bfloat16", "compute precision; master weights and gradients stay fp32")
     fp8: Literal["", "e4m3", "hybrid"] = key("", "FP8 format of the linear layers (Transformer Engine)")
     fp8_recipe: Literal["auto", "delayed", "tensorwise", "blockwise", "mxfp8"] = key(
@@ -290,6 +295,11 @@ class WeightsConfig:
     """How updated weights reach the engines."""
 
     bucket_mb: int = key(256, "size of one bucket of the export stream, in MiB", Bounds(1, 16384))
+    @property
+    def expert_tensor_size(self) -> int:
+        """How many ranks share each expert."""
+        return self.expert_tensor_parallel_size or self.tensor_model_parallel_size
+
     transport: Literal["auto", "shared_memory", "collective"] = key(
         "auto",
         "how weights reach engines in other processes (rollout.placement=ray): memory that this host's processes "

@@ -1,7 +1,7 @@
 """The model's weights as a stream of full tensors with Hugging Face names, the same on every rank.
 
 Parameters travel in buckets of bounded size. Per bucket: the owning stage's tensor-parallel ranks gather their shards
-(of experts, those ranks of the stage that hold them, who send them to the stage's other expert-parallel ranks), the
+(of experts, those ranks of the stage that share them, who send them to the stage's other expert-parallel ranks), the
 stage sends them to the other stages, and every rank puts the full tensors together. While one bucket is being used the
 next one is gathered, so two exist at once; with one rank the stream yields views of the model itself.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import chain, groupby
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -24,8 +24,13 @@ from megatron_rlpr.weights.shape import ModelShape
 NamedTensors = list[tuple[str, torch.Tensor]]
 T = TypeVar("T")
 
-_Owner = tuple[int, int | None]
-"""A pipeline stage, and its one expert-parallel rank; None: all of them hold the same."""
+
+class _Owner(NamedTuple):
+    """A pipeline stage, its one expert-parallel rank (None: all of them hold the same), and whether it is an expert."""
+
+    stage: int
+    expert_rank: int | None
+    of_expert: bool
 
 
 class WeightExporter:
@@ -40,13 +45,15 @@ class WeightExporter:
         self._device = local[0].tensor.device
         self.dtype = local[0].tensor.dtype
         """Of every exported tensor: the model's."""
-        self._tp_group = parallel_state.get_tensor_model_parallel_group()
+        self._cut_groups = (
+            parallel_state.get_tensor_model_parallel_group(),
+            parallel_state.get_expert_tensor_parallel_group(),
+        )
+        """The ranks that cut a layer, and those that cut an expert."""
         self._pp_group = parallel_state.get_pipeline_model_parallel_group()
         self._ep_group = parallel_state.get_expert_model_parallel_group()
-        groups = (self._tp_group, self._pp_group, self._ep_group)
-        self._tp_size, self._pp_size, self._ep_size = map(dist.get_world_size, groups)
         self._stage, self._expert_rank = dist.get_rank(self._pp_group), dist.get_rank(self._ep_group)
-        self._whole = self._tp_size == self._pp_size == self._ep_size == 1
+        self._whole = {dist.get_world_size(g) for g in (*self._cut_groups, self._pp_group, self._ep_group)} == {1}
         self._buckets = self._fill_buckets(int(bucket_mb * 2**20))
 
     def manifest(self) -> dict[str, tuple[int, ...]]:
@@ -84,25 +91,31 @@ class WeightExporter:
         """Table index -> the shards of all tensor-parallel ranks, on every rank."""
         if self._whole:
             return {index: [in_bf16(self._tensors[index])] for index in indices}
-        counts = [self._table[index].shard_numel(self._tp_size) for index in indices]
-        gathered = torch.empty(self._tp_size, sum(counts), dtype=self.dtype, device=self._device)
-        stage, expert_rank = owner
+        stage, expert_rank, of_expert = owner
+        group, size = self._cut_groups[of_expert], self._cut_size(indices[0])
+        counts = [self._table[index].shard_numel(size) for index in indices]
+        gathered = torch.empty(size, sum(counts), dtype=self.dtype, device=self._device)
         if self._stage == stage and expert_rank in (None, self._expert_rank):
             mine = torch.cat([in_bf16(self._tensors[index]).flatten() for index in indices])
-            dist.all_gather(list(gathered.unbind()), mine, group=self._tp_group)
+            dist.all_gather(list(gathered.unbind()), mine, group=group)
         if self._stage == stage and expert_rank is not None:
             dist.broadcast(gathered, dist.get_global_rank(self._ep_group, expert_rank), group=self._ep_group)
-        if self._pp_size > 1:
+        if dist.get_world_size(self._pp_group) > 1:
             dist.broadcast(gathered, dist.get_global_rank(self._pp_group, stage), group=self._pp_group)
-        shapes = [self._table[index].shard_shape(self._tp_size) for index in indices]
+        shapes = [self._table[index].shard_shape(size) for index in indices]
         by_parameter = zip(indices, gathered.split(counts, dim=1), shapes, strict=True)
         return {index: [flat.view(shape) for flat in part] for index, part, shape in by_parameter}
+
+    def _cut_size(self, index: int) -> int:
+        """How many ranks cut a parameter."""
+        return dist.get_world_size(self._cut_groups[self._table[index].of_expert])
 
     def _fill_buckets(self, limit_bytes: int) -> list[tuple[_Owner, list[int]]]:
         """Consecutive entries of the table that one owner has."""
 
         def nbytes(index: int) -> int:
-            return self._table[index].shard_numel(self._tp_size) * self._tp_size * self.dtype.itemsize
+            size = self._cut_size(index)
+            return self._table[index].shard_numel(size) * size * self.dtype.itemsize
 
         owners = self._owners()
         by_owner = groupby(owners, owners.__getitem__)
@@ -116,7 +129,11 @@ class WeightExporter:
             index: None if index in in_all else rank for rank, indices in enumerate(in_stage) for index in indices
         }
         stages = _gather_from(self._pp_group, expert_rank_of)
-        owner_of = {index: (stage, rank) for stage, held in enumerate(stages) for index, rank in held.items()}
+        owner_of = {
+            index: _Owner(stage, rank, self._table[index].of_expert)
+            for stage, held in enumerate(stages)
+            for index, rank in held.items()
+        }
         wanted = [index for index, mapping in enumerate(self._table) if not mapping.is_copy]
         missing = [self._table[index].megatron[0] for index in wanted if index not in owner_of]
         if missing:

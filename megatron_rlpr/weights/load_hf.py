@@ -53,7 +53,7 @@ def load_hf_weights(chunks: Sequence[torch.nn.Module], shape: ModelShape, folder
     place in the model, has a wrong shape, or holds values that are no numbers.
     """
     source = open_hf_weights(shape, folder)
-    rank, size = tensor_parallel_place()
     with torch.no_grad():
         for parameter in local_parameters(chunks, shape):
-            fill(parameter.tensor, parameter.mapping.shard(source.read, rank, size))
+            place = tensor_parallel_place(parameter.mapping.of_expert)
+            fill(parameter.tensor, parameter.mapping.shard(source.read, *place))

@@ -51,8 +51,13 @@ def take_unrounded(parameter: torch.Tensor) -> torch.Tensor | None:
     return values
 
 
-def tensor_parallel_place() -> tuple[int, int]:
-    """This rank among those that cut its layers, and how many they are."""
+def tensor_parallel_place(of_expert: bool = False) -> tuple[int, int]:
+    """This rank among those that cut its layers, or its experts, and how many they are."""
+    if of_expert:
+        return (
+            parallel_state.get_expert_tensor_parallel_rank(),
+            parallel_state.get_expert_tensor_parallel_world_size(),
+        )
     return parallel_state.get_tensor_model_parallel_rank(), parallel_state.get_tensor_model_parallel_world_size()
 
 
@@ -65,13 +70,13 @@ def local_parameters(chunks: Sequence[torch.nn.Module], shape: ModelShape) -> li
     place = {
         name: (index, mapping) for index, mapping in enumerate(parameter_table(shape)) for name in mapping.megatron
     }
-    _, tp_size = tensor_parallel_place()
     found = []
     for chunk, local_name, tensor in ((c, name, tensor) for c in chunks for name, tensor in c.named_parameters()):
         name = _global_name(local_name, chunk, shape)
         if name not in place:
             raise ValueError(f"the Megatron parameter {name} has no place in the table of {shape.architecture}")
         index, mapping = place[name]
+        _, tp_size = tensor_parallel_place(mapping.of_expert)
         expected = mapping.shard_shape(tp_size)
         if tuple(tensor.shape) != expected:
             sizes = f"{list(tensor.shape)}, the table gives {list(expected)} at tensor-parallel size {tp_size}"

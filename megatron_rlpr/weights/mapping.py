@@ -145,12 +145,18 @@ class ParamMapping:
 
     megatron: its name with the local layer spec, then, where it differs, with Transformer Engine's; layers count over
     the whole model. hf: in the order the layout fuses them. is_copy: of what another entry owns (a tied output layer).
+    of_expert: cut by the ranks that share an expert, which may be others than those that share a layer.
     """
 
     megatron: tuple[str, ...]
     hf: tuple[HfTensor, ...]
     layout: TensorLayout
     is_copy: bool = False
+    of_expert: bool = False
+
+    def cuts(self, tp_size: int) -> tuple[int, int]:
+        """As the layout's, of this parameter's tensors."""
+        return self.layout.cuts([t.shape for t in self.hf], tp_size)
 
     def piece_shapes(self, pieces: int) -> tuple[Shape, ...]:
         """Shapes of one of as many pieces of the Hugging Face tensors. ValueError when they cannot be cut so."""

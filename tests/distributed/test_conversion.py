@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM, LlamaConfig, MixtralConfig
 
 from checkpoint_conversion import hf_to_megatron, megatron_to_hf, verify
 from checkpoint_conversion.streamed_load import BUCKET_BYTES
@@ -133,6 +133,16 @@ def test_a_layout_that_cannot_be_is_refused(tp: int, pp: int, world: int, named:
     with pytest.raises(UserError) as refused:
         verify.check_layout(shape, tp, pp, world)
     assert named in str(refused.value)
+
+
+def test_experts_may_be_whole_where_layers_are_cut() -> None:
+    config = MixtralConfig(**SIZES, hidden_size=32, num_local_experts=4, architectures=["MixtralForCausalLM"])
+    shape = model_shape(config.to_dict())
+    verify.check_layout(shape, tp=2, pp=1, world_size=2, ep=2, etp=1)
+    with pytest.raises(UserError, match="4 processes, but TP 2 x PP 1 x EP 2 x ETP 1 are 2"):
+        verify.check_layout(shape, tp=2, pp=1, world_size=4, ep=2, etp=1)
+    with pytest.raises(UserError, match="--expert-tensor-parallel-size=5: 5 tensor-parallel ranks do not divide"):
+        verify.check_layout(shape, tp=1, pp=1, world_size=5, etp=5)
 
 
 def test_weights_that_are_no_numbers_are_not_converted(hf: Path, tmp_path: Path) -> None:

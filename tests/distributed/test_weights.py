@@ -88,7 +88,7 @@ MODELS: dict[str, PreTrainedConfig] = {
 }
 EXPERTS = ("mixtral", "qwen3_moe")
 LAYOUTS = ["1 process", "TP2", "PP2", "TP2 x PP2", "PP2 x VPP2 x DP2"]
-EXPERT_LAYOUTS = ["EP2", "TP2 x EP2"]
+EXPERT_LAYOUTS = ["EP2", "TP2 x EP2", "TP2, EP2 x ETP1", "DP2, ETP2"]
 CASES = [(layout, model) for model in MODELS for layout in [*LAYOUTS, *(EXPERT_LAYOUTS if model in EXPERTS else [])]]
 in_every_layout = pytest.mark.parametrize(("layout", "model"), CASES)
 

@@ -163,7 +163,7 @@ def _expert_options(experts: ExpertShape, actor: ActorConfig, own_layers: bool) 
         "moe_router_load_balancing_type": "none",
         "moe_grouped_gemm": transformer_engine_is_here() and not own_layers,
         "expert_model_parallel_size": actor.expert_model_parallel_size,
-        "expert_tensor_parallel_size": actor.tensor_model_parallel_size,
+        "expert_tensor_parallel_size": actor.expert_tensor_size,
     }
 
 

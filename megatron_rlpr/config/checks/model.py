@@ -67,7 +67,10 @@ def _layout(config: Config, shape: ModelShape) -> Iterator[str]:
     groups, columns = f"{shape.num_query_groups} key/value heads", f"{shape.ffn_hidden_size} feed-forward columns"
     feed_forward = {columns: _even(shape.ffn_hidden_size)}
     cut, copied = heads | {groups: _cut_groups(shape)}, heads | {groups: _copied_groups(shape)}
-    yield from _indivisible(config, "actor.tensor_model_parallel_size", cut | feed_forward)
+    of_experts = bool(shape.experts and config.actor.expert_tensor_parallel_size)
+    yield from _indivisible(config, "actor.tensor_model_parallel_size", cut | ({} if of_experts else feed_forward))
+    if of_experts:
+        yield from _indivisible(config, "actor.expert_tensor_parallel_size", feed_forward)
     yield from _indivisible(config, "rollout.tensor_parallel_size", copied | feed_forward)
     yield from pipeline.layer_refusals(config.actor, shape.num_layers, config.model.path)
     yield from _recompute(config, shape)
@@ -77,6 +80,11 @@ def _layout(config: Config, shape: ModelShape) -> Iterator[str]:
             yield (
                 f"actor.expert_model_parallel_size={actor.expert_model_parallel_size}, but {config.model.path} has no "
                 "experts: set it to 1"
+            )
+        if actor.expert_tensor_parallel_size:
+            yield (
+                f"actor.expert_tensor_parallel_size={actor.expert_tensor_parallel_size}, but {config.model.path} has "
+                "no experts: remove it"
             )
         return
     experts = {f"{shape.experts.count} experts": _even(shape.experts.count)}
@@ -153,8 +161,12 @@ def _fp8(config: Config, shape: ModelShape) -> Iterator[str]:
         "hidden size": shape.hidden_size,
         f"query size / {tensor} ranks": query // tensor,
         f"attention size / {tensor} ranks": (query + 2 * shape.num_query_groups * shape.head_dim) // tensor,
-        f"feed-forward size / {tensor} ranks": (shape.experts or shape).ffn_hidden_size // tensor,
     }
+    if shape.experts:
+        of_expert = actor.expert_tensor_size
+        sizes[f"feed-forward size / {of_expert} ranks"] = shape.experts.ffn_hidden_size // of_expert
+    else:
+        sizes[f"feed-forward size / {tensor} ranks"] = shape.ffn_hidden_size // tensor
     for what, size in sizes.items():
         if size % block:
             yield (

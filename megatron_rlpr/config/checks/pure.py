@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator
-from math import prod
+from math import lcm, prod
 from pathlib import PurePath
 
 from megatron_rlpr.algorithm.advantage import GROUP_ESTIMATORS, MIXED_REWARD_ESTIMATORS
@@ -75,7 +75,17 @@ def _layout(config: Config, world_size: int) -> Iterator[str]:
             "processes (torchrun --nproc-per-node) or change these sizes"
         )
     replicas, expert = world_size // ranks, actor.expert_model_parallel_size
-    if replicas % expert:
+    if actor.expert_tensor_size != actor.tensor_model_parallel_size:
+        names = ("expert_tensor_parallel_size", "expert_model_parallel_size", "pipeline_model_parallel_size")
+        named = {f"actor.{name}": getattr(actor, name) for name in names}
+        together = prod(named.values())
+        if world_size % together:
+            yield (
+                f"{world_size} processes cannot be divided into groups of "
+                f"{' x '.join(f'{name}={size}' for name, size in named.items())} = {together}, which share all "
+                f"experts: start a multiple of {lcm(ranks, together)} processes or change these sizes"
+            )
+    elif replicas % expert:
         yield (
             f"actor.expert_model_parallel_size={expert} does not divide the {replicas} data-parallel ranks of "
             f"{world_size} processes: start a multiple of {ranks * expert} processes or change it"

@@ -51,8 +51,8 @@ def expert_feed_forward(shape: ModelShape, megatron: str, hf: str, names: Expert
         theirs = f"{hf}.{names.block}.experts.{expert}"
         gate_up = tuple(HfTensor(f"{theirs}.{x}.weight", (ffn, hidden)) for x in (names.gate, names.up))
         down = HfTensor(f"{theirs}.{names.down}.weight", (hidden, ffn))
-        table.append(ParamMapping(_megatron_names(megatron, expert, "linear_fc1"), gate_up, GateUp()))
-        table.append(ParamMapping(_megatron_names(megatron, expert, "linear_fc2"), (down,), Row()))
+        for linear, tensors, layout in (("linear_fc1", gate_up, GateUp()), ("linear_fc2", (down,), Row())):
+            table.append(ParamMapping(_megatron_names(megatron, expert, linear), tensors, layout, of_expert=True))
     return table
 
 

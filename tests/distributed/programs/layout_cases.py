@@ -36,6 +36,7 @@ TP2_SP = TP2 | {"sequence_parallel": True}
 EP2 = {"expert_model_parallel_size": 2}
 SHARDED = {"use_distributed_optimizer": True}
 TIED_AND_BIASED = ("llama tied", "qwen2 untied with biases")
+ETP1, ETP2 = ({"expert_tensor_parallel_size": size} for size in (1, 2))
 RECOMPUTE = {"recompute_granularity": "full", "recompute_num_layers": 1}
 DENSE_CASES = {
     "1 process": Case(1, "1 process"),
@@ -64,12 +65,14 @@ EXPERT_CASES = {
     "TP2 + SP": Case(2, "1 process", TP2_SP),
     "EP2": Case(2, "TP2 + SP", EP2),
     "TP2 + SP x EP2": Case(4, "EP2", TP2_SP | EP2),
-    "PP2 x EP2, full recompute": Case(4, "TP2 + SP x EP2", PP2 | EP2 | RECOMPUTE),
+    "TP2 + SP, EP2 x ETP1": Case(2, "TP2 + SP x EP2", TP2_SP | EP2 | ETP1),
+    "PP2 x EP2, full recompute": Case(4, "TP2 + SP, EP2 x ETP1", PP2 | EP2 | RECOMPUTE),
     # Two layers for four parts: the first is the embedding alone, the last the head alone.
     "PP2 x VPP2 x EP2": Case(
         4, "PP2 x EP2, full recompute", VPP2 | EP2 | {"pipeline_model_parallel_layout": "E|t|t|L"}
     ),
-    "1 process again": Case(1, "PP2 x VPP2 x EP2"),
+    "DP2, ETP2": Case(2, "PP2 x VPP2 x EP2", ETP2),
+    "1 process again": Case(1, "DP2, ETP2"),
 }
 # Every rank computes with the one key/value head, of which each stores a part.
 ONE_HEAD_CASES = {

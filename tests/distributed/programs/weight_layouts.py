@@ -44,16 +44,21 @@ from megatron_rlpr.weights.load_megatron import load_megatron_checkpoint
 from megatron_rlpr.weights.receiver import Announcement, Confirmation, WeightHandoverError
 from megatron_rlpr.weights.shape import ModelShape
 
-# Ranks, and tensor, pipeline, virtual pipeline and expert parallel sizes; the last two for mixtures of experts only.
+# Ranks; tensor, pipeline, virtual pipeline and expert parallel sizes; ranks that share an expert, 0: as a layer. The
+# last two are for mixtures of experts only.
 LAYOUTS = {
-    "1 process": (1, 1, 1, 1, 1),
-    "TP2": (2, 2, 1, 1, 1),
-    "PP2": (2, 1, 2, 1, 1),
-    "TP2 x PP2": (4, 2, 2, 1, 1),
-    "PP2 x VPP2 x DP2": (4, 1, 2, 2, 1),
-    "EP2": (2, 1, 1, 1, 2),
-    "TP2 x EP2": (4, 2, 1, 1, 2),
+    "1 process": (1, 1, 1, 1, 1, 0),
+    "TP2": (2, 2, 1, 1, 1, 0),
+    "PP2": (2, 1, 2, 1, 1, 0),
+    "TP2 x PP2": (4, 2, 2, 1, 1, 0),
+    "PP2 x VPP2 x DP2": (4, 1, 2, 2, 1, 0),
+    "EP2": (2, 1, 1, 1, 2, 0),
+    "TP2 x EP2": (4, 2, 1, 1, 2, 0),
+    "TP2, EP2 x ETP1": (2, 2, 1, 1, 2, 1),
+    "DP2, ETP2": (2, 1, 1, 1, 1, 2),
 }
+_KINDS = ("tensor_model", "pipeline_model", "virtual_pipeline_model", "expert_model", "expert_tensor")
+SIZES = [f"{kind}_parallel_size" for kind in _KINDS]
 BUCKET_MB = 0.02  # about ten buckets for these models
 
 
@@ -114,7 +119,9 @@ def handed_over(exporter: WeightExporter, rank: int) -> dict[str, Any]:
     }
 
 
-def observe(folder: Path, work: Path, shape: ModelShape, actor: ActorConfig, layout: Layout) -> dict[str, Any]:
+def observe(
+    name: str, folder: Path, work: Path, shape: ModelShape, actor: ActorConfig, layout: Layout
+) -> dict[str, Any]:
     """Everything about one model at this layout, from this rank's point of view."""
     policy = MegatronPolicy(shape, actor, layout, temperature=1.0, trainable=False)
     load_hf_weights(policy.chunks, shape, folder)
@@ -141,9 +148,7 @@ def observe(folder: Path, work: Path, shape: ModelShape, actor: ActorConfig, lay
     load_megatron_checkpoint(policy.chunks, shape, work / "megatron_float32" / folder.name)
     facts["reloaded_difference"] = worst_tensor(exporter, source).difference
     facts["padding_is_zero"] = padding_is_zero(policy)
-    facts["exports"] = exported(
-        exporter, layout.rank, folder, work / "hf" / f"{layout.tensor_size}_{layout.pipeline_size}_{layout.data_size}"
-    )
+    facts["exports"] = exported(exporter, layout.rank, folder, work / "hf" / name)
     if layout.tensor_size == layout.pipeline_size == 2:
         CheckpointStore(work / "run" / folder.name, shape, keep_last=1).save(7, policy, {"step": 7})
     return facts
@@ -182,23 +187,18 @@ def some_layouts(number: int, parts: tuple[tuple[str, ...], ...], *folders: Path
 
 def one_rank(rank: int, name: str, models: Path, work: Path, results: Path) -> None:
     torch.set_num_threads(1)
-    world, tensor, pipeline, rounds, expert = LAYOUTS[name]
+    world, *sizes = LAYOUTS[name]
     dist.init_process_group(
         "gloo", store=dist.FileStore(str(results / f"{name}.store"), world), rank=rank, world_size=world
     )
-    actor = ActorConfig(
-        dtype="float32",
-        tensor_model_parallel_size=tensor,
-        pipeline_model_parallel_size=pipeline,
-        virtual_pipeline_model_parallel_size=rounds,
-        expert_model_parallel_size=expert,
-    )
+    options: dict[str, Any] = {"dtype": "float32", **dict(zip(SIZES, sizes, strict=True))}
+    actor = ActorConfig(**options)
     layout = parallel.initialize(actor, seed=1)
     facts = {}
     for folder in sorted(models.iterdir()):
         shape = model_shape(HfFolder(folder).config())
-        if shape.experts or expert == 1:
-            facts[folder.name] = observe(folder, work, shape, actor, layout)
+        if shape.experts or (actor.expert_model_parallel_size, actor.expert_tensor_parallel_size) == (1, 0):
+            facts[folder.name] = observe(name, folder, work, shape, actor, layout)
     (results / f"{name}.{rank}.json").write_text(json.dumps(facts))
     dist.barrier()
     parallel_state.destroy_model_parallel()

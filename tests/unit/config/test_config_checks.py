@@ -307,6 +307,28 @@ def test_a_model_that_cannot_be_trained_is_refused(run: Run, hf: dict[str, Any],
             ["mixture of experts", "set actor.sequence_parallel=true"],
         ),
     ],
+        (
+            {},
+            ["actor.expert_tensor_parallel_size=2"],
+            2,
+            ["actor.expert_tensor_parallel_size=2", "no experts", "remove it"],
+        ),
+        (
+            MIXTRAL,
+            ["actor.expert_tensor_parallel_size=2", "actor.expert_model_parallel_size=3"],
+            4,
+            [
+                "4 processes",
+                "actor.expert_tensor_parallel_size=2 x actor.expert_model_parallel_size=3",
+                "multiple of 6",
+            ],
+        ),
+        (
+            MIXTRAL,
+            ["actor.expert_tensor_parallel_size=3"],
+            3,
+            ["actor.expert_tensor_parallel_size=3", "512 feed-forward columns", "possible are 1, 2, 4"],
+        ),
 )
 def test_experts_that_cannot_be_spread_so_are_refused(
     run: Run, hf: dict[str, Any], overrides: list[str], world_size: int, named: list[str]
@@ -322,6 +344,15 @@ def test_experts_are_spread_over_data_parallel_ranks_of_sharded_layers(run: Run)
         "actor.expert_model_parallel_size=3",
     ]
     check(run(*layout, hf=MIXTRAL), 6)
+@pytest.mark.parametrize("key", ["actor.tensor_model_parallel_size", "rollout.tensor_parallel_size"])
+def test_ranks_may_be_a_multiple_of_the_key_value_heads(run: Run, key: str) -> None:
+    check(run(f"{key}=8"), 8)
+    heads = {"num_attention_heads": 12, "num_key_value_heads": 3, "intermediate_size": 528}
+    message = refusal(run(f"{key}=2", hf=heads), 2)
+    assert f"{key}=2 does not divide the 3 key/value heads" in message
+    assert "possible are 1, 3, 6, 12" in message
+
+
 
 
 def test_an_incomplete_model_folder_is_refused(run: Run, tmp_path: Path) -> None:
@@ -329,6 +360,9 @@ def test_an_incomplete_model_folder_is_refused(run: Run, tmp_path: Path) -> None
     index = model / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}))
     assert "holds model.safetensors and model.safetensors.index.json of other files" in refusal(config)
+    whole_experts = [*layout, "actor.expert_tensor_parallel_size=1"]
+    check(run(*whole_experts, hf=MIXTRAL), 6)
+    assert "multiple of 6" in refusal(run(*whole_experts, hf=MIXTRAL), 4)
     (model / "model.safetensors").rename(model / "model-1.safetensors")
     assert "lacks 1 of 2 weight files, e.g. model-2.safetensors" in refusal(config)
     index.write_text("[]")
@@ -344,15 +378,6 @@ def test_an_incomplete_model_folder_is_refused(run: Run, tmp_path: Path) -> None
 
 def test_replayed_rollouts_need_no_engine(run: Run, tmp_path: Path) -> None:
     stored_rollouts(tmp_path)
-@pytest.mark.parametrize("key", ["actor.tensor_model_parallel_size", "rollout.tensor_parallel_size"])
-def test_ranks_may_be_a_multiple_of_the_key_value_heads(run: Run, key: str) -> None:
-    check(run(f"{key}=8"), 8)
-    heads = {"num_attention_heads": 12, "num_key_value_heads": 3, "intermediate_size": 528}
-    message = refusal(run(f"{key}=2", hf=heads), 2)
-    assert f"{key}=2 does not divide the 3 key/value heads" in message
-    assert "possible are 1, 3, 6, 12" in message
-
-
     check(run("rollout.replay={here}/rollouts", "rollout.kv_cache_gb=0.000001", "data.train_files="), 1)
 
 
