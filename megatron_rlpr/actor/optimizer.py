@@ -55,6 +55,10 @@ def wrap_for_training(
             bf16=config.bf16,
             params_dtype=DTYPES[actor.dtype],
             use_distributed_optimizer=actor.use_distributed_optimizer,
+            use_precision_aware_optimizer=actor.use_precision_aware_optimizer,
+            store_param_remainders=False,  # masters as a checkpoint of any layout holds them
+            exp_avg_dtype=DTYPES[actor.exp_avg_dtype],
+            exp_avg_sq_dtype=DTYPES[actor.exp_avg_sq_dtype],
             **fp8.optimizer_options(actor),
         ),
         wrapped,
@@ -73,12 +77,28 @@ def masters_from_weights(optimizer: MegatronOptimizer, chunks: Sequence[torch.nn
     """The fp32 weights become those just loaded into the chunks, before their rounding where they are stored in FP8."""
     optimizer.reload_model_params()
     for part in optimizer_parts(optimizer):
+        if _holds_masters(part):
+            _masters_in_adam(part.optimizer)
+            continue
         of_shards: Sequence[Any] = getattr(part, "shard_fp32_from_float16_groups", ())  # FP8 weights have them
         for weights, masters in zip(part.model_float16_groups if of_shards else (), of_shards, strict=True):
             for weight, master in zip(weights, masters, strict=True):
                 if (values := take_unrounded(weight)) is not None:
                     place = part._get_model_param_range_map(weight)["param"]
                     master.data.copy_(values.flatten()[place.start : place.end])
+
+
+def _holds_masters(part: MegatronOptimizer) -> bool:
+    """Whether Transformer Engine's Adam keeps the fp32 weights in its state, instead of Megatron."""
+    return bool(part.config.use_precision_aware_optimizer_no_fp8_or_ds_fp8)
+
+
+def _masters_in_adam(adam: Any) -> None:
+    """They become the bf16 weights, with a state of their own from the beginning: a fresh one can be saved."""
+    for weight in (weight for group in adam.param_groups for weight in group["params"]):
+        if not adam.state[weight]:
+            adam.initialize_state(weight, False)
+        adam.set_scaled_state(weight, "master_param", weight.detach().float())
 
 
 @torch.no_grad()
@@ -90,6 +110,9 @@ def weights_from_masters(optimizer: MegatronOptimizer) -> None:
     for part in optimizer_parts(optimizer):
         if part.config.reuse_grad_buf_for_mxfp8_param_ag:
             part._copy_main_params_to_param_buffer()
+        elif _holds_masters(part):
+            for weight, state in part.optimizer.state.items():
+                weight.copy_(state["master_param"])
         elif not isinstance(part, FP32Optimizer):
             part._copy_main_params_to_model_params()
         if isinstance(part, DistributedOptimizer):
@@ -116,6 +139,6 @@ def apply_gradients(optimizer: MegatronOptimizer) -> float:
     if limit > 0:
         # Spread experts have an optimizer of their own: all are clipped by the one norm.
         for part in optimizer_parts(optimizer):
-            clip_grad_by_total_norm_fp32(part.get_parameters(), limit, norm)
+            clip_grad_by_total_norm_fp32(part.get_parameters(), limit, norm, _holds_masters(part))
     optimizer.step_with_ready_grads()
     return norm

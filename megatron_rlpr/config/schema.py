@@ -285,9 +285,20 @@ class ActorConfig:
     adam_eps: float = key(1e-8, "AdamW epsilon", Bounds(1e-30, 1))
     clip_grad: float = key(1.0, "global L2 norm to which gradients are clipped; 0: no clipping", AT_LEAST_ZERO)
     use_distributed_optimizer: bool = key(False, "shard the optimizer state over data-parallel ranks")
+    use_precision_aware_optimizer: bool = key(
+        False,
+        "Transformer Engine's Adam keeps the fp32 weights, and its averages in the types below (distributed only)",
+    )
+    exp_avg_dtype: Literal["float32", "bfloat16"] = key("float32", "precision of the gradients' average")
+    exp_avg_sq_dtype: Literal["float32", "bfloat16"] = key("float32", "precision of the squared gradients' average")
     recompute_granularity: Literal["none", "selective", "full"] = key("none", "activation recompute")
     recompute_method: Literal["uniform", "block"] = key("uniform", "which layers recompute_granularity=full recomputes")
     recompute_num_layers: int = key(1, "layers per recomputed unit", AT_LEAST_ONE)
+
+    @property
+    def expert_tensor_size(self) -> int:
+        """How many ranks share each expert."""
+        return self.expert_tensor_parallel_size or self.tensor_model_parallel_size
 
 
 @dataclass
@@ -295,11 +306,6 @@ class WeightsConfig:
     """How updated weights reach the engines."""
 
     bucket_mb: int = key(256, "size of one bucket of the export stream, in MiB", Bounds(1, 16384))
-    @property
-    def expert_tensor_size(self) -> int:
-        """How many ranks share each expert."""
-        return self.expert_tensor_parallel_size or self.tensor_model_parallel_size
-
     transport: Literal["auto", "shared_memory", "collective"] = key(
         "auto",
         "how weights reach engines in other processes (rollout.placement=ray): memory that this host's processes "

@@ -41,6 +41,8 @@ _FP8 = {"fp8": "hybrid"}
 _STORED = _FP8 | {"fp8_param": True, "use_distributed_optimizer": True}
 PRECISIONS: dict[str, dict[str, Any]] = {
     "bf16": {},
+    "bf16, averages too": {"use_distributed_optimizer": True, "use_precision_aware_optimizer": True}
+    | {"exp_avg_dtype": "bfloat16", "exp_avg_sq_dtype": "bfloat16"},
     "delayed": _FP8 | {"fp8_recipe": "delayed", "fp8_scoring": "bf16"},
     "tensorwise": _FP8 | {"fp8_recipe": "tensorwise"},
     "blockwise": _FP8 | {"fp8_recipe": "blockwise"},

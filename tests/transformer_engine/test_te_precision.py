@@ -25,7 +25,7 @@ from megatron_rlpr.weights.load_megatron import load_megatron_checkpoint
 
 RECIPES = ("delayed", "tensorwise", "blockwise", "mxfp8")
 STORED = tuple(name for name, keys in PRECISIONS.items() if keys.get("fp8_param"))
-SCORED_IN_FP8 = tuple(n for n, keys in PRECISIONS.items() if keys and keys.get("fp8_scoring") != "bf16")
+SCORED_IN_FP8 = tuple(n for n, keys in PRECISIONS.items() if "fp8" in keys and keys.get("fp8_scoring") != "bf16")
 WANTED = requests()
 CASES = [*(("dense", name) for name in PRECISIONS), *(("experts", n) for n in ("bf16", *RECIPES[:3], *STORED[2:3]))]
 
@@ -38,9 +38,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def weights(policy: MegatronPolicy) -> dict[str, torch.Tensor]:
-    """The optimizer's fp32 ones or, where it keeps none, the model's."""
+    """Megatron's fp32 ones or, where it keeps none, the model's."""
     named = (pair for chunk in policy.chunks for pair in chunk.named_parameters())
-    return {name: getattr(weight, "main_param", weight).detach().clone() for name, weight in named}
+    kept = {name: (weight, getattr(weight, "main_param", None)) for name, weight in named}
+    return {name: (weight if master is None else master).detach().clone() for name, (weight, master) in kept.items()}
 
 
 @pytest.mark.parametrize(("model", "precision"), CASES)
@@ -206,6 +207,26 @@ def test_precisions_share_one_form_of_checkpoint(models: Path, tmp_path: Path, s
     scores = log_probs(second, WANTED)
     update(second, WANTED, scores, lr=0.0)
     assert np.array_equal(log_probs(second, WANTED), scores), "weights must be the optimizer's, rounded once"
+
+
+def test_averages_in_bf16_train_nearly_as_those_in_fp32(models: Path, tmp_path: Path) -> None:
+    """From clipped gradients; and a checkpoint of either optimizer is of one form, which the other goes on from."""
+    found: dict[str, FloatArray] = {}
+    store = checkpoints(tmp_path, models / "dense")
+    for name in ("bf16, averages too", "bf16"):
+        policy = make_policy(models / "dense", name, use_distributed_optimizer=True, clip_grad=0.1)
+        for step in range(1, 4):
+            if step == 3 and name == "bf16":
+                store.load(2, policy)
+            assert update(policy, WANTED).grad_norm > 0.1
+            if step == 2 and name != "bf16":
+                store.save(2, policy, {})
+        found[name] = log_probs(policy, WANTED)
+        kinds = {t.dtype for of in policy.optimizer.optimizer.state.values() for n, t in of.items() if "exp_avg" in n}
+        assert kinds == {torch.float32 if name == "bf16" else torch.bfloat16}
+    start = log_probs(make_policy(models / "dense", "bf16"), WANTED)
+    gap = np.abs(found["bf16"] - found["bf16, averages too"]).mean()
+    assert gap < 0.05 * np.abs(found["bf16"] - start).mean()
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

@@ -98,13 +98,20 @@ def _engine_memory(config: Config) -> Iterator[str]:
 
 
 def _accelerator(config: Config) -> Iterator[str]:
-    fp8 = config.actor.fp8
-    if not fp8:
+    fp8, precision_aware = config.actor.fp8, config.actor.use_precision_aware_optimizer
+    if not (fp8 or precision_aware):
         return
     import torch
 
     from megatron_rlpr.actor.model import layer_kind
 
+    if precision_aware and not layer_kind.transformer_engine_is_here():
+        yield (
+            "actor.use_precision_aware_optimizer=true needs Transformer Engine's Adam: pip install "
+            "'megatron-rlpr[cuda]', or set it to false"
+        )
+    if not fp8:
+        return
     if not torch.cuda.is_available():
         yield f"actor.fp8={fp8} needs a CUDA GPU, and none is visible: set actor.fp8= (empty)"
     if not layer_kind.transformer_engine_is_here():

@@ -46,6 +46,7 @@ def policy_refusals(config: Config, world_size: int) -> Iterator[str]:
     yield from _layout(config, world_size)
     yield from pipeline.refusals(config.actor)
     yield from _fp8(config.actor)
+    yield from _precision_aware(config.actor)
 
 
 def _ranges(config: Config) -> Iterator[str]:
@@ -109,6 +110,9 @@ def _idle_keys(config: Config) -> Iterator[str]:
         idle["filter.accuracy_lower_bound"] = (
             "with filter.mode=EMA, which sets that bound itself: remove it or set filter.mode=fixed"
         )
+    if not config.actor.use_precision_aware_optimizer:
+        why = "without actor.use_precision_aware_optimizer=true"
+        idle |= dict.fromkeys(("actor.exp_avg_dtype", "actor.exp_avg_sq_dtype"), why)
     if config.actor.lr_decay_style == "constant":
         idle["actor.min_lr"] = "with actor.lr_decay_style=constant: choose linear or cosine"
     actor, fp8 = config.actor, [name for name in all_keys() if name.startswith("actor.fp8_")]
@@ -233,6 +237,18 @@ def _fp8(actor: ActorConfig) -> Iterator[str]:
             "actor.fp8_param=true needs an optimizer that casts its fp32 weights to FP8: set "
             "actor.use_distributed_optimizer=true"
         )
+
+
+def _precision_aware(actor: ActorConfig) -> Iterator[str]:
+    if not actor.use_precision_aware_optimizer:
+        return
+    key = "actor.use_precision_aware_optimizer=true"
+    if not actor.use_distributed_optimizer:
+        yield f"{key} is a kind of distributed optimizer: set actor.use_distributed_optimizer=true"
+    if actor.dtype != "bfloat16":
+        yield f"{key} needs weights in bf16, whose fp32 ones it keeps: set actor.dtype=bfloat16 or remove it"
+    if actor.fp8:
+        yield f"{key} is not supported with actor.fp8={actor.fp8}: remove one of them"
 
 
 def _filter(config: Config) -> Iterator[str]:

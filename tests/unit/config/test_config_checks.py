@@ -210,6 +210,13 @@ def test_what_can_work_is_accepted(run: Run, overrides: list[str], world_size: i
         (["actor.min_lr=1e-7"], 1, ["actor.min_lr", "actor.lr_decay_style=constant"]),
         (["actor.min_lr=1", "actor.lr_decay_style=cosine"], 1, ["actor.min_lr=1.0", "actor.lr=1e-06"]),
         (["actor.fp8=hybrid"], 1, ["actor.fp8=hybrid", "CUDA"]),
+        (["actor.exp_avg_dtype=bfloat16"], 1, ["actor.exp_avg_dtype", "actor.use_precision_aware_optimizer=true"]),
+        (["actor.use_precision_aware_optimizer=true"], 1, ["set actor.use_distributed_optimizer=true"]),
+        (
+            ["actor.use_precision_aware_optimizer=true", "actor.use_distributed_optimizer=true"],
+            1,
+            ["actor.use_precision_aware_optimizer=true", "Transformer Engine's Adam"],
+        ),
         (["actor.fp8=hybrid", "actor.dtype=float32"], 1, ["actor.fp8=hybrid", "actor.dtype=bfloat16"]),
         (["filter.ema_start_step=11"], 1, ["filter.ema_start_step=11", "filter.start_step=11"]),
         (
@@ -301,13 +308,6 @@ def test_a_model_that_cannot_be_trained_is_refused(run: Run, hf: dict[str, Any],
             ["actor.expert_model_parallel_size=4", "6 experts", "possible are 1, 2, 3, 6"],
         ),
         (
-            MIXTRAL,
-            ["actor.tensor_model_parallel_size=2"],
-            2,
-            ["mixture of experts", "set actor.sequence_parallel=true"],
-        ),
-    ],
-        (
             {},
             ["actor.expert_tensor_parallel_size=2"],
             2,
@@ -329,6 +329,13 @@ def test_a_model_that_cannot_be_trained_is_refused(run: Run, hf: dict[str, Any],
             3,
             ["actor.expert_tensor_parallel_size=3", "512 feed-forward columns", "possible are 1, 2, 4"],
         ),
+        (
+            MIXTRAL,
+            ["actor.tensor_model_parallel_size=2"],
+            2,
+            ["mixture of experts", "set actor.sequence_parallel=true"],
+        ),
+    ],
 )
 def test_experts_that_cannot_be_spread_so_are_refused(
     run: Run, hf: dict[str, Any], overrides: list[str], world_size: int, named: list[str]
@@ -337,13 +344,6 @@ def test_experts_that_cannot_be_spread_so_are_refused(
     assert [part for part in named if part not in message] == [], message
 
 
-def test_experts_are_spread_over_data_parallel_ranks_of_sharded_layers(run: Run) -> None:
-    layout = [
-        "actor.tensor_model_parallel_size=2",
-        "actor.sequence_parallel=true",
-        "actor.expert_model_parallel_size=3",
-    ]
-    check(run(*layout, hf=MIXTRAL), 6)
 @pytest.mark.parametrize("key", ["actor.tensor_model_parallel_size", "rollout.tensor_parallel_size"])
 def test_ranks_may_be_a_multiple_of_the_key_value_heads(run: Run, key: str) -> None:
     check(run(f"{key}=8"), 8)
@@ -353,6 +353,16 @@ def test_ranks_may_be_a_multiple_of_the_key_value_heads(run: Run, key: str) -> N
     assert "possible are 1, 3, 6, 12" in message
 
 
+def test_experts_are_spread_over_data_parallel_ranks_of_sharded_layers(run: Run) -> None:
+    layout = [
+        "actor.tensor_model_parallel_size=2",
+        "actor.sequence_parallel=true",
+        "actor.expert_model_parallel_size=3",
+    ]
+    check(run(*layout, hf=MIXTRAL), 6)
+    whole_experts = [*layout, "actor.expert_tensor_parallel_size=1"]
+    check(run(*whole_experts, hf=MIXTRAL), 6)
+    assert "multiple of 6" in refusal(run(*whole_experts, hf=MIXTRAL), 4)
 
 
 def test_an_incomplete_model_folder_is_refused(run: Run, tmp_path: Path) -> None:
@@ -360,9 +370,6 @@ def test_an_incomplete_model_folder_is_refused(run: Run, tmp_path: Path) -> None
     index = model / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}))
     assert "holds model.safetensors and model.safetensors.index.json of other files" in refusal(config)
-    whole_experts = [*layout, "actor.expert_tensor_parallel_size=1"]
-    check(run(*whole_experts, hf=MIXTRAL), 6)
-    assert "multiple of 6" in refusal(run(*whole_experts, hf=MIXTRAL), 4)
     (model / "model.safetensors").rename(model / "model-1.safetensors")
     assert "lacks 1 of 2 weight files, e.g. model-2.safetensors" in refusal(config)
     index.write_text("[]")

@@ -72,12 +72,14 @@ def _adam(
     bias_correction: int,
     decay: float,
 ) -> None:
-    """One step on fp32 weight and moments, in place; decoupled weight decay is AdamW's."""
+    """One step on an fp32 weight and its moments, in place; decoupled weight decay is AdamW's."""
     gradient = gradient.float() if decoupled else gradient.float() + decay * weight
-    first.copy_(beta1 * first.float() + (1 - beta1) * gradient)
-    second.copy_(beta2 * second.float() + (1 - beta2) * gradient * gradient)
+    mean = beta1 * first.float() + (1 - beta1) * gradient
+    square = beta2 * second.float() + (1 - beta2) * gradient * gradient
+    first.copy_(mean)  # which may round them
+    second.copy_(square)
     of_first, of_second = (1 - beta1**step, 1 - beta2**step) if bias_correction else (1.0, 1.0)
-    update = (first.float() / of_first) / ((second.float() / of_second).sqrt() + eps)
+    update = (mean / of_first) / ((square / of_second).sqrt() + eps)
     weight.sub_(lr * (update + decay * weight if decoupled else update))
 
 
