@@ -35,8 +35,9 @@ from megatron_rlpr.system.sealed_folder import SEAL, empty, make_once, sealed_su
 from megatron_rlpr.types import UserError
 from megatron_rlpr.weights.architectures import hf_manifest, model_shape
 from megatron_rlpr.weights.checksum import ChecksummedStream, weights_checksum
+from megatron_rlpr.weights.damage import damage_named
 from megatron_rlpr.weights.hf_folder import HfFolder
-from megatron_rlpr.weights.load_megatron import WEIGHTS, check_megatron_checkpoint, damage_named, read_checkpoint_shape
+from megatron_rlpr.weights.load_megatron import WEIGHTS, check_megatron_checkpoint, read_checkpoint_shape
 from megatron_rlpr.weights.save_hf import save_hf_weights
 from megatron_rlpr.weights.shape import ModelShape
 

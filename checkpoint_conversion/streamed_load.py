@@ -17,7 +17,7 @@ from checkpoint_conversion.model_outline import ModelOutline, OutlinedParameter
 from megatron_rlpr.system.dtypes import all_finite
 from megatron_rlpr.types import UserError
 from megatron_rlpr.weights.buckets import in_buckets
-from megatron_rlpr.weights.load_megatron import damage_named
+from megatron_rlpr.weights.damage import damage_named
 
 BUCKET_BYTES = 32 * 2**20
 """Consecutive parameters are loaded together up to this size; a larger one alone."""

@@ -12,6 +12,6 @@ interleaving      how many micro-batches in a row pass one of a rank's chunks
 policy_gradient   rows of log-probs and entropies -> loss and statistics
 fp8               which key goes to which of Megatron's configurations, and what each recipe asks for
 delayed_scaling   the scales of FP8 that are made from earlier steps
-optimizer*        gradient buffers, AdamW, clipping; its state, whatever the layout
-checkpoint        policy and optimizer <-> sharded files
+optimizer*        gradient buffers, AdamW, clipping; its state, whatever the layout; its shards as boxes of parameters
+checkpoint*       policy and optimizer <-> sharded files; the share of one rank, written now or by a thread
 """

@@ -16,7 +16,7 @@ from megatron.core.transformer.module import Float16Module
 
 from megatron_rlpr.actor import fp8
 from megatron_rlpr.actor.model.tree_policy import TreePolicy
-from megatron_rlpr.actor.optimizer_pytorch import make_resumable
+from megatron_rlpr.actor.optimizer_pytorch import begin
 from megatron_rlpr.actor.optimizer_state import optimizer_parts
 from megatron_rlpr.config.schema import ActorConfig
 from megatron_rlpr.system.dtypes import DTYPES
@@ -64,7 +64,7 @@ def wrap_for_training(
         wrapped,
     )
     for part in optimizer_parts(optimizer):
-        make_resumable(part)
+        begin(part)
     for weight in chain.from_iterable(chunk.parameters() for chunk in chunks):
         if hasattr(weight, "clear_high_precision_init_val"):
             weight.clear_high_precision_init_val()  # one in FP8 keeps its random initial values in bf16

@@ -7,6 +7,7 @@ architectures/   the table of all parameters of a model in both worlds
 local_parameters which of them this rank's model chunks hold
 load_hf          Hugging Face folder -> chunks
 load_megatron    Megatron checkpoint -> chunks, whatever layout wrote it
+parallel_load    every data-parallel rank reads a part and sends it on; damage: what goes wrong there, in one line
 export           chunks -> stream of full Hugging Face tensors, on every rank
 buckets          the stream in pieces of bounded size, gathered one ahead
 checksum         of the tensors in a stream, in any order

@@ -6,23 +6,18 @@ that `checkpoint_conversion.hf_to_megatron` makes, and the training checkpoints 
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from megatron.core import dist_checkpointing
-from megatron.core.dist_checkpointing.core import CheckpointingException
-from torch.distributed.checkpoint import CheckpointException
 
-from megatron_rlpr.system.quoting import reason
 from megatron_rlpr.types import UserError
 from megatron_rlpr.weights.local_parameters import in_bf16, keep_unrounded, local_parameters, tensor_parallel_place
 from megatron_rlpr.weights.mapping import Vocab
+from megatron_rlpr.weights.parallel_load import load_in_parallel
 from megatron_rlpr.weights.shape import ModelShape, shape_of_fields
 
 WEIGHTS = "megatron"
@@ -93,8 +88,7 @@ def load_megatron_checkpoint(chunks: Sequence[torch.nn.Module], shape: ModelShap
     weights = Path(path) / WEIGHTS
     by_key = chunks_by_key(chunks)
     wanted = {key: stored_in_bf16(weights_state(chunk)) for key, chunk in by_key.items()}
-    with damage_named(weights, _AGAIN):
-        loaded = dist_checkpointing.load(wanted, str(weights))
+    loaded = load_in_parallel(wanted, weights, weights, _AGAIN)
     for key, chunk in by_key.items():
         load_weights_state(chunk, loaded[key], weights)
         for name, parameter in chunk.named_parameters():
@@ -105,21 +99,3 @@ def load_megatron_checkpoint(chunks: Sequence[torch.nn.Module], shape: ModelShap
             # A checkpoint written with less padding leaves the rows beyond it as they were.
             start, stop = parameter.mapping.bounds(parameter.mapping.hf[0], rank, size)
             parameter.tensor[stop - start :].zero_()
-
-
-@contextlib.contextmanager
-def damage_named(path: Path, fix: str) -> Iterator[None]:
-    """Around the loading of a checkpoint: what goes wrong becomes a UserError that names the folder and the fix."""
-    try:
-        yield
-    except (OSError, ValueError, RuntimeError, UnpicklingError, CheckpointingException, CheckpointException) as error:
-        raise UserError(f"{path} is damaged ({_reason(error)}): {fix}") from error
-
-
-def _reason(error: BaseException) -> str:
-    """One line; torch wraps what went wrong on each rank."""
-    if isinstance(error, CheckpointException):
-        error = next(iter(error.failures.values()))[0]
-    if isinstance(error, UnpicklingError):
-        return "a file of it is cut or foreign"  # torch's own text advises to load it unsafely
-    return reason(error)

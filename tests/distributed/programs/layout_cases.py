@@ -56,7 +56,10 @@ DENSE_CASES = {
     "bf16": Case(1, "bf16", {"dtype": "bfloat16"}),
     "DP2, distributed optimizer": Case(2, "DP2, distributed optimizer", SHARDED, TIED_AND_BIASED),
     "TP2, distributed optimizer": Case(2, "DP2, distributed optimizer", TP2 | SHARDED, TIED_AND_BIASED),
-    "1 process, distributed optimizer": Case(1, "DP2, distributed optimizer", SHARDED, TIED_AND_BIASED),
+    "PP2 x DP2, distributed optimizer": Case(4, "TP2, distributed optimizer", PP2 | SHARDED, TIED_AND_BIASED),
+    "1 process, distributed optimizer": Case(1, "PP2 x DP2, distributed optimizer", SHARDED, TIED_AND_BIASED),
+    "1 process, no longer distributed": Case(1, "DP2, distributed optimizer", {}, TIED_AND_BIASED),
+    "DP2, distributed from now on": Case(2, "TP2", SHARDED, TIED_AND_BIASED),
 }
 # Every layout with spread experts goes on from one that spreads them otherwise or not at all. Experts may be whole
 # where layers are cut, and cut where layers are whole.
@@ -73,6 +76,8 @@ EXPERT_CASES = {
     ),
     "DP2, ETP2": Case(2, "PP2 x VPP2 x EP2", ETP2),
     "1 process again": Case(1, "DP2, ETP2"),
+    "EP2, distributed optimizer": Case(2, "1 process again", EP2 | SHARDED),
+    "DP2, distributed optimizer": Case(2, "EP2, distributed optimizer", SHARDED),
 }
 # Every rank computes with the one key/value head, of which each stores a part.
 ONE_HEAD_CASES = {

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +12,11 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from layout_cases import SAVED_AFTER, TEMPERATURE, UPDATES, Case, requests
-from megatron.core import dist_checkpointing, parallel_state
+from megatron.core import parallel_state
 from safetensors.torch import save_file
 
 from megatron_rlpr.actor import parallel
 from megatron_rlpr.actor.checkpoint import CheckpointStore
-from megatron_rlpr.actor.optimizer_state import load_optimizer_state, sharded_optimizer_state
 from megatron_rlpr.actor.parallel import Layout
 from megatron_rlpr.actor.policy import MegatronPolicy
 from megatron_rlpr.actor.policy_gradient import LossTerms
@@ -29,7 +26,6 @@ from megatron_rlpr.weights.architectures import model_shape
 from megatron_rlpr.weights.export import WeightExporter
 from megatron_rlpr.weights.hf_folder import HfFolder
 from megatron_rlpr.weights.load_hf import load_hf_weights
-from megatron_rlpr.weights.load_megatron import weights_state
 from megatron_rlpr.weights.shape import ModelShape
 
 TERMS = LossTerms(clip_low=0.2, clip_high=0.27, dual_clip=0.0, entropy_coeff=0.01, kl_coef=0.0, kl_type="low_var_kl")
@@ -68,20 +64,16 @@ def observe(case: Case, name: str, folder: Path, work: Path, layout: Layout) -> 
     pieces: list[tuple[int, int]] = []
     scores = policy.score(wanted, lambda *piece: pieces.append(piece))
     sequences = training_sequences(wanted, policy)
-    buckets = work / folder.name / f"{case.goes_on_from}, buckets"
     updates = []
     for number in range(1, UPDATES + 1):
         updates.append(update(policy, sequences))
         if number == SAVED_AFTER:
             store(work, folder, name, shape).save(number, policy, {"step": number})
-            if case.goes_on_from == name and actor.use_distributed_optimizer:
-                save_buckets(policy, buckets)
     after = policy.score(wanted)
     weights = {key: weight.clone() for key, weight in WeightExporter(policy.chunks, shape, bucket_mb=0.02)}
     exported = work / f"{name}, {folder.name}.safetensors"
     if layout.rank == 0:
         save_file(weights, exported)
-    resume = partial(resumed, shape, actor, layout, sequences=sequences)
     return {
         "log_probs": [s.log_probs.tolist() for s in scores],
         "entropies": [s.entropies.tolist() for s in scores],
@@ -92,36 +84,8 @@ def observe(case: Case, name: str, folder: Path, work: Path, layout: Layout) -> 
         "after": [s.log_probs.tolist() for s in after],
         "weights": str(exported),
         "one_sequence": series([update(policy, sequences[:1])]),
-        "resumed": series(resume(partial(store(work, folder, case.goes_on_from, shape).load, SAVED_AFTER))),
-        # These load with the same tensor and pipeline parallel sizes only.
-        "resumed_from_buckets": series(resume(partial(load_buckets, buckets)))
-        if actor.use_distributed_optimizer and layout.tensor_size == 1
-        else None,
+        "resumed": series(resumed(shape, actor, layout, store(work, folder, case.goes_on_from, shape), sequences)),
     }
-
-
-def save_buckets(policy: MegatronPolicy, folder: Path) -> None:
-    """The optimizer's shards as they lie: what Megatron calls dp_reshardable."""
-    if policy.layout.rank == 0:
-        folder.mkdir()
-    dist.barrier()
-    dist_checkpointing.save(optimizer_buckets(policy, is_loading=False), str(folder))
-
-
-def load_buckets(folder: Path, policy: MegatronPolicy) -> None:
-    assert policy.optimizer is not None
-    load_optimizer_state(
-        policy.optimizer, dist_checkpointing.load(optimizer_buckets(policy, is_loading=True), str(folder))
-    )
-    policy.masters_changed()
-
-
-def optimizer_buckets(policy: MegatronPolicy, is_loading: bool) -> dict[str, Any]:
-    assert policy.optimizer is not None
-    model = weights_state(policy.chunks[0])
-    return sharded_optimizer_state(
-        policy.optimizer, model, is_loading, {"distrib_optim_sharding_type": "dp_reshardable"}
-    )
 
 
 def policy_alone_on_one_request(policy: MegatronPolicy, wanted: list[ScoreRequest]) -> float:
@@ -136,15 +100,11 @@ def store(work: Path, folder: Path, name: str, shape: ModelShape) -> CheckpointS
 
 
 def resumed(
-    shape: ModelShape,
-    actor: ActorConfig,
-    layout: Layout,
-    load: Callable[[MegatronPolicy], None],
-    sequences: list[TrainSequence],
+    shape: ModelShape, actor: ActorConfig, layout: Layout, checkpoints: CheckpointStore, sequences: list[TrainSequence]
 ) -> list[UpdateResult]:
     """The updates after the checkpoint, by a policy that starts from other weights and has an optimizer of its own."""
     policy = MegatronPolicy(shape, actor, layout, TEMPERATURE)
-    load(policy)
+    checkpoints.load(SAVED_AFTER, policy)
     return [update(policy, sequences) for _ in range(UPDATES - SAVED_AFTER)]
 
 

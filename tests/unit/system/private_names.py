@@ -21,9 +21,10 @@ SINCE = {
 class PrivateName:
     """One name.
 
-    used_in: our module, within `megatron_rlpr`. name: dotted, from the module that has it; an attribute of instances is
-    named after their class, or the function that sets it. parameters: of a function that is replaced or called by
-    position, all of them; "*" among them stands for others that do not matter. only_with: where the name exists.
+    used_in: our module, within `megatron_rlpr`, or in `tools`. name: dotted, from the module that has it; an attribute
+    of instances is named after their class, or the function that sets it. parameters: of a function that is replaced or
+    called by position, all of them; "*" among them stands for others that do not matter. only_with: where the name
+    exists.
     """
 
     used_in: str
@@ -60,7 +61,7 @@ _TABLE: dict[str, tuple[tuple[str, ...], ...]] = {
         ("torch._dynamo", "its settings"),
         ("torch._dynamo.config.recompile_limit", "eight variants of a kernel would end a run"),
     ),
-    "actor.checkpoint": (
+    "actor.checkpoint_share": (
         (
             "megatron.core.dist_checkpointing.strategies.filesystem_async._results_queue",
             "a queue of ours keeps Megatron from starting a process in every rank for it",
@@ -163,6 +164,25 @@ _TABLE: dict[str, tuple[tuple[str, ...], ...]] = {
             "self",
         ),
     ),
+    "actor.optimizer_shards": (
+        (
+            "megatron.core.optimizer.distrib_optimizer.DistributedOptimizer._get_main_param_and_optimizer_states",
+            "the tensors of this rank's shard of a weight",
+            "self model_param",
+        ),
+        (
+            "megatron.core.optimizer.distrib_optimizer.DistributedOptimizer._set_main_param_and_optimizer_states",
+            "the same, where they were handed out as copies",
+            "self model_param tensors",
+        ),
+    ),
+    "actor.optimizer_state": (
+        (
+            "megatron.core.optimizer.optimizer.MegatronOptimizer._filter_and_reorder_param_groups",
+            "which stored group of hyperparameters belongs to which of the optimizer",
+            "current_groups state_dict_groups",
+        ),
+    ),
     "rollout.vllm.engine": (
         ("vllm.v1.engine.core_client.InprocClient._finalizer", "would destroy Megatron's process group as well"),
     ),
@@ -190,6 +210,20 @@ _TABLE: dict[str, tuple[tuple[str, ...], ...]] = {
     "system.decisions": (
         ("torch.distributed.ProcessGroup._get_backend", "how long the world's group waits"),
         ("torch.distributed.ProcessGroupGloo._Options._timeout", "a group of our own waits as long"),
+    ),
+    "tools.bench.checkpoint_case": (
+        ("torch._subclasses.fake_tensor.FakeTensorMode", "tensors of any size without storage"),
+        ("torch.distributed._tools.mem_tracker.MemTracker", "counts what is allocated"),
+        ("torch.testing._internal.distributed.fake_pg.FakeStore", "a world of any size in one process"),
+        (
+            "torch.distributed.checkpoint.default_planner._validate_global_plan",
+            "the plans of other ranks are not there to be complete",
+            "global_plan metadata",
+        ),
+        (
+            "megatron.core.dist_checkpointing.strategies.filesystem_async._results_queue",
+            "keeps Megatron from starting a process for it",
+        ),
     ),
     "weights.transports.process_group": (
         ("torch.distributed.ProcessGroupGloo._Options._devices", "the network interface of a group of our own"),

@@ -91,7 +91,8 @@ def test_a_name_that_is_gone_and_another_signature_are_faults() -> None:
 
 
 def module_file(entry: PrivateName) -> Path:
-    return ROOT / "megatron_rlpr" / f"{entry.used_in.replace('.', '/')}.py"
+    room = ROOT if entry.used_in.startswith("tools.") else ROOT / "megatron_rlpr"
+    return room / f"{entry.used_in.replace('.', '/')}.py"
 
 
 def listed(found: str, entry: PrivateName) -> bool:
