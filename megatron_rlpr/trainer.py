@@ -91,6 +91,7 @@ class Trainer:
             reference = self.reference_log_probs(groups)
             baselines = self.greedy_baselines(groups, step)
             without = self.without_reasoning(groups)
+            state.settle(parts)
             stop_signals.agree()
             batch = with_advantages(groups, parts.config, reference, parts.kl_controller.value, baselines)
             parts.kl_controller.update(batch.response_kls)

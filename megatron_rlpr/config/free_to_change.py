@@ -19,7 +19,7 @@ FREE_TO_CHANGE = frozenset(
         *("trainer.name", "trainer.runs_dir", "trainer.total_training_steps", "trainer.total_epochs", "trainer.resume"),
         *("trainer.allow_config_change", "trainer.save_freq", "trainer.keep_last", "trainer.export_hf"),
         *("trainer.test_freq", "trainer.val_before_train", "trainer.val_only", "trainer.threads_per_rank"),
-        "trainer.collective_timeout_s",
+        *("trainer.async_save", "trainer.collective_timeout_s"),
     }
 )
 """Sections, and keys by section and name. Of model and data files the content is compared, not the path."""

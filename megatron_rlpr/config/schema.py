@@ -389,6 +389,10 @@ class TrainerConfig:
     save_freq: int = key(
         20, "steps between checkpoints; 0: only at the end or when stopped; -1: none", Bounds(-1, 1_000_000_000)
     )
+    async_save: bool = key(
+        False,
+        "write checkpoints while the run goes on, from a copy in host memory; not the last one, nor when stopped",
+    )
     keep_last: int = key(2, "checkpoints kept; older ones are removed", STEP)
     export_hf: bool = key(False, "with each checkpoint, write a Hugging Face folder <runs_dir>/<name>/hf/step_*")
     test_freq: int = key(0, "steps between validations; 0: only before and after", STEPS)

@@ -96,12 +96,22 @@ def resume(parts: RunParts) -> int:
 
 
 def save(parts: RunParts, step: int) -> None:
-    """Write a checkpoint, and the Hugging Face folder that belongs to it, when this step is one that has one."""
+    """Write a checkpoint, and the Hugging Face folder that belongs to it, when this step is one that has one.
+
+    With trainer.async_save the run goes on meanwhile, but after the last step.
+    """
     frequency = parts.config.trainer.save_freq
     last = step == parts.total_steps
     if frequency < 0 or not (last or (frequency > 0 and step % frequency == 0)):
         return
-    _write(parts, step, _remembered(parts, step)())
+    _write(parts, step, _remembered(parts, step)(), in_background=parts.config.trainer.async_save and not last)
+
+
+def settle(parts: RunParts, wait: bool = False) -> None:
+    """Complete the checkpoint that is written meanwhile: if all of it is, or wait for that. Collective."""
+    if parts.checkpoints.under_way:
+        with parts.clock.phase("checkpoint"):
+            parts.checkpoints.settle(wait)
 
 
 @contextmanager
@@ -124,6 +134,7 @@ def _kept(parts: RunParts, step: int, state: Callable[[], dict[str, Any]]) -> st
         return "no step was complete, nothing is saved"
     if parts.config.trainer.save_freq < 0:
         return f"step {step} is complete, nothing is saved (trainer.save_freq=-1)"
+    settle(parts, wait=True)
     if not first_rank_decides(lambda: step in parts.checkpoints.steps()):
         _write(parts, step, state())
     return f"step {step} is saved, {parts.checkpoints.path(step)}"
@@ -149,8 +160,8 @@ def _remembered(parts: RunParts, step: int) -> Callable[[], dict[str, Any]]:
     }
 
 
-def _write(parts: RunParts, step: int, state: dict[str, Any]) -> None:
+def _write(parts: RunParts, step: int, state: dict[str, Any], in_background: bool = False) -> None:
     with parts.clock.phase("checkpoint"):
         if parts.hf_export is not None:
             parts.hf_export.save(step)  # first: a run that is killed in between makes this step again
-        parts.checkpoints.save(step, parts.policy, state)
+        parts.checkpoints.save(step, parts.policy, state, in_background)

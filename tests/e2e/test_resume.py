@@ -53,13 +53,14 @@ def test_a_run_that_is_asked_to_stop_saves_its_last_step_and_goes_on_as_if_nothi
 
 
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(workplace: Workplace, undisturbed: str) -> None:
-    """torchrun is killed after the third step's checkpoint; its ranks must not live on."""
-    killed(workplace, "killed", 1, lambda folder: (folder / "step_000003").exists())
+    """torchrun is killed after the third step's checkpoint, which is written while the fourth step goes on; its ranks
+    must not live on."""
+    killed(workplace, "killed", 1, lambda folder: (folder / "step_000003").exists(), "trainer.async_save=true")
     # What a kill in the middle of the next checkpoint would leave behind.
     unfinished = workplace.run_folder("killed") / "checkpoints" / ".partial_step_000006" / "megatron"
     unfinished.mkdir(parents=True, exist_ok=True)
     (unfinished / "metadata.json").write_bytes(b"half a checkpoint")
-    output = workplace.train("killed", 1)
+    output = workplace.train("killed", 1, "trainer.async_save=true")
     assert f"resumed {workplace.run_folder('killed')}/checkpoints/step_000003" in output
     assert_same_run(workplace, "killed", undisturbed)
     assert workplace.validations("killed") == workplace.validations(undisturbed)
