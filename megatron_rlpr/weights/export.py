@@ -52,7 +52,8 @@ class WeightExporter:
         """The ranks that cut a layer, and those that cut an expert."""
         self._pp_group = parallel_state.get_pipeline_model_parallel_group()
         self._ep_group = parallel_state.get_expert_model_parallel_group()
-        self._stage, self._expert_rank = dist.get_rank(self._pp_group), dist.get_rank(self._ep_group)
+        self.stage, self._expert_rank = dist.get_rank(self._pp_group), dist.get_rank(self._ep_group)
+        """Of the pipeline: this rank's."""
         self._whole = {dist.get_world_size(g) for g in (*self._cut_groups, self._pp_group, self._ep_group)} == {1}
         self._buckets = self._fill_buckets(int(bucket_mb * 2**20))
 
@@ -67,40 +68,60 @@ class WeightExporter:
         """
         return chain.from_iterable(self.buckets() if self._whole else one_ahead(self.buckets()))
 
+    @property
+    def is_first_of_stage(self) -> bool:
+        """True on one of the ranks that hold the same layers."""
+        data_rank = parallel_state.get_data_parallel_rank(with_context_parallel=True)
+        return data_rank == dist.get_rank(self._cut_groups[0]) == 0
+
+    def names_of_stages(self) -> list[list[str]]:
+        """By pipeline stage, what `of_stage` yields there."""
+        names: list[list[str]] = [[] for _ in range(dist.get_world_size(self._pp_group))]
+        for (stage, _), indices in self._buckets:
+            names[stage] += [tensor.name for index in indices for tensor in self._table[index].hf]
+        return names
+
+    def of_stage(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """As iteration, but only what this rank's pipeline stage holds, which is not sent to the others. Collective
+        among the ranks of the stage."""
+        mine = ((owner, indices) for owner, indices in self._buckets if owner[0] == self.stage)
+        exported = (self._export(owner, indices, within_stage=True) for owner, indices in mine)
+        return chain.from_iterable(exported if self._whole else one_ahead(exported))
+
     def buckets(self) -> Iterator[NamedTensors]:
         """The same stream, one bucket at a time.
 
         Collective: every rank must take all of it. Tensors may be views of the live weights: read them before the
         next update and never write. Their storage is not used again for later buckets.
         """
-        if self._device.type == "cuda":
-            torch.cuda.set_device(self._device)  # of the thread that exports ahead
         for owner, indices in self._buckets:
             yield self._export(owner, indices)
 
     @torch.no_grad()
-    def _export(self, owner: _Owner, indices: list[int]) -> NamedTensors:
-        shards = self._all_shards(owner, indices)
+    def _export(self, owner: _Owner, indices: list[int], within_stage: bool = False) -> NamedTensors:
+        if self._device.type == "cuda":
+            torch.cuda.set_device(self._device)  # of the thread that exports ahead
+        shards = self._all_shards(owner, indices, within_stage)
         named: NamedTensors = []
         for index in indices:
             mapping = self._table[index]
             named += zip((t.name for t in mapping.hf), mapping.join(shards.pop(index)), strict=True)
         return named
 
-    def _all_shards(self, owner: _Owner, indices: list[int]) -> dict[int, list[torch.Tensor]]:
-        """Table index -> the shards of all tensor-parallel ranks, on every rank."""
+    def _all_shards(self, owner: _Owner, indices: list[int], within_stage: bool) -> dict[int, list[torch.Tensor]]:
+        """Table index -> the shards of all tensor-parallel ranks, on every rank (of the owner's stage alone)."""
         if self._whole:
             return {index: [in_bf16(self._tensors[index])] for index in indices}
         stage, expert_rank, of_expert = owner
         group, size = self._cut_groups[of_expert], self._cut_size(indices[0])
         counts = [self._table[index].shard_numel(size) for index in indices]
         gathered = torch.empty(size, sum(counts), dtype=self.dtype, device=self._device)
-        if self._stage == stage and expert_rank in (None, self._expert_rank):
+        if self.stage == stage and expert_rank in (None, self._expert_rank):
             mine = torch.cat([in_bf16(self._tensors[index]).flatten() for index in indices])
             dist.all_gather(list(gathered.unbind()), mine, group=group)
-        if self._stage == stage and expert_rank is not None:
+        if self.stage == stage and expert_rank is not None:
             dist.broadcast(gathered, dist.get_global_rank(self._ep_group, expert_rank), group=self._ep_group)
-        if dist.get_world_size(self._pp_group) > 1:
+        if dist.get_world_size(self._pp_group) > 1 and not within_stage:
             dist.broadcast(gathered, dist.get_global_rank(self._pp_group, stage), group=self._pp_group)
         shapes = [self._table[index].shard_shape(size) for index in indices]
         by_parameter = zip(indices, gathered.split(counts, dim=1), shapes, strict=True)

@@ -23,9 +23,19 @@ _DTYPE_NAMES = {dtype: name for name, dtype in STORED_DTYPES.items()}
 _ALIGNMENT = 8  # of the first tensor, for readers that map the file
 
 
-def plan_files(manifest: Mapping[str, tuple[int, ...]], dtype: torch.dtype, max_file_bytes: int) -> dict[str, str]:
-    """Tensor name -> file name, filling files in the manifest's order. A tensor larger than a file gets its own."""
-    files = list(in_buckets(manifest, lambda name: prod(manifest[name]) * dtype.itemsize, max_file_bytes))
+def plan_files(
+    manifest: Mapping[str, tuple[int, ...]],
+    dtype: torch.dtype,
+    max_file_bytes: int,
+    parts: Sequence[Sequence[str]] | None = None,
+) -> dict[str, str]:
+    """Tensor name -> file name, filling files in order. A tensor larger than a file gets its own.
+
+    parts: all names of the manifest in the order they are written, one list for each rank that writes files of its own;
+    None: the manifest's order, by one rank.
+    """
+    nbytes = lambda name: prod(manifest[name]) * dtype.itemsize  # noqa: E731
+    files = [names for part in parts or [list(manifest)] for names in in_buckets(part, nbytes, max_file_bytes)]
     if len(files) == 1:
         return dict.fromkeys(files[0], "model.safetensors")
     return {name: f"model-{i:05}-of-{len(files):05}.safetensors" for i, names in enumerate(files, 1) for name in names}
@@ -41,12 +51,25 @@ def save_hf_weights(
 ) -> None:
     """Write the stream of an exporter (its tensors in the manifest's order) into an existing folder.
 
-    on_written: called with the bytes of every tensor that was written. Where several ranks export, one rank calls this
-    and the others run through their streams. Raises ValueError when the stream is not what the manifest announces.
+    on_written: called with the bytes of every tensor that was written. Raises ValueError when the stream is not what
+    the manifest announces.
     """
     file_of = plan_files(manifest, dtype, max_file_bytes)
+    write_files(tensors, file_of, manifest, dtype, folder, on_written)
+    write_index(file_of, manifest, dtype, folder)
+
+
+def write_files(
+    tensors: Iterable[tuple[str, torch.Tensor]],
+    file_of: Mapping[str, str],
+    manifest: Mapping[str, tuple[int, ...]],
+    dtype: torch.dtype,
+    folder: Path,
+    on_written: Callable[[int], None] | None = None,
+) -> None:
+    """Write the files that a stream fills: file_of names its tensors in order. Otherwise as `save_hf_weights`."""
     source = iter(tensors)
-    for file, names in groupby(manifest, key=file_of.__getitem__):
+    for file, names in groupby(file_of, key=file_of.__getitem__):
         in_file = list(names)
         with (folder / file).open("wb") as out:
             out.write(_header(in_file, manifest, dtype))
@@ -59,9 +82,15 @@ def save_hf_weights(
     extra = next(source, None)
     if extra is not None:
         raise ValueError(f"the stream goes on with {extra[0]}, which was not announced")
+
+
+def write_index(
+    file_of: Mapping[str, str], manifest: Mapping[str, tuple[int, ...]], dtype: torch.dtype, folder: Path
+) -> None:
+    """Write the index of a model in several files; one in one file has none."""
     if len(set(file_of.values())) > 1:
         total = sum(prod(shape) for shape in manifest.values()) * dtype.itemsize
-        index = {"metadata": {"total_size": total}, "weight_map": file_of}
+        index = {"metadata": {"total_size": total}, "weight_map": dict(file_of)}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 

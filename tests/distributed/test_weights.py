@@ -204,9 +204,10 @@ def test_a_run_writes_hugging_face_folders_from_any_layout(report: dict[str, Any
     """One that could not be written is no step, and no rank waits; a step made again replaces those after it."""
     first, *others = [facts["exports"] for facts in ranks(report, layout, model)]
     assert first["error"] == "UserError"
-    assert others == [{"error": ""}] * len(others)
+    assert others == [{"error": "UserError"}] * len(others)
     assert first["after_failure"] == ["step_000020"], "what failed does not stay: it may be what filled the disk"
     assert first["left"] == ["step_000010"]
+    assert first["files"] == (2 if "PP2" in layout else 1), "every stage writes its own"
     assert (first["missing"], first["identical"], first["dtypes"], first["config_dtype"]) == (
         [],
         True,
