@@ -56,8 +56,8 @@ DENSE_CASES = {
     "bf16": Case(1, "bf16", {"dtype": "bfloat16"}),
     "DP2, distributed optimizer": Case(2, "DP2, distributed optimizer", SHARDED, TIED_AND_BIASED),
     "TP2, distributed optimizer": Case(2, "DP2, distributed optimizer", TP2 | SHARDED, TIED_AND_BIASED),
-    "PP2 x DP2, distributed optimizer": Case(4, "TP2, distributed optimizer", PP2 | SHARDED, TIED_AND_BIASED),
-    "1 process, distributed optimizer": Case(1, "PP2 x DP2, distributed optimizer", SHARDED, TIED_AND_BIASED),
+    "PP2 x VPP2 x DP2, distributed optimizer": Case(4, "TP2, distributed optimizer", VPP2 | SHARDED, TIED_AND_BIASED),
+    "1 process, distributed optimizer": Case(1, "PP2 x VPP2 x DP2, distributed optimizer", SHARDED, TIED_AND_BIASED),
     "1 process, no longer distributed": Case(1, "DP2, distributed optimizer", {}, TIED_AND_BIASED),
     "DP2, distributed from now on": Case(2, "TP2", SHARDED, TIED_AND_BIASED),
 }
