@@ -39,7 +39,7 @@ def cases(kind: str, which: str) -> dict[str, Any]:
     layouts = {"1 process": Case(1, OWN), "TP2 + SP": Case(2, OWN, TP2_SP)}
     if kind == "experts":
         return layouts | {"EP2": Case(2, OWN, EP2)}
-    # Megatron stores what a distributed optimizer holds in another way.
+    # From its own checkpoint, with which it goes on exactly.
     sharded = Case(2, SHARDED, {"use_distributed_optimizer": True})
     overlapped = Case(2, OVERLAPPED, sharded.actor)
     return layouts | {PP2_AGAIN: Case(2, OWN, PP2 | RECOMPUTE), SHARDED: sharded, OVERLAPPED: overlapped}
