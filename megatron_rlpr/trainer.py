@@ -1,15 +1,16 @@
 """The training loop, every phase a line of it.
 
 base probabilities -> resume -> hand-over -> validate
-    -> (generate -> score -> filter, until the batch is full) -> reference log-probs, greedy baselines, scores without
-       reasoning -> advantages
-    -> update -> hand-over -> store, track -> validate -> checkpoint, until the last step
+    -> (generate -> score -> filter, until the batch is full) -> greedy baselines -> engines sleep
+    -> reference log-probs, scores without reasoning -> advantages
+    -> update -> hand-over, which wakes them -> store, track -> validate -> checkpoint, until the last step
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch.distributed as dist
@@ -68,7 +69,7 @@ class Trainer:
                     self.train_step(step)
                 with state.saved_when_stopped(parts, step):
                     parts.validation.after_step(step)
-                    state.save(parts, step)
+                    self.checkpoint(step)
                     stop_signals.agree()
         parts.validation.after_training(parts.total_steps)
 
@@ -88,8 +89,9 @@ class Trainer:
             fill = self.fill_batch(step)
             groups, surplus = fill.take()
             parts.prompts.put_back(surplus)
-            reference = self.reference_log_probs(groups)
             baselines = self.greedy_baselines(groups, step)
+            parts.rollouts.sleep()
+            reference = self.reference_log_probs(groups)
             without = self.without_reasoning(groups)
             state.settle(parts)
             stop_signals.agree()
@@ -102,7 +104,7 @@ class Trainer:
             self.stop_if_nothing_is_learnt(step, updates)
             with clock.phase("hand_over"):
                 self.hand_over(step)
-        mode = parts.config.reward.format_mode
+        mode, moved, phases = parts.config.reward.format_mode, parts.policy.memory.take_moved(), parts.clock.order
         metrics = {
             "epoch": parts.prompts.epoch,
             **(length_metrics(parts.tokenizer, groups, mode) if self.writes else {}),
@@ -111,8 +113,10 @@ class Trainer:
             "reward/ungraded": parts.graders.failures.total(),
             "weights/hand_overs_repeated": parts.hand_over.repeated,
             "rollout/engines_replaced": parts.rollouts.engines_replaced,
+            "memory/device_in_use_asleep_gb": parts.rollouts.device_in_use_gb,
+            **{f"memory/{what}_gb": nbytes / 1e9 for what, nbytes in asdict(moved).items()},
         }
-        first_rank_decides(lambda: self.record(step, fill, batch, metrics))
+        first_rank_decides(lambda: self.record(step, fill, batch, metrics, phases))
         release_free_memory()
 
     def fill_batch(self, step: int) -> BatchFill:
@@ -133,6 +137,7 @@ class Trainer:
     def generate(self, step: int) -> list[RolloutGroup]:
         """The step's next round of rollouts: the one that was begun while the policy trained, if any, or a new one."""
         parts = self.parts
+        parts.policy.memory.offload()
         with parts.clock.phase("rollout"):
             if parts.pipeline is not None and parts.pipeline.begun:
                 with parts.console.phase("rollout") as progress:
@@ -149,6 +154,7 @@ class Trainer:
         requests = [ScoreRequest.of_response(prompt, response.token_ids) for prompt, response in responses]
         with self.parts.clock.phase("score"), self.parts.console.phase("reference log-probs") as progress:
             each = iter(self.parts.reference.score(requests, progress.advance))
+        self.parts.reference.memory.offload()
         return [[next(each).log_probs for _ in g.group.responses] for g in groups]
 
     def greedy_baselines(self, groups: Sequence[ScoredGroup], step: int) -> list[float] | None:
@@ -196,13 +202,23 @@ class Trainer:
         """Give the weights to the engines; UserError when an update has ruined them: no checkpoint is made of those."""
         fix = "the newest checkpoint is as it was; start again from it with a lower actor.lr or actor.clip_grad"
         self.parts.policy.check_weights(f"the weights after step {step} are lost ({fix})")
+        self.parts.policy.memory.offload()
         self.parts.hand_over.send(step)
 
-    def record(self, step: int, fill: BatchFill, batch: TrainingBatch, metrics: Mapping[str, Any]) -> None:
+    def checkpoint(self, step: int) -> None:
+        """Write what the run goes on from, when it is time; engines that slept meanwhile get the weights again."""
+        state.save(self.parts, step)
+        if self.parts.rollouts.asleep:
+            self.hand_over(step)
+
+    def record(
+        self, step: int, fill: BatchFill, batch: TrainingBatch, metrics: Mapping[str, Any], phases: Sequence[str]
+    ) -> None:
         """Write everything the step generated, in the order it came, and its metrics. For the first rank."""
         if self.parts.config.tracking.save_rollouts:
             self.store_rollouts(step, fill, batch)
         self.parts.tracker.log_step(step, metrics)
+        self.parts.tracker.log_phases(step, phases)
         for warning in self.parts.collapse_alarm.watch(step, metrics):
             self.parts.console.message(warning)
 

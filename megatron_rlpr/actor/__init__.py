@@ -13,5 +13,7 @@ policy_gradient   rows of log-probs and entropies -> loss and statistics
 fp8               which key goes to which of Megatron's configurations, and what each recipe asks for
 delayed_scaling   the scales of FP8 that are made from earlier steps
 optimizer*        gradient buffers, AdamW, clipping; its state, whatever the layout; its shards as boxes of parameters
+memory            what of it is on the device while engines generate (actor.offload)
+host_copies       memory that moves to the host and back
 checkpoint*       policy and optimizer <-> sharded files; the share of one rank, written now or by a thread
 """

@@ -78,6 +78,7 @@ class CheckpointStore:
         everything is copied to the host; the policy may be trained on, and `settle` completes the checkpoint.
         """
         self.settle()
+        policy.memory.restore()
         first_rank_decides(lambda: self._begin(step, run_state))
         with self._writing(step):
             entries = checkpoint_entries(policy, is_loading=False)
@@ -186,6 +187,7 @@ class CheckpointStore:
 
     def load(self, step: int, policy: MegatronPolicy) -> None:
         """Load weights and optimizer of `step` into the policy (any layout). UserError when they cannot be read."""
+        policy.memory.restore()
         path = self.path(step) / WEIGHTS
         with damage_named(self.path(step), self._fix(step)):
             wanted = checkpoint_entries(policy, is_loading=True)

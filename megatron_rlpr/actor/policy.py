@@ -18,6 +18,7 @@ from megatron_rlpr.actor import fp8
 from megatron_rlpr.actor.costs import cost_model
 from megatron_rlpr.actor.cpu.megatron import device
 from megatron_rlpr.actor.delayed_scaling import CALIBRATION_PASSES, uncalibrated
+from megatron_rlpr.actor.memory import ActorMemory
 from megatron_rlpr.actor.model.tree_policy import build_chunks
 from megatron_rlpr.actor.optimizer import (
     apply_gradients,
@@ -33,6 +34,7 @@ from megatron_rlpr.actor.schedule import MicroBatchRunner
 from megatron_rlpr.actor.to_device import to_device
 from megatron_rlpr.config.schema import ActorConfig
 from megatron_rlpr.packing import Plan, TreeMicroBatch, plan
+from megatron_rlpr.system.clock import Clock
 from megatron_rlpr.system.decisions import gather_or_raise
 from megatron_rlpr.system.dtypes import DTYPES, all_finite
 from megatron_rlpr.types import ScoreRequest, TokenScores, TokensDone, TrainSequence, UpdateResult, UserError
@@ -48,8 +50,15 @@ class MegatronPolicy:
     """
 
     def __init__(
-        self, shape: ModelShape, actor: ActorConfig, layout: Layout, temperature: float, trainable: bool = True
+        self,
+        shape: ModelShape,
+        actor: ActorConfig,
+        layout: Layout,
+        temperature: float,
+        trainable: bool = True,
+        clock: Clock | None = None,
     ) -> None:
+        """clock: is told when memory moves (actor.offload)."""
         self.layout = layout
         self._config = actor = fp8.resolved(actor)
         self._costs = cost_model(shape)
@@ -66,9 +75,12 @@ class MegatronPolicy:
             self._callables, self.optimizer = wrap_for_training(self.chunks, actor)
         else:
             self._callables = in_their_precision(self.chunks)
+        self.memory = ActorMemory(actor.offload, self.chunks, self._callables, self.optimizer, clock or Clock())
+        """What of it is on the device. Every method brings back what it needs."""
 
     def weights_changed(self) -> None:
         """Call after loading weights into `chunks`: the optimizer's fp32 copies follow."""
+        self.memory.restore()
         if self.optimizer is not None:
             masters_from_weights(self.optimizer, self.chunks)
         for chunk in self.chunks:
@@ -77,11 +89,13 @@ class MegatronPolicy:
 
     def masters_changed(self) -> None:
         """Call after loading the optimizer: the weights follow its fp32 ones. Collective."""
+        self.memory.restore()
         if self.optimizer is not None:
             weights_from_masters(self.optimizer)
 
     def check_weights(self, fault: str) -> None:
         """Raise UserError on every rank when a weight of any is NaN or infinite; it begins with fault. Collective."""
+        self.memory.restore_weights()
 
         def check_mine() -> None:
             for chunk in self.chunks:
@@ -99,6 +113,7 @@ class MegatronPolicy:
         """
         if not requests:
             return []
+        self.memory.restore_weights()
         for chunk in self._callables:
             chunk.eval()
         packed = self._pack(requests)
@@ -145,12 +160,14 @@ class MegatronPolicy:
 
         for chunk in self._callables:
             chunk.train()
+        self.memory.restore(wait=False)
         set_learning_rate(self.optimizer, lr)
         for _ in range(CALIBRATION_PASSES if uncalibrated(self.chunks) else 0):
             self._without_gradients()
             self._runner.forward_backward(self._callables, mine, loss)
         self._without_gradients()
         statistics = self._runner.forward_backward(self._callables, mine, loss, progress)
+        self.memory.arrived()
         grad_norm = apply_gradients(self.optimizer)
         total = torch.zeros(len(STATISTICS), dtype=torch.float64)
         if self.layout.reports_outputs:

@@ -125,10 +125,12 @@ def _refused(key: Key, value: Any, source: str) -> UserError:
 def convert(key: Key, value: Any, source: str) -> Any:
     """The value of a key as it came from YAML, checked against the key's type.
 
-    An int is a float too, and so is a quoted number ("1e-6"). A single string is a list of one. Nothing else is
-    converted; UserError names the key, the type and the source.
+    An int is a float too, and so is a quoted number ("1e-6"). A single string is a list of one, true and false are
+    words where those are choices. Nothing else is converted; UserError names the key, the type and the source.
     """
     if key.choices:
+        if isinstance(value, bool) and "true" in key.choices:
+            value = str(value).lower()
         if value in key.choices:
             return value
     elif key.annotation == list[str]:

@@ -119,12 +119,27 @@ class RolloutConfig:
     pipeline: int = key(
         0, "0: on-policy; 1: generate the next step's first round while the policy trains (placement=ray)", Bounds(0, 1)
     )
-    max_num_seqs: int = key(64, "sequences an engine decodes at once", Bounds(1, 4096))
+    max_num_seqs: int = key(0, "sequences an engine decodes at once; 0: 512 on GPU, 64 on CPU", Bounds(0, 4096))
     kv_cache_gb: float = key(
         1.0, "memory for one engine's key/value cache on CPU, in GiB", Bounds(0, 10_000, low_open=True)
     )
-    gpu_memory_utilization: float = key(0.4, "share of the GPU's memory an engine may take", POSITIVE_SHARE)
-    enforce_eager: bool = key(True, "run the engine without graph capture or compilation")
+    gpu_memory_utilization: float = key(
+        0.0, "share of the GPU's whole memory an engine may take; 0: 0.75 where it sleeps, else 0.4", SHARE
+    )
+    enforce_eager: Literal["auto", "true", "false"] = key(
+        "auto", "run the engine without graph capture and compilation; auto: on CPU"
+    )
+    sleep: Literal["auto", "true", "false"] = key(
+        "auto",
+        "engines give their memory up from a step's last rollout to the next hand-over; auto: colocated ones on GPU "
+        "(on CPU nothing is freed)",
+    )
+    data_parallel_size: int = key(
+        1, "engines that share the experts of a mixture and step together (data-parallel attention)", AT_LEAST_ONE
+    )
+    enable_expert_parallel: bool = key(
+        False, "whole experts on each rank of the engines that share them, in place of slices of every expert"
+    )
     replay: str = key("", "folder of stored rollouts (runs/<name>/rollouts) to train on instead of generating", PATH)
 
     @property
@@ -291,6 +306,11 @@ class ActorConfig:
     )
     exp_avg_dtype: Literal["float32", "bfloat16"] = key("float32", "precision of the gradients' average")
     exp_avg_sq_dtype: Literal["float32", "bfloat16"] = key("float32", "precision of the squared gradients' average")
+    offload: Literal["none", "optimizer", "all"] = key(
+        "none",
+        "what lies on the host while engines generate: nothing; the optimizer's fp32 weights and moments (gradient "
+        "buffers are released, a KL reference policy is there whenever it is not used); the weights as well",
+    )
     recompute_granularity: Literal["none", "selective", "full"] = key("none", "activation recompute")
     recompute_method: Literal["uniform", "block"] = key("uniform", "which layers recompute_granularity=full recomputes")
     recompute_num_layers: int = key(1, "layers per recomputed unit", AT_LEAST_ONE)

@@ -24,6 +24,8 @@ class ReplayRollouts:
         """The last hand-over; the stored responses keep the versions they were made with."""
         self.engines_replaced = 0
         """There are none."""
+        self.device_in_use_gb = 0.0
+        self.asleep = False
         if not stored_steps(folder):
             raise UserError(
                 f"rollout.replay={folder}: holds no step_*.parquet; give a run's rollouts folder, e.g. "
@@ -44,6 +46,9 @@ class ReplayRollouts:
     def update_weights(self, announced: Announcement, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
         """There is no engine: the stream is left alone, on every rank alike."""
         self.weight_version = announced.version
+
+    def sleep(self) -> None:
+        """There is nothing to sleep."""
 
     def rebuild_engines(self) -> None:
         """There are none."""

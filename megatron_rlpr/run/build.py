@@ -105,7 +105,7 @@ def build_parts(config: Config) -> RunParts:
 
     described = f"{config.model.path}: {shape.architecture}, {shape.num_layers} layers"
     console.message(f"model {described}; {layout.world_size} ranks with {threads} CPU threads each")
-    actor = policy(shape, config, layout)
+    actor = policy(shape, config, layout, clock=clock)
     graders = GraderPool()
     rewards = reward_manager(config, tokenizer, graders, tasks)
     base = "none" if config.reward.format_only else config.reward.base_probability
@@ -121,8 +121,9 @@ def build_parts(config: Config) -> RunParts:
             loading.save_resolved(config, configs.path(done))
     resolved = loading.resolved(config)
     tracker = Tracker(config, folder, resolved, done, total_steps=steps, rank=layout.rank, console=console)
-    rollouts = engines.rollouts(config, console)
-    exporter = WeightExporter(actor.chunks, shape, config.weights.bucket_mb)
+    actor.memory.offload()
+    rollouts = engines.rollouts(config, console, clock)
+    exporter = WeightExporter(actor.chunks, shape, config.weights.bucket_mb, actor.memory.weight)
     hand_over = HandOver(exporter, rollouts)
     evaluation = HeldOutEvaluation(
         config,
@@ -144,7 +145,9 @@ def build_parts(config: Config) -> RunParts:
         folder=folder,
         tokenizer=tokenizer,
         policy=actor,
-        reference=policy(shape, config, layout, trainable=False) if config.algorithm.kl_loss_coef else None,
+        reference=policy(shape, config, layout, trainable=False, clock=clock)
+        if config.algorithm.kl_loss_coef
+        else None,
         kl_controller=kl_controller(config.algorithm),
         rollouts=rollouts,
         pipeline=engines.pipeline(config, rollouts, source, steps),
@@ -178,9 +181,18 @@ def build_parts(config: Config) -> RunParts:
     )
 
 
-def policy(shape: ModelShape, config: Config, layout: parallel.Layout, trainable: bool = True) -> MegatronPolicy:
-    """A policy with the initial weights, in the actor's layout; without an optimizer it serves as the reference."""
-    made = MegatronPolicy(shape, config.actor, layout, config.rollout.temperature, trainable)
+def policy(
+    shape: ModelShape, config: Config, layout: parallel.Layout, trainable: bool = True, clock: Clock | None = None
+) -> MegatronPolicy:
+    """A policy with the initial weights, in the actor's layout; without an optimizer it serves as the reference, which
+    lies on the host between uses, if anything does.
+
+    clock: is told when its memory moves.
+    """
+    options = config.actor
+    if not trainable and options.offload != "none":
+        options = replace(options, offload="all")
+    made = MegatronPolicy(shape, options, layout, config.rollout.temperature, trainable, clock)
     if config.model.megatron_checkpoint:
         load_megatron_checkpoint(made.chunks, shape, config.model.megatron_checkpoint)
         made.check_weights(f"{config.model.megatron_checkpoint} cannot be trained")
@@ -188,6 +200,8 @@ def policy(shape: ModelShape, config: Config, layout: parallel.Layout, trainable
         load_here = partial(load_hf_weights, made.chunks, shape, config.model.path)
         gather_or_raise(load_here, dist.group.WORLD, "loading the weights")
     made.weights_changed()
+    if not trainable:
+        made.memory.offload()
     return made
 
 

@@ -17,20 +17,27 @@ from megatron_rlpr.rollout.replay import ReplayRollouts
 from megatron_rlpr.rollout.requests import RolloutRequest, SamplingSettings
 from megatron_rlpr.rollout.vllm.colocated import ColocatedRollouts
 from megatron_rlpr.rollout.vllm.engine import VllmEngine
+from megatron_rlpr.system.clock import Clock
 from megatron_rlpr.tracking.console import Console
 from megatron_rlpr.types import Prompt
 from megatron_rlpr.weights.transports.choice import Transports
 
 
-def rollouts(config: Config, console: Console) -> Rollouts:
-    """A store's rollouts, or those of the engines that this starts, here or in Ray. Collective."""
+def rollouts(config: Config, console: Console, clock: Clock) -> Rollouts:
+    """A store's rollouts, or those of the engines that this starts, here or in Ray. Collective.
+
+    Those that sleep do so at once: what comes before the first hand-over (base probabilities, a checkpoint) may take
+    the memory.
+    """
     if config.rollout.replay:
         return ReplayRollouts(config.rollout.replay)
     if config.rollout.placement == "ray":
         with console.phase(f"starting {config.rollout.engines} vLLM engines in Ray"):
             return RayRollouts(partial(_pool, config, console))
     with console.phase("starting vLLM"):
-        return ColocatedRollouts(VllmEngine(engine_settings(config)))
+        colocated = ColocatedRollouts(VllmEngine(engine_settings(config)), clock)
+        colocated.sleep()
+        return colocated
 
 
 def _pool(config: Config, console: Console) -> EnginePool:

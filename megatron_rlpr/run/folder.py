@@ -24,6 +24,7 @@ class RunFolder:
         self.hf = path / "hf"  # Hugging Face folders, one beside each checkpoint
         self.rollouts = path / "rollouts"
         self.metrics = path / "metrics.jsonl"
+        self.phases = path / "phases.jsonl"  # what began when in every step, where memory moves between phases
         self.validations = path / "validation.jsonl"
         self.answers = path / "validation"  # step_000040/: every answer of a validation, see evaluation.answers
         self.summary = path / "summary.json"  # the first validation against the last one

@@ -161,6 +161,7 @@ def _remembered(parts: RunParts, step: int) -> Callable[[], dict[str, Any]]:
 
 
 def _write(parts: RunParts, step: int, state: dict[str, Any], in_background: bool = False) -> None:
+    parts.rollouts.sleep()  # the optimizer comes back to where they have their caches
     with parts.clock.phase("checkpoint"):
         if parts.hf_export is not None:
             parts.hf_export.save(step)  # first: a run that is killed in between makes this step again

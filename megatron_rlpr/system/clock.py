@@ -1,4 +1,4 @@
-"""How long each phase of a step takes."""
+"""How long each phase of a step takes, and in which order they began."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ class Clock:
 
     def __init__(self) -> None:
         self._seconds: dict[str, float] = {}
+        self.order: list[str] = []
+        """Every phase that began since the last `take`, as they did; one within another comes after it."""
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Add the time spent inside to `name`, also when it ends by an exception."""
+        self.order.append(name)
         started = time.perf_counter()
         try:
             yield
@@ -24,5 +27,5 @@ class Clock:
 
     def take(self) -> dict[str, float]:
         """Seconds per phase since the last call."""
-        seconds, self._seconds = self._seconds, {}
+        seconds, self._seconds, self.order = self._seconds, {}, []
         return seconds

@@ -68,11 +68,21 @@ STEP_METRICS: dict[str, str] = {
     "time/score": "seconds spent scoring",
     "time/reward": "seconds spent on rewards besides the forward pass",
     "time/update": "seconds spent in the policy's update",
-    "time/hand_over": "seconds to give the engines the new weights",
+    "time/hand_over": "seconds to give the engines the new weights, with offload and wake",
+    "time/sleep": "seconds until the engines had given their memory up (rollout.sleep)",
+    "time/wake": "seconds until they had it back: for the weights before a hand-over, for the cache after it",
+    "time/offload": "seconds until what actor.offload names was on the host, and gradient buffers were released",
+    "time/restore": "seconds to bring it back; on a GPU the copies go on while the update begins",
     "weights/hand_overs_repeated": "hand-overs of this process so far that failed and were repeated with new engines",
     "time/step": "seconds of the whole step, checkpoint and validation apart",
     "memory/peak_gb": "peak resident memory of the first rank's process so far, in GB (1e9 bytes)",
     "memory/peak_all_ranks_gb": "sum of the ranks' peak resident memories so far, in GB",
+    "memory/offloaded_gb": "bytes that the first rank's actor moved to the host in the step, in GB (actor.offload)",
+    "memory/restored_gb": "bytes that came back",
+    "memory/released_gb": "bytes of gradient buffers that were released without a copy",
+    "memory/device_in_use_asleep_gb": (
+        "memory in use on the first rank's GPU when its engine fell asleep, in GB: growth over the steps is a leak"
+    ),
     "memory/peak_device_gb": "peak memory allocated on the first rank's GPU so far, in GB",
 }
 

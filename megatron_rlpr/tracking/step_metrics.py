@@ -134,8 +134,9 @@ def speed_metrics(
         rates["tokens/s_rollout"] = response_tokens / seconds["rollout"]
     if seconds.get("update"):
         rates["tokens/s_update"] = sum(u.computed_tokens for u in updates) / seconds["update"]
-    phases = ("rollout", "score", "reward", "update", "hand_over", "step")
-    return {**{f"time/{name}": seconds.get(name, 0.0) for name in phases}, **rates}
+    phases = ("rollout", "score", "reward", "update", "hand_over", "sleep", "offload", "restore", "step")
+    wake = sum(seconds.get(name, 0.0) for name in ("wake_weights", "wake_cache"))
+    return {**{f"time/{name}": seconds.get(name, 0.0) for name in phases}, "time/wake": wake, **rates}
 
 
 def memory_metrics() -> dict[str, float]:

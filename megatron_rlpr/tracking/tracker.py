@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from megatron_rlpr.config.schema import Config
@@ -46,7 +46,7 @@ class Tracker:
                 self._sinks.append(WandbSink(project, name, folder.path, resolved_config, fresh=resume_step == 0))
             if config.tracking.tensorboard:
                 self._sinks.append(TensorBoardSink(folder.tensorboard, resume_step))
-            self._logs = [MetricsLog(path, resume_step) for path in (folder.metrics, folder.validations)]
+            self._logs = [MetricsLog(path, resume_step) for path in (folder.metrics, folder.validations, folder.phases)]
 
     def log_step(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Record a finished training step: names as in `metric_names`, values int, float or None."""
@@ -54,6 +54,11 @@ class Tracker:
             self._logs[0].append(step, metrics)
         self._send(step, metrics)
         self.console.step(step, self.total_steps, metrics)
+
+    def log_phases(self, step: int, phases: Sequence[str]) -> None:
+        """Record what began since the step before, in order (`system.clock`)."""
+        if self._logs:
+            self._logs[2].append(step, {"phases": list(phases)})
 
     def log_evaluation(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Record a validation of the weights after `step` (0: the initial ones): names val/<set>/<strategy>/<measure>.

@@ -8,7 +8,7 @@ next one is gathered, so two exist at once; with one rank the stream yields view
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, groupby
 from typing import NamedTuple, TypeVar
 
@@ -36,8 +36,18 @@ class _Owner(NamedTuple):
 class WeightExporter:
     """Exports one model again and again. All ranks make it together and iterate together."""
 
-    def __init__(self, chunks: Sequence[torch.nn.Module], shape: ModelShape, bucket_mb: float) -> None:
-        """bucket_mb: size of a bucket in MiB; a parameter that is larger travels alone."""
+    def __init__(
+        self,
+        chunks: Sequence[torch.nn.Module],
+        shape: ModelShape,
+        bucket_mb: float,
+        values: Callable[[torch.Tensor], torch.Tensor] = in_bf16,
+    ) -> None:
+        """bucket_mb: size of a bucket in MiB; a parameter that is larger travels alone.
+
+        values: a parameter's, plain, on its device; a policy's memory may be elsewhere (`actor.memory`).
+        """
+        self._values = values
         self._shape = shape
         self._table = parameter_table(shape)
         local = local_parameters(chunks, shape)
@@ -77,14 +87,14 @@ class WeightExporter:
     def names_of_stages(self) -> list[list[str]]:
         """By pipeline stage, what `of_stage` yields there."""
         names: list[list[str]] = [[] for _ in range(dist.get_world_size(self._pp_group))]
-        for (stage, _), indices in self._buckets:
-            names[stage] += [tensor.name for index in indices for tensor in self._table[index].hf]
+        for owner, indices in self._buckets:
+            names[owner.stage] += [tensor.name for index in indices for tensor in self._table[index].hf]
         return names
 
     def of_stage(self) -> Iterator[tuple[str, torch.Tensor]]:
         """As iteration, but only what this rank's pipeline stage holds, which is not sent to the others. Collective
         among the ranks of the stage."""
-        mine = ((owner, indices) for owner, indices in self._buckets if owner[0] == self.stage)
+        mine = ((owner, indices) for owner, indices in self._buckets if owner.stage == self.stage)
         exported = (self._export(owner, indices, within_stage=True) for owner, indices in mine)
         return chain.from_iterable(exported if self._whole else one_ahead(exported))
 
@@ -111,13 +121,13 @@ class WeightExporter:
     def _all_shards(self, owner: _Owner, indices: list[int], within_stage: bool) -> dict[int, list[torch.Tensor]]:
         """Table index -> the shards of all tensor-parallel ranks, on every rank (of the owner's stage alone)."""
         if self._whole:
-            return {index: [in_bf16(self._tensors[index])] for index in indices}
+            return {index: [self._values(self._tensors[index])] for index in indices}
         stage, expert_rank, of_expert = owner
         group, size = self._cut_groups[of_expert], self._cut_size(indices[0])
         counts = [self._table[index].shard_numel(size) for index in indices]
         gathered = torch.empty(size, sum(counts), dtype=self.dtype, device=self._device)
         if self.stage == stage and expert_rank in (None, self._expert_rank):
-            mine = torch.cat([in_bf16(self._tensors[index]).flatten() for index in indices])
+            mine = torch.cat([self._values(self._tensors[index]).flatten() for index in indices])
             dist.all_gather(list(gathered.unbind()), mine, group=group)
         if self.stage == stage and expert_rank is not None:
             dist.broadcast(gathered, dist.get_global_rank(self._ep_group, expert_rank), group=self._ep_group)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import shlex
 import shutil
 import signal
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from same_run import assert_same_run
-from training_runs import STEPS, Workplace, run
+from training_runs import STEPS, Workplace, records, run
 
 pytestmark = pytest.mark.e2e
 
@@ -52,19 +53,47 @@ def test_a_run_that_is_asked_to_stop_saves_its_last_step_and_goes_on_as_if_nothi
     assert workplace.validations("stopped") == workplace.validations(undisturbed)
 
 
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(workplace: Workplace, undisturbed: str) -> None:
-    """torchrun is killed after the third step's checkpoint, which is written while the fourth step goes on; its ranks
-    must not live on."""
-    killed(workplace, "killed", 1, lambda folder: (folder / "step_000003").exists(), "trainer.async_save=true")
+@pytest.fixture(scope="module")
+def killed_run(workplace: Workplace) -> str:
+    """The name of a run whose memory moves to the host and back and whose engines sleep, which the undisturbed one's
+    do not. torchrun is killed after the third step's checkpoint, which is written while the fourth step goes on;
+    its ranks must not live on."""
+    lending = ("actor.offload=all", "rollout.sleep=true", "trainer.async_save=true")
+    killed(workplace, "killed", 1, lambda folder: (folder / "step_000003").exists(), *lending)
     # What a kill in the middle of the next checkpoint would leave behind.
     unfinished = workplace.run_folder("killed") / "checkpoints" / ".partial_step_000006" / "megatron"
     unfinished.mkdir(parents=True, exist_ok=True)
     (unfinished / "metadata.json").write_bytes(b"half a checkpoint")
-    output = workplace.train("killed", 1, "trainer.async_save=true")
+    output = workplace.train("killed", 1, *lending)
     assert f"resumed {workplace.run_folder('killed')}/checkpoints/step_000003" in output
-    assert_same_run(workplace, "killed", undisturbed)
-    assert workplace.validations("killed") == workplace.validations(undisturbed)
-    assert workplace.checkpoints("killed") == ["step_000003", "step_000006"]
+    return "killed"
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(
+    workplace: Workplace, undisturbed: str, killed_run: str
+) -> None:
+    assert_same_run(workplace, killed_run, undisturbed)
+    assert workplace.validations(killed_run) == workplace.validations(undisturbed)
+    assert workplace.checkpoints(killed_run) == ["step_000003", "step_000006"]
+
+
+ROUND = "rollout score restore"
+MOVING = f"step( {ROUND} offload)* {ROUND} sleep score update restore hand_over offload wake_weights load wake_cache"
+STILL = "step( rollout score)+ score update hand_over load"
+
+
+def test_memory_moves_between_the_phases_of_a_step_in_the_one_order_that_works(
+    workplace: Workplace, undisturbed: str, killed_run: str
+) -> None:
+    """Of step 5, which neither begins the run nor follows a checkpoint. Rewards are made in between, on the CPU."""
+    for name, expected in ((killed_run, MOVING), (undisturbed, STILL)):
+        phases = {line["step"]: line["phases"] for line in records(workplace.run_folder(name) / "phases.jsonl")}
+        assert list(phases) == list(range(1, STEPS + 1))
+        assert re.fullmatch(expected, " ".join(phase for phase in phases[5] if phase != "reward")), phases[5]
+    moved, still = workplace.metrics(killed_run)[4], workplace.metrics(undisturbed)[4]
+    assert moved["memory/offloaded_gb"] == pytest.approx(moved["memory/restored_gb"]), "what goes comes back"
+    assert moved["memory/offloaded_gb"] > moved["memory/released_gb"] > 0
+    assert still["memory/offloaded_gb"] == still["memory/released_gb"] == 0
 
 
 def test_a_replay_killed_while_it_writes_a_checkpoint_goes_on_from_the_one_before(

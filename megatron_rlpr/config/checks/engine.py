@@ -14,19 +14,24 @@ from megatron_rlpr.system.process_environment import default_threads
 
 def engine_settings(config: Config) -> EngineSettings:
     """The settings of every engine of a run, wherever they are."""
-    rollout = config.rollout
+    rollout, on_gpu = config.rollout, torch.cuda.is_available()
+    sleep = rollout.sleep == "true" or (rollout.sleep == "auto" and on_gpu and rollout.placement == "colocated")
     here = config.trainer.threads_per_rank or default_threads()
     return EngineSettings(
         model_path=os.path.abspath(config.model.path),
         dtype=config.actor.dtype if rollout.dtype == "auto" else rollout.dtype,
         max_model_len=config.data.longest_prompt + config.data.max_response_length,
-        max_num_seqs=rollout.max_num_seqs,
+        max_num_seqs=rollout.max_num_seqs or (512 if on_gpu else 64),
         kv_cache_gb=rollout.kv_cache_gb,
-        gpu_memory_utilization=rollout.gpu_memory_utilization,
-        enforce_eager=rollout.enforce_eager,
+        gpu_memory_utilization=rollout.gpu_memory_utilization or (0.75 if sleep else 0.4),
+        enforce_eager=rollout.enforce_eager == "true" or (rollout.enforce_eager == "auto" and not on_gpu),
         tensor_parallel_size=rollout.tensor_parallel_size,
         quantization=rollout.quantization,
         kv_cache_dtype=rollout.kv_cache_dtype,
+        sleep=sleep,
+        load_format="dummy",  # a run's first hand-over comes before its first request
+        data_parallel_size=rollout.data_parallel_size,
+        enable_expert_parallel=rollout.enable_expert_parallel,
         seed=config.trainer.seed,
         threads=rollout.cpus_per_engine if rollout.placement == "ray" else here,
         raw_log_probs=rollout.temperature == 1 and rollout.truncated,

@@ -135,6 +135,9 @@ def _engines(config: Config, world_size: int) -> Iterator[str]:
     rollout, size = config.rollout, config.rollout.tensor_parallel_size
     if rollout.placement == "colocated" and world_size % size:
         yield f"rollout.tensor_parallel_size={size} does not divide the {world_size} processes: choose a divisor"
+    yield from _shared_experts(config, world_size)
+    if rollout.placement == "ray" and rollout.sleep == "true":
+        yield "rollout.sleep=true with rollout.placement=ray: engines have GPUs of their own there, set it to auto"
     if rollout.placement == "ray" and rollout.replay:
         yield f"rollout.placement=ray with rollout.replay={rollout.replay}: stored rollouts need no engines, remove one"
     if rollout.pipeline and not config.algorithm.importance_cap:
@@ -154,6 +157,24 @@ def _engines(config: Config, world_size: int) -> Iterator[str]:
         yield "trainer.val_only=true needs an engine, rollout.replay holds responses to training prompts: remove one"
     if rollout.replay and config.algorithm.adv_estimator == "remax":
         yield "algorithm.adv_estimator=remax needs greedy responses for its baseline, and rollout.replay holds none"
+
+
+def _shared_experts(config: Config, world_size: int) -> Iterator[str]:
+    rollout, size = config.rollout, config.rollout.data_parallel_size
+    if size > 1 and rollout.placement == "ray":
+        yield f"rollout.data_parallel_size={size} needs rollout.placement=colocated: vLLM has no such engines in Ray"
+    elif size > 1 and size * rollout.tensor_parallel_size != world_size:
+        yield (
+            f"rollout.data_parallel_size={size} x rollout.tensor_parallel_size={rollout.tensor_parallel_size} must be "
+            f"all {world_size} processes: vLLM counts the engines that share experts over all of them"
+        )
+    if size > 1 and not rollout.enable_expert_parallel:
+        yield f"rollout.data_parallel_size={size} shares experts alone: set rollout.enable_expert_parallel=true"
+    if rollout.enable_expert_parallel and size * rollout.tensor_parallel_size == 1:
+        yield (
+            "rollout.enable_expert_parallel=true has no effect in an engine of one rank: set "
+            "rollout.tensor_parallel_size or rollout.data_parallel_size"
+        )
 
 
 def _run(config: Config) -> Iterator[str]:
@@ -232,6 +253,8 @@ def _fp8(actor: ActorConfig) -> Iterator[str]:
                 f"{delayed}, which Megatron-Core notes for all layers: set actor.first_last_layers_bf16=false or "
                 "choose another recipe"
             )
+    if actor.fp8_param and actor.offload == "all":
+        yield "actor.offload=all moves plain weights, and actor.fp8_param=true has others: set actor.offload=optimizer"
     if actor.fp8_param and not actor.use_distributed_optimizer:
         yield (
             "actor.fp8_param=true needs an optimizer that casts its fp32 weights to FP8: set "

@@ -40,6 +40,9 @@ class RayRollouts:
         self._begun: RolloutRequest | None = None
         self._under_way: tuple[Ticket, Future[list[Response]]] | None = None
         """On the first rank: what was begun, and the thread that works on it."""
+        self.device_in_use_gb = 0.0
+        self.asleep = False
+        """Never: the engines have GPUs of their own."""
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="rollouts")
 
         def start() -> None:
@@ -150,6 +153,9 @@ class RayRollouts:
         if self._group is not None:
             dist.broadcast(told, src=0, group=self._group)
         return int(told)
+
+    def sleep(self) -> None:
+        """Nothing to do: the policy has no use for the engines' GPUs."""
 
     def rebuild_engines(self) -> None:
         """Nothing to do: the pool replaces an engine by itself, and gives up after several that failed in a row."""

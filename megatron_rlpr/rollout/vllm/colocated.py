@@ -6,7 +6,7 @@ so that the n responses of a prompt share its key/value blocks, and all groups c
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.distributed as dist
@@ -14,6 +14,7 @@ import torch.distributed as dist
 from megatron_rlpr.rollout.engine import ProgressCallback
 from megatron_rlpr.rollout.requests import RolloutRequest, group_requests
 from megatron_rlpr.rollout.vllm.engine import VllmEngine
+from megatron_rlpr.system.clock import Clock
 from megatron_rlpr.system.decisions import gather_or_raise, host_group
 from megatron_rlpr.types import Response, RolloutGroup
 from megatron_rlpr.weights.receiver import Announcement, Confirmation
@@ -26,18 +27,22 @@ class ColocatedRollouts:
     engine must fail together, or its peers wait in the engine's own collective until that times out.
     """
 
-    def __init__(self, engine: VllmEngine) -> None:
+    def __init__(self, engine: VllmEngine, clock: Clock | None = None) -> None:
         """engine: this rank's; its tensor_parallel_size divides the ranks (config.checks.pure refuses others).
 
+        clock: gets the phases `sleep`, `wake_weights`, `load` and `wake_cache`, where engines sleep.
         Collective: makes a gloo group over all ranks for ids, texts and errors.
         """
         self._engine = engine
+        self._clock = clock or Clock()
         tensor_parallel_size = engine.settings.tensor_parallel_size
         self._group = host_group()
         world_size, rank = (dist.get_world_size(), dist.get_rank()) if self._group is not None else (1, 0)
         self._rank: int = rank
         self._tensor_parallel_size = tensor_parallel_size
         self._number_of_engines = world_size // tensor_parallel_size
+        self.device_in_use_gb = 0.0
+        """In use on this rank's GPU when its engine last fell asleep: what grows from step to step is lost."""
         self.engines_replaced = 0
         """Engines started anew so far, on all ranks together."""
 
@@ -67,14 +72,37 @@ class ColocatedRollouts:
     def update_weights(self, announced: Announcement, tensors: Iterable[tuple[str, torch.Tensor]]) -> Confirmation:
         """Hand the same full, HF-named weights to every engine; each rank passes its own view of the stream.
 
-        The manifest is checked on all ranks before any rank takes the first tensor. Returns what this rank's engine
-        confirms.
+        The manifest is checked on all ranks before any rank takes the first tensor. Engines that sleep take memory for
+        the weights before, and for their cache when the stream has ended and its buckets are free. Returns what this
+        rank's engine confirms.
         """
         gather_or_raise(lambda: self._engine.check_weights(announced), self._group, "the weight hand-over")
-        confirmed = gather_or_raise(
-            lambda: self._engine.update_weights(announced, tensors), self._group, "the weight hand-over"
-        )
+        self._change(self._engine.wake_weights, "wake_weights")
+        with self._clock.phase("load"):
+            confirmed = gather_or_raise(
+                lambda: self._engine.update_weights(announced, tensors), self._group, "the weight hand-over"
+            )
+        self._change(self._engine.wake_cache, "wake_cache")
         return confirmed[self._rank]
+
+    @property
+    def asleep(self) -> bool:
+        """Whether this rank's engine, and so every one, has given its memory up."""
+        return self._engine.asleep
+
+    def sleep(self) -> None:
+        """Have every engine give up weights and cache until the next hand-over, where engines sleep at all."""
+        if not self.asleep:
+            self._change(self._engine.sleep, "sleep")
+            if torch.cuda.is_available():
+                free, total = torch.cuda.mem_get_info()
+                self.device_in_use_gb = (total - free) / 1e9
+
+    def _change(self, change: Callable[[], None], phase: str) -> None:
+        """Change the engines' memory together, and so that a rank that fails is known to all."""
+        if self._engine.settings.sleep:
+            with self._clock.phase(phase):
+                gather_or_raise(change, self._group, phase.replace("_", " "))
 
     def rebuild_engines(self) -> None:
         """Start every engine anew; it has no usable weights before the next hand-over."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from megatron_rlpr.rollout.engine import EngineSettings, ProgressCallback, Rollo
 from megatron_rlpr.rollout.requests import GenerationRequest, SamplingSettings
 from megatron_rlpr.rollout.vllm import limits, process
 from megatron_rlpr.rollout.vllm.requests_in_flight import RequestsInFlight
+from megatron_rlpr.rollout.vllm.sleep import Sleep, Wakefulness
 from megatron_rlpr.rollout.vllm.weight_update import check_manifest, required_weights
 from megatron_rlpr.rollout.vllm.worker_load import Loaded, load_stream
 from megatron_rlpr.system import stop_signals
@@ -23,6 +24,7 @@ from megatron_rlpr.types import Response
 from megatron_rlpr.weights.receiver import Announcement, Confirmation, WeightHandoverError
 from megatron_rlpr.weights.transports.interface import InProcess, WeightSource
 
+_NO_WEIGHTS = "it was started with random ones (load_format=dummy) and has not been given the policy's yet"
 _STEPS_BETWEEN_AGREEMENTS = 16
 """Decoding steps after which the ranks of one engine ask each other whether to stop."""
 
@@ -52,7 +54,7 @@ class VllmEngine:
         self._vocab_size = config.vocab_size
         self.weight_version = 0
         """The hand-over that gave the engine its weights; 0 = the model folder's."""
-        self._unusable: str | None = None
+        self._unusable: str | None = _NO_WEIGHTS if settings.load_format == "dummy" else None
         self._broken = False
         process.prepare_environment()
         self._arguments = _arguments(settings, on_cpu)
@@ -72,6 +74,7 @@ class VllmEngine:
         # vLLM's clean-up would destroy the default process group, which is Megatron's too; the process's end is
         # clean-up enough
         self._llm.llm_engine.engine_core._finalizer.detach()
+        self._sleep = Sleep(self._llm)
         self._requests = self._no_requests(self._llm.llm_engine)
 
     def generate(
@@ -96,7 +99,7 @@ class VllmEngine:
             for number, request in enumerate(requests):
                 self.submit(str(number), request, sampling)
             for steps in itertools.count():
-                if not self._requests:
+                if not self._at_work():
                     break
                 self._stop_if_asked(steps)
                 for key, response in self.step():
@@ -112,9 +115,18 @@ class VllmEngine:
     def _no_requests(self, llm_engine: Any) -> RequestsInFlight:
         return RequestsInFlight(llm_engine, self._tokenizer, self._stop_ids, self.settings.raw_log_probs)
 
+    def _at_work(self) -> bool:
+        """Whether there is another step to do. Ranks that share experts step together, also those that are done."""
+        if self.settings.data_parallel_size == 1:
+            return bool(self._requests)
+        return bool(self._llm.llm_engine.has_unfinished_requests())
+
     def _stop_if_asked(self, steps: int) -> None:
         """Raise Stopped where the run was asked to stop, on all ranks of this engine after the same number of steps."""
-        if self.settings.tensor_parallel_size == 1:
+        if self.settings.data_parallel_size > 1:
+            if steps % _STEPS_BETWEEN_AGREEMENTS == 0:
+                stop_signals.agree()
+        elif self.settings.tensor_parallel_size == 1:
             stop_signals.check()
         elif steps % _STEPS_BETWEEN_AGREEMENTS == 0:
             from vllm.distributed import get_tp_group
@@ -157,8 +169,48 @@ class VllmEngine:
         limits.check_requests(requests, sampling.max_tokens, self.settings.max_model_len, self._vocab_size)
 
     def _check_usable(self) -> None:
+        if self._sleep.state is not Wakefulness.AWAKE:
+            raise RolloutError(f"the engine {self._sleep.state.value}: it generates again after the next hand-over")
         if self._unusable:
             raise RolloutError(f"the engine holds no usable weights: {self._unusable}")
+
+    @property
+    def asleep(self) -> bool:
+        """Whether it has given its memory up, or not all of it is back."""
+        return self._sleep.state is not Wakefulness.AWAKE
+
+    def sleep(self) -> None:
+        """Give up weights and cache until the next hand-over (`wake_weights`, `load`, `wake_cache`).
+
+        Without effect where `EngineSettings.sleep` is false or it sleeps already. RolloutError with requests in flight.
+        """
+        if not self.settings.sleep or self._sleep.state is Wakefulness.ASLEEP:
+            return
+        if self._requests:
+            raise RolloutError(f"the engine cannot sleep: it works on {len(self._requests)} submitted requests")
+        self._or_broken(self._sleep.sleep)
+        self._unusable = "it gave them up when it slept"
+
+    def wake_weights(self) -> None:
+        """Take memory for the weights that `load` brings; without effect where it does not sleep."""
+        if self._sleep.state is Wakefulness.ASLEEP:
+            self._or_broken(self._sleep.wake_weights)
+
+    def wake_cache(self) -> None:
+        """After `load`: take memory for the key/value cache; without effect where it is there."""
+        if self._sleep.state is not Wakefulness.AWAKE:
+            self._or_broken(self._sleep.wake_cache)
+
+    def _or_broken(self, change: Callable[[], None]) -> None:
+        """What vLLM did by half has to be rebuilt; what comes out of order changes nothing."""
+        before = self._sleep.state
+        try:
+            with process.engine_call(self.settings.enforce_eager):
+                change()
+        except Exception as error:
+            if self._sleep.state is not before:
+                self._broken, self._unusable = True, f"{error}"
+            raise
 
     def check_weights(self, announced: Announcement) -> None:
         """Raise WeightHandoverError unless this engine can take an update of exactly these names and shapes.
@@ -189,6 +241,8 @@ class VllmEngine:
         engine unusable until the next good load. The confirmation is of the tensors that were loaded, by all workers.
         """
         self.check_weights(announced)
+        if self._sleep.state is Wakefulness.ASLEEP:
+            raise WeightHandoverError("the engine is asleep: wake its weights first")
         version = announced.version
         self._unusable = f"hand-over {version} was interrupted"
         try:
@@ -225,7 +279,9 @@ class VllmEngine:
         """
         self._requests.abort()
         self._broken, self._unusable = True, "its new start was interrupted"
-        self._llm, self._requests = None, self._no_requests(None)  # frees the old one
+        if self.settings.sleep:
+            self._sleep.release()
+        self._llm, self._requests, self._sleep = None, self._no_requests(None), Sleep(None)  # frees the old one
         gc.collect()
         try:
             self._start()
@@ -243,6 +299,7 @@ def _arguments(settings: EngineSettings, on_cpu: bool) -> dict[str, Any]:
         backend = "external_launcher"
     on_device: dict[str, Any] = {
         "gpu_memory_utilization": settings.gpu_memory_utilization,
+        "enable_sleep_mode": settings.sleep,
         "max_num_batched_tokens": max(settings.max_model_len, 8192),
     }
     if on_cpu:
@@ -261,6 +318,9 @@ def _arguments(settings: EngineSettings, on_cpu: bool) -> dict[str, Any]:
         "max_model_len": settings.max_model_len,
         "max_num_seqs": settings.max_num_seqs,
         "enforce_eager": settings.enforce_eager,
+        "load_format": settings.load_format,
+        "enable_expert_parallel": settings.enable_expert_parallel,
+        "data_parallel_size": settings.data_parallel_size,
         "tensor_parallel_size": settings.tensor_parallel_size,
         "distributed_executor_backend": backend,
         "quantization": QUANTIZATIONS[settings.quantization],

@@ -52,6 +52,8 @@ def check_engine_fits(config: PretrainedConfig, settings: EngineSettings, *, on_
     longest = settings.max_model_len
     if settings.quantization == "fp8" and settings.dtype != "bfloat16":
         raise UserError(f"rollout.quantization=fp8 needs rollout.dtype=bfloat16, and the engine's is {settings.dtype}")
+    if settings.enable_expert_parallel and not _experts(config):
+        raise UserError("rollout.enable_expert_parallel=true: the model has no experts, remove it")
     if not on_cpu:
         return
     for key, usual in (("quantization", "none"), ("kv_cache_dtype", "auto")):
@@ -73,6 +75,11 @@ def check_engine_fits(config: PretrainedConfig, settings: EngineSettings, *, on_
             f"rollout.kv_cache_gb={settings.kv_cache_gb:g} cannot hold one sequence of {longest} tokens; it takes "
             f"{needed / 2**30:.3f} GiB"
         )
+
+
+def _experts(config: PretrainedConfig) -> int:
+    """Mixtral's name for their number, or Qwen's."""
+    return getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None) or 0
 
 
 def end_of_sequence_ids(

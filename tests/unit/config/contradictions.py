@@ -27,7 +27,7 @@ def contradictions(config: Config, world: int) -> list[str]:
     rounds, layout = actor.virtual_pipeline_model_parallel_size, actor.pipeline_model_parallel_layout
     # The layouts that are tried begin with a part of one layer and end with one that has all others.
     sizes = {1, LAYERS - 1} if layout else {LAYERS // (pipeline * rounds) or 1}
-    unit = actor.recompute_num_layers
+    unit, sharing = actor.recompute_num_layers, rollout.data_parallel_size * rollout.tensor_parallel_size
     reasons = {
         "ranks": world % (tensor * pipeline) != 0,
         "heads": KEY_VALUE_HEADS % tensor != 0 or KEY_VALUE_HEADS % rollout.tensor_parallel_size != 0,
@@ -46,6 +46,10 @@ def contradictions(config: Config, world: int) -> list[str]:
             or rollout.ray_address != ""
             or config.weights.transport != "auto"
         ),
+        "no GPUs to share": ray and rollout.sleep == "true",
+        "shared experts": rollout.data_parallel_size > 1
+        and (ray or not rollout.enable_expert_parallel or sharing != world),
+        "experts of engines": rollout.enable_expert_parallel and (engines or sharing == 1),
         "idle frequency": trainer.test_freq != DEFAULTS.trainer.test_freq and not data.val_files,
         "idle cap": reward.gt_tokens_one_more_adjusted and not reward.gt_tokens_one_more,
         "idle share": not config.tracking.reasoning_gain

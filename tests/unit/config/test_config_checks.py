@@ -95,6 +95,25 @@ def test_what_can_work_is_accepted(run: Run, overrides: list[str], world_size: i
             for left_out in ("rollout.top_p=0.8", "rollout.top_k=20")
         ),
         (["algorithm.importance_cap=-1"], 1, ["algorithm.importance_cap=-1", "at least 0"]),
+        (["rollout.placement=ray", "rollout.sleep=true"], 1, ["rollout.sleep=true", "GPUs of their own"]),
+        (["rollout.sleep=yes"], 1, ["rollout.sleep", "'auto', 'true', 'false'"]),
+        (
+            ["rollout.data_parallel_size=2", "rollout.enable_expert_parallel=true"],
+            3,
+            ["rollout.data_parallel_size=2", "all 3 processes"],
+        ),
+        (["rollout.data_parallel_size=2"], 2, ["rollout.data_parallel_size=2", "rollout.enable_expert_parallel=true"]),
+        (
+            ["rollout.placement=ray", "rollout.data_parallel_size=2", "rollout.enable_expert_parallel=true"],
+            2,
+            ["rollout.data_parallel_size=2", "rollout.placement=colocated"],
+        ),
+        (["rollout.enable_expert_parallel=true"], 1, ["rollout.enable_expert_parallel=true", "one rank"]),
+        (
+            ["rollout.enable_expert_parallel=true", "rollout.tensor_parallel_size=2"],
+            2,
+            ["rollout.enable_expert_parallel=true", "no experts"],
+        ),
         (["rollout.placement=ray", "rollout.engines=0"], 1, ["rollout.engines=0", "at least 1"]),
         (
             ["actor.tensor_model_parallel_size=3"],

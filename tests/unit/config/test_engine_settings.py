@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,3 +51,36 @@ def test_placement_changes_the_threads_of_an_engine_and_nothing_else() -> None:
     assert engine_settings(config) == replace(here, threads=2)
     assert here.threads == 3
     assert Path(here.model_path) == Path.cwd() / "model"
+
+
+@pytest.mark.parametrize(
+    ("on_gpu", "placement", "keys", "expected"),
+    [
+        (True, "colocated", {}, (True, 0.75, False, 512)),
+        (True, "ray", {}, (False, 0.4, False, 512)),
+        (True, "colocated", {"sleep": "false"}, (False, 0.4, False, 512)),
+        (False, "colocated", {}, (False, 0.4, True, 64)),
+        (False, "colocated", {"sleep": "true", "enforce_eager": "false"}, (True, 0.75, False, 64)),
+        (
+            True,
+            "colocated",
+            {"gpu_memory_utilization": 0.6, "enforce_eager": "true", "max_num_seqs": 7},
+            (True, 0.6, True, 7),
+        ),
+    ],
+)
+def test_what_is_not_set_follows_the_device_and_the_placement(
+    monkeypatch: pytest.MonkeyPatch, on_gpu: bool, placement: str, keys: dict[str, Any], expected: tuple[Any, ...]
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: on_gpu)
+    config = Config()
+    for name, value in {"placement": placement, **keys}.items():
+        setattr(config.rollout, name, value)
+    settings = engine_settings(config)
+    assert (
+        settings.sleep,
+        settings.gpu_memory_utilization,
+        settings.enforce_eager,
+        settings.max_num_seqs,
+    ) == expected
+    assert settings.load_format == "dummy", "a run's first hand-over comes before its first request"

@@ -52,6 +52,10 @@ def test_fp8_is_taken_where_the_gpu_computes_it(run: Run, gpu: Callable[..., Non
             ["actor.fp8_recipe=delayed", "actor.fp8_scoring=bf16", "actor.fp8_param=true"],
             ["delayed", "checkpoint", "actor.fp8_param=false"],
         ),
+        (
+            ["actor.fp8_param=true", "actor.use_distributed_optimizer=true", "actor.offload=all"],
+            ["actor.offload=all", "actor.offload=optimizer"],
+        ),
         (["actor.fp8_param=true"], ["actor.fp8_param=true", "actor.use_distributed_optimizer=true"]),
         (["actor.fp8_recipe=mxfp8"], ["mxfp8", "10.0", "9.0", "blockwise or tensorwise"]),
         (["actor.fp8_amax_history_len=4"], ["actor.fp8_amax_history_len=4", "no effect", "delayed"]),

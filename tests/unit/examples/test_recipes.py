@@ -10,6 +10,7 @@ import pytest
 from zero_weights import write_zeros
 
 from megatron_rlpr.config import checks
+from megatron_rlpr.config.checks.engine import engine_settings
 from megatron_rlpr.config.loading import load_config, resolved
 from megatron_rlpr.config.schema import Config
 from megatron_rlpr.data.dataset import samples_per_prompt
@@ -30,7 +31,6 @@ COMMON: dict[str, Any] = {
     "rollout.top_k": -1,
     "rollout.dtype": "bfloat16",
     "rollout.tensor_parallel_size": 2,
-    "rollout.enforce_eager": True,
     "reward.reward_manager": "prob",
     "reward.reward_type": "pr",
     "reward.splice": "text",
@@ -183,6 +183,19 @@ def test_a_recipe_has_the_values_of_its_column(name: str) -> None:
     column = NAMES.index(name)
     assert {key: values[key] for key in OWN} == {key: row[column] for key, row in OWN.items()}
     assert values["data.train_batch_size"] == 4 * values["actor.ppo_mini_batch_size"], "4 updates a step"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_lends_memory_between_the_phases_and_runs_engines_with_graphs(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    config = recipe(name)
+    settings = engine_settings(config)
+    assert (settings.sleep, settings.enforce_eager, settings.load_format) == (True, False, "dummy")
+    assert (settings.gpu_memory_utilization, settings.max_num_seqs) == (0.75, 512)
+    assert config.actor.offload == "optimizer"
+    assert config.actor.use_distributed_optimizer
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -180,6 +180,56 @@ def observe_updates(tested: VllmEngine, fresh: VllmEngine, folder: Path) -> dict
     return {**seen, "recovers_from_a_break_anywhere": recovered}
 
 
+def observe_sleep(folder: Path, other: Path) -> dict[str, Any]:
+    """An engine that starts with random weights and sleeps between hand-overs, against one that does neither.
+
+    folder: of the model; other: the same model with other weights. On a CPU vLLM frees nothing, so this ruins whatever
+    sleeps: a hand-over must bring all of it.
+    """
+    settings = EngineSettings(str(folder), "float32", max_model_len=256, max_num_seqs=16, kv_cache_gb=0.05)
+    tested = VllmEngine(replace(settings, sleep=True, load_format="dummy"))
+    manifest, tensors = weights_of(folder)
+    sent, short = requests(count=8), SamplingSettings(temperature=0.0, max_tokens=4)
+
+    def hand_over(version: int, of: dict[str, torch.Tensor]) -> str:
+        return error_of(lambda: tested.update_weights(Announcement(manifest, version), of.items()))
+
+    def asleep_and_ruined() -> bool:
+        tested.sleep()
+        tested._llm.collective_rpc(ruin)
+        return tested.asleep and tested._llm.llm_engine.is_sleeping()
+
+    expected = engine(folder, "float32").generate(sent, SAMPLED)
+    seen: dict[str, Any] = {"before_its_first_weights": error_of(lambda: tested.generate(sent, SAMPLED))}
+    cycles = []
+    for version in (1, 2):
+        cycle = [asleep_and_ruined(), error_of(lambda: tested.generate(sent, short)), hand_over(0, tensors)]
+        tested.sleep()  # again: nothing happens
+        tested.wake_weights()
+        cycle += [error_of(lambda: tested.submit("one", sent[0], short)), error_of(tested.sleep)]
+        cycle += [hand_over(version, tensors), error_of(lambda: tested.generate(sent, short))]
+        tested.wake_cache()
+        got = tested.generate(sent, SAMPLED)
+        same = [(r.token_ids, r.engine_log_probs) for r in got] == [(r.token_ids, r.engine_log_probs) for r in expected]
+        cycles.append([*cycle, same, tested.weight_version])
+    tested.submit("one", sent[0], short)
+    seen["in_flight"] = error_of(tested.sleep)
+    tested.abort()
+    tested.sleep()
+    tested.wake_weights()
+    with contextlib.suppress(Exception):
+        tested.update_weights(Announcement(manifest, 3), breaking(tensors, 2))
+    tested.rebuild()  # of an engine that is half awake
+    seen["rebuilt"] = [hand_over(3, weights_of(other)[1]), tested.asleep, len(tested.generate(sent, short))]
+    return {**seen, "cycles": cycles}
+
+
+def ruin(worker: Any) -> None:
+    """Make of all weights what nobody could work with."""
+    for parameter in worker.model_runner.get_model().parameters():
+        parameter.data.fill_(float("nan"))
+
+
 def failing_rebuild(tested: VllmEngine, sent: list[GenerationRequest]) -> list[str]:
     """A new start that fails, here because the model folder has gone, and what every later call says."""
     folder = Path(tested.settings.model_path)
@@ -231,6 +281,7 @@ def main(folder: Path) -> None:
                 "state_kept_by_the_start": kept,
                 "generation": generation,
                 "truncated": truncated,
+                "sleep": observe_sleep(folder / "llama_a", folder / "llama_b"),
                 "updates": updates,
             }
         )

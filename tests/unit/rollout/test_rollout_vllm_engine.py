@@ -173,3 +173,30 @@ def test_an_engine_that_could_not_be_rebuilt_says_so_until_it_is(update: dict[st
 @pytest.mark.parametrize("family", ["qwen3", "mistral", "gemma2"])
 def test_windows_soft_caps_and_norms_over_heads_survive_an_update(observed: dict[str, Any], family: str) -> None:
     assert observed["gaps_after_an_update"][family] < 1e-4
+
+
+def test_an_engine_that_starts_with_random_weights_waits_for_the_policys(observed: dict[str, Any]) -> None:
+    assert "random ones (load_format=dummy)" in observed["sleep"]["before_its_first_weights"]
+
+
+def test_an_engine_that_slept_answers_as_one_that_did_not_and_refuses_until_it_is_awake(
+    observed: dict[str, Any],
+) -> None:
+    for version, cycle in enumerate(observed["sleep"]["cycles"], 1):
+        asleep, asked, loaded, half_awake, sleeps_again, load, no_cache, same, has = cycle
+        assert asleep
+        assert asked == "RolloutError: the engine is asleep: it generates again after the next hand-over"
+        assert loaded == "WeightHandoverError: the engine is asleep: wake its weights first"
+        assert "has memory for its weights alone" in half_awake
+        assert sleeps_again == "RolloutError: the engine cannot fall asleep: it has memory for its weights alone"
+        assert load == "no error"
+        assert "has memory for its weights alone" in no_cache
+        assert (same, has) == (True, version)
+
+
+def test_an_engine_with_requests_does_not_sleep(observed: dict[str, Any]) -> None:
+    assert observed["sleep"]["in_flight"] == "RolloutError: the engine cannot sleep: it works on 1 submitted requests"
+
+
+def test_an_engine_that_was_made_anew_half_awake_works_after_its_next_hand_over(observed: dict[str, Any]) -> None:
+    assert observed["sleep"]["rebuilt"] == ["no error", False, 8]

@@ -133,6 +133,7 @@ _TABLE: dict[str, tuple[tuple[str, ...], ...]] = {
     "actor.cpu.openmp_loop": (
         ("llvmlite.binding.ffi.lib._fntab", "vLLM's start asks whatever modules hold for its __dict__"),
     ),
+    "actor.host_copies": (("torch.UntypedStorage._cdata", "which storage it is, also while it has no memory"),),
     "actor.model.tree_policy": (
         (
             "megatron.core.models.gpt.GPTModel._postprocess",
