@@ -8,7 +8,7 @@ FREE_TO_CHANGE = frozenset(
         *("rollout.placement", "rollout.engines", "rollout.tensor_parallel_size", "rollout.cpus_per_engine"),
         *("rollout.engine_timeout_s", "rollout.ray_address", "rollout.max_num_seqs", "rollout.kv_cache_gb"),
         *("rollout.gpu_memory_utilization", "rollout.enforce_eager", "rollout.sleep", "actor.offload"),
-        *("rollout.data_parallel_size", "rollout.enable_expert_parallel"),
+        *("rollout.deal", "rollout.data_parallel_size", "rollout.enable_expert_parallel"),
         *("actor.tensor_model_parallel_size", "actor.pipeline_model_parallel_size", "actor.sequence_parallel"),
         *("actor.virtual_pipeline_model_parallel_size", "actor.pipeline_model_parallel_layout"),
         *("actor.context_parallel_size", "actor.expert_model_parallel_size", "actor.use_distributed_optimizer"),

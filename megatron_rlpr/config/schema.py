@@ -120,6 +120,11 @@ class RolloutConfig:
         0, "0: on-policy; 1: generate the next step's first round while the policy trains (placement=ray)", Bounds(0, 1)
     )
     max_num_seqs: int = key(0, "sequences an engine decodes at once; 0: 512 on GPU, 64 on CPU", Bounds(0, 4096))
+    deal: Literal["auto", "in_advance", "outstanding_tokens"] = key(
+        "auto",
+        "when colocated engines get their prompts: all in advance, or as they have room, the one with the fewest "
+        "outstanding tokens first (Ray's always do); auto: the latter on GPU",
+    )
     kv_cache_gb: float = key(
         1.0, "memory for one engine's key/value cache on CPU, in GiB", Bounds(0, 10_000, low_open=True)
     )

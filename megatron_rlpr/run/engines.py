@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
+import torch
+
 from megatron_rlpr.config.checks.engine import engine_settings
 from megatron_rlpr.config.schema import Config
 from megatron_rlpr.data.prompt_source import PromptSource
@@ -35,7 +37,9 @@ def rollouts(config: Config, console: Console, clock: Clock) -> Rollouts:
         with console.phase(f"starting {config.rollout.engines} vLLM engines in Ray"):
             return RayRollouts(partial(_pool, config, console))
     with console.phase("starting vLLM"):
-        colocated = ColocatedRollouts(VllmEngine(engine_settings(config)), clock)
+        settings, deal = engine_settings(config), config.rollout.deal
+        as_there_is_room = deal == "outstanding_tokens" or (deal == "auto" and torch.cuda.is_available())
+        colocated = ColocatedRollouts(VllmEngine(settings), clock, settings.max_num_seqs if as_there_is_room else None)
         colocated.sleep()
         return colocated
 

@@ -39,7 +39,8 @@ def observe(models: Path, tensor_parallel_size: int) -> dict[str, Any]:
     settings = EngineSettings(
         str(models / "a"), "float32", 128, max_num_seqs=16, kv_cache_gb=0.05, tensor_parallel_size=tensor_parallel_size
     )
-    rollouts = ColocatedRollouts(VllmEngine(settings))
+    engine = VllmEngine(settings)
+    rollouts, one_by_one = ColocatedRollouts(engine), ColocatedRollouts(engine, room=3)
     token_ids = [tuple(range(200 + 10 * i, 240 + 10 * i)) for i in range(5)]
     prompts = [
         Prompt(index=20 + i, token_ids=ids, messages=(), reference_answer="", data_source="sums")
@@ -50,8 +51,8 @@ def observe(models: Path, tensor_parallel_size: int) -> dict[str, Any]:
     manifest = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     taken: list[str] = []
 
-    def groups(of: list[Prompt], step: int = 1) -> list[list[Any]]:
-        made = rollouts.generate(RolloutRequest(of, 3, step, 7, SamplingSettings(temperature=0.7, max_tokens=24)))
+    def groups(of: list[Prompt], step: int = 1, source: ColocatedRollouts = rollouts) -> list[list[Any]]:
+        made = source.generate(RolloutRequest(of, 3, step, 7, SamplingSettings(temperature=0.7, max_tokens=24)))
         return [
             [g.prompt.index, [[r.seed, r.token_ids, r.engine_log_probs, r.weight_versions] for r in g.responses]]
             for g in made
@@ -74,6 +75,8 @@ def observe(models: Path, tensor_parallel_size: int) -> dict[str, Any]:
     last = dist.get_world_size() - 1 if dist.is_initialized() else 0
     seen = {
         "groups": groups(prompts),
+        "as_there_is_room": groups(prompts, source=one_by_one),
+        "no_prompts": groups([], source=one_by_one),
         "fewer_prompts_than_engines": groups(prompts[:1]),
         "other_step": groups(prompts[:2], step=2),
         "prompt_twice": groups([prompts[0], prompts[0]]),
@@ -167,6 +170,17 @@ def test_the_layout_changes_neither_tokens_nor_seeds(observed: dict[str, Any], l
     alone, split = observed["1 process"][call], observed[layout][call]
     assert tokens(split) == tokens(alone)
     assert log_probs(split) == pytest.approx(log_probs(alone), abs=1e-4)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_when_an_engine_gets_its_prompts_changes_neither_tokens_nor_seeds(
+    observed: dict[str, Any], layout: str
+) -> None:
+    """Here one at a time, by what its engine has left to write."""
+    seen = observed[layout]
+    assert tokens(seen["as_there_is_room"]) == tokens(seen["groups"])
+    assert log_probs(seen["as_there_is_room"]) == pytest.approx(log_probs(seen["groups"]), abs=1e-4)
+    assert seen["no_prompts"] == []
 
 
 def test_other_steps_and_repeated_prompts_get_other_seeds(observed: dict[str, Any]) -> None:

@@ -100,6 +100,8 @@ def _idle_keys(config: Config) -> Iterator[str]:
     idle: dict[str, str] = {}
     if config.rollout.placement == "colocated":
         idle |= dict.fromkeys(_RAY_ONLY, "with rollout.placement=colocated: set rollout.placement=ray or remove it")
+    else:
+        idle["rollout.deal"] = "with rollout.placement=ray, whose engines get prompts as they have room: remove it"
     if not config.data.val_files:
         idle["trainer.test_freq"] = "without data.val_files"
     if not config.tracking.reasoning_gain:

@@ -6,7 +6,7 @@ rollouts        the first rank talks to the pool, all ranks get the groups and e
 pipeline        the next step's first round, while the policy trains
 pool            answers requests and streams new weights to the engines (weights.transports)
 request_queue   requests that wait, and tickets that collect the answers
-scheduler       keeps the engines at work and replaces those that die or hang; balancing: who gets the next prompt
+scheduler       keeps the engines at work and replaces those that die or hang
 engine          one engine as the trainer sees it
 heartbeat       whether one that has not answered yet is slow or hangs
 actor           the same engine in its own process

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from megatron_rlpr.rollout.balancing import Load, outstanding_tokens
 from megatron_rlpr.rollout.engine import EngineSettings
 from megatron_rlpr.rollout.ray.actor import HEARTBEAT, Advance, EngineActor, Request, Whereabouts
-from megatron_rlpr.rollout.ray.balancing import Load, outstanding_tokens
 from megatron_rlpr.rollout.ray.cluster import actor_environment, engine_resources
 from megatron_rlpr.rollout.ray.heartbeat import Silence
 from megatron_rlpr.weights.receiver import Announcement, WeightHandoverError

@@ -12,9 +12,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
+from megatron_rlpr.rollout.balancing import least_loaded
 from megatron_rlpr.rollout.engine import EngineSettings, RolloutError
 from megatron_rlpr.rollout.ray.actor import Advance, Refusal, Request
-from megatron_rlpr.rollout.ray.balancing import least_loaded
 from megatron_rlpr.rollout.ray.engine import Edition, PooledEngine
 from megatron_rlpr.rollout.ray.request_queue import RequestQueue
 from megatron_rlpr.weights.receiver import Announcement, Confirmation, WeightHandoverError

@@ -8,4 +8,5 @@ requests_in_flight  what it is working on
 weight_update       new weights are verified before and while they flow into it
 worker_load         what each of its workers does with them
 colocated           every rank (or tensor-parallel group of ranks) holds an engine; prompts are split over them
+dealing             which of them gets which prompt
 """

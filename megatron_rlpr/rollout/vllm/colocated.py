@@ -1,18 +1,20 @@
 """Rollouts from engines that live in the training processes.
 
-Every rank, or every tensor_parallel_size consecutive ranks, holds one engine. Whole prompts are dealt to the engines,
-so that the n responses of a prompt share its key/value blocks, and all groups come back to all ranks.
+Every rank, or every tensor_parallel_size consecutive ranks, holds one engine. Whole prompts are dealt to the engines
+(`dealing`), so that the n responses of a prompt share its key/value blocks, and all groups come back to all ranks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import torch
 import torch.distributed as dist
 
 from megatron_rlpr.rollout.engine import ProgressCallback
-from megatron_rlpr.rollout.requests import RolloutRequest, group_requests
+from megatron_rlpr.rollout.requests import GenerationRequest, RolloutRequest, SamplingSettings, group_requests
+from megatron_rlpr.rollout.vllm.dealing import STEPS_PER_ROUND, Deal
 from megatron_rlpr.rollout.vllm.engine import VllmEngine
 from megatron_rlpr.system.clock import Clock
 from megatron_rlpr.system.decisions import gather_or_raise, host_group
@@ -27,14 +29,16 @@ class ColocatedRollouts:
     engine must fail together, or its peers wait in the engine's own collective until that times out.
     """
 
-    def __init__(self, engine: VllmEngine, clock: Clock | None = None) -> None:
+    def __init__(self, engine: VllmEngine, clock: Clock | None = None, room: int | None = None) -> None:
         """engine: this rank's; its tensor_parallel_size divides the ranks (config.checks.pure refuses others).
 
+        room: sequences an engine is given at once (`dealing`); None: its whole share in advance.
         clock: gets the phases `sleep`, `wake_weights`, `load` and `wake_cache`, where engines sleep.
         Collective: makes a gloo group over all ranks for ids, texts and errors.
         """
         self._engine = engine
         self._clock = clock or Clock()
+        self._room = room
         tensor_parallel_size = engine.settings.tensor_parallel_size
         self._group = host_group()
         world_size, rank = (dist.get_world_size(), dist.get_rank()) if self._group is not None else (1, 0)
@@ -57,17 +61,40 @@ class ColocatedRollouts:
         on_progress sees this rank's own engine.
         """
         requests = group_requests(asked)
-        engine, place = divmod(self._rank, self._tensor_parallel_size)
-        mine = [request for group in requests[engine :: self._number_of_engines] for request in group]
+        sizes = [len(prompt.token_ids) + asked.sampling.max_tokens for prompt in asked.prompts]
+        deal = Deal(sizes, asked.n, self._number_of_engines, self._room)
+        found: dict[int, Response] = {}
+        progress = _Progress(on_progress)
+        try:
+            while len(found) < len(requests) * asked.n:
+                engine, place = divmod(self._rank, self._tensor_parallel_size)
+                mine = deal.give()[engine]
+                new = {prompt * asked.n + sample: r for prompt in mine for sample, r in enumerate(requests[prompt])}
+                progress.begin(len(new))
+                steps = None if deal.all_dealt else STEPS_PER_ROUND
+                outcomes = gather_or_raise(
+                    partial(self._work, new, asked.sampling, progress, steps, place == 0), self._group, "generation"
+                )
+                for number, (finished, written) in enumerate(outcomes[:: self._tensor_parallel_size]):
+                    found |= finished
+                    deal.took(number, finished, written)
+        except BaseException:
+            self._engine.abort()
+            raise
+        return asked.groups(found[number] for number in range(len(found)))
 
-        def work() -> list[Response]:
-            responses = self._engine.generate(mine, asked.sampling, on_progress)
-            return responses if place == 0 else []
-
-        results = gather_or_raise(work, self._group, "generation")
-        per_engine = [iter(responses) for responses in results[:: self._tensor_parallel_size]]
-        dealt = [per_engine[number % self._number_of_engines] for number in range(len(requests))]
-        return asked.groups(next(responses) for responses in dealt for _ in range(asked.n))
+    def _work(
+        self,
+        new: dict[int, GenerationRequest],
+        sampling: SamplingSettings,
+        progress: _Progress,
+        steps: int | None,
+        reports: bool,
+    ) -> tuple[dict[int, Response], int]:
+        """This rank's part of a round: what its engine finished, and the tokens of what it goes on with."""
+        finished = self._engine.work(new, sampling, progress.report, steps)
+        progress.end(finished.values())
+        return (finished, self._engine.in_flight[1]) if reports else ({}, 0)
 
     def update_weights(self, announced: Announcement, tensors: Iterable[tuple[str, torch.Tensor]]) -> Confirmation:
         """Hand the same full, HF-named weights to every engine; each rank passes its own view of the stream.
@@ -108,3 +135,26 @@ class ColocatedRollouts:
         """Start every engine anew; it has no usable weights before the next hand-over."""
         self.engines_replaced += self._number_of_engines
         gather_or_raise(self._engine.rebuild, self._group, "the new start of the engines")
+
+
+class _Progress:
+    """Adds up the rounds of one call for a callback that is told of all."""
+
+    def __init__(self, on_progress: ProgressCallback | None) -> None:
+        self._on_progress = on_progress
+        self._begun = self._done = self._tokens = 0
+
+    def begin(self, requests: int) -> None:
+        """So many requests more."""
+        self._begun += requests
+
+    def report(self, tokens: int, done: int) -> None:
+        """Of this round: tokens written, those in flight included, and requests finished."""
+        if self._on_progress is not None:
+            self._on_progress(self._tokens + tokens, self._done + done, self._begun)
+
+    def end(self, finished: Iterable[Response]) -> None:
+        """The round is over with these."""
+        for response in finished:
+            self._done += 1
+            self._tokens += len(response.token_ids)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -92,25 +92,44 @@ class VllmEngine:
         """
         if self._requests:
             raise RolloutError(f"the engine is still working on {len(self._requests)} submitted requests")
-        self._check(requests, sampling)
-        self._requests.shared_tokens = tokens = 0
-        finished: dict[str, Response] = {}
+        self._requests.shared_tokens = 0
+
+        def report(tokens: int, done: int) -> None:
+            if on_progress is not None:
+                on_progress(tokens, done, len(requests))
+
+        finished = self.work(dict(enumerate(requests)), sampling, report)
+        return [finished[number] for number in range(len(requests))]
+
+    def work(
+        self,
+        new: Mapping[int, GenerationRequest],
+        sampling: SamplingSettings,
+        report: Callable[[int, int], None],
+        most_steps: int | None = None,
+    ) -> dict[int, Response]:
+        """Begin new requests, by number, and decode until nothing is in flight, or for so many steps; what it finished.
+
+        report: called with the tokens written in this call and for what is in flight, and the requests finished.
+        """
+        self._check(list(new.values()), sampling)
+        finished: dict[int, Response] = {}
+        tokens = 0
         try:
-            for number, request in enumerate(requests):
+            for number, request in new.items():
                 self.submit(str(number), request, sampling)
-            for steps in itertools.count():
+            for steps in itertools.count() if most_steps is None else range(most_steps):
                 if not self._at_work():
                     break
                 self._stop_if_asked(steps)
                 for key, response in self.step():
-                    finished[key] = response
+                    finished[int(key)] = response
                     tokens += len(response.token_ids)
-                if on_progress is not None:
-                    on_progress(tokens + self._requests.tokens, len(finished), len(requests))
+                report(tokens + self._requests.tokens, len(finished))
         except BaseException:
             self.abort()
             raise
-        return [finished[str(number)] for number in range(len(requests))]
+        return finished
 
     def _no_requests(self, llm_engine: Any) -> RequestsInFlight:
         return RequestsInFlight(llm_engine, self._tokenizer, self._stop_ids, self.settings.raw_log_probs)

@@ -46,7 +46,7 @@ def contradictions(config: Config, world: int) -> list[str]:
             or rollout.ray_address != ""
             or config.weights.transport != "auto"
         ),
-        "no GPUs to share": ray and rollout.sleep == "true",
+        "no GPUs to share": ray and (rollout.sleep == "true" or rollout.deal != "auto"),
         "shared experts": rollout.data_parallel_size > 1
         and (ray or not rollout.enable_expert_parallel or sharing != world),
         "experts of engines": rollout.enable_expert_parallel and (engines or sharing == 1),

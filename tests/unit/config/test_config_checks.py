@@ -96,7 +96,7 @@ def test_what_can_work_is_accepted(run: Run, overrides: list[str], world_size: i
         ),
         (["algorithm.importance_cap=-1"], 1, ["algorithm.importance_cap=-1", "at least 0"]),
         (["rollout.placement=ray", "rollout.sleep=true"], 1, ["rollout.sleep=true", "GPUs of their own"]),
-        (["rollout.sleep=yes"], 1, ["rollout.sleep", "'auto', 'true', 'false'"]),
+        (["rollout.placement=ray", "rollout.deal=in_advance"], 1, ["rollout.deal=in_advance", "has no effect"]),
         (
             ["rollout.data_parallel_size=2", "rollout.enable_expert_parallel=true"],
             3,
