@@ -184,7 +184,9 @@ def test_the_updates_of_the_comparison_change_the_policy(policy: Facts, models: 
     started, ended = (
         load_file(file) for file in (models / KIND[model] / model / "model.safetensors", alone["weights"])
     )
-    assert all((ended[name] - started[name]).abs().max() > 1e-4 for name in ended)
+    moved = {name for name in ended if (ended[name] - started[name]).abs().max() > 1e-4}
+    assert {name for name in ended.keys() - moved if ".experts." not in name} == set()  # some experts get no token
+    assert len(moved) > len(ended) / 2
     assert 0 < alone["clip_fraction"][1] < 1
 
 
