@@ -65,6 +65,8 @@ def wrap_for_training(
     )
     for part in optimizer_parts(optimizer):
         begin(part)
+        if _holds_masters(part):
+            _masters_in_adam(part.optimizer)
     for weight in chain.from_iterable(chunk.parameters() for chunk in chunks):
         if hasattr(weight, "clear_high_precision_init_val"):
             weight.clear_high_precision_init_val()  # one in FP8 keeps its random initial values in bf16

@@ -1,10 +1,9 @@
 """The optimizer's part of a checkpoint: the same whether experts are spread over ranks or not.
 
 Megatron gives spread experts (expert parallelism above 1, or cut by other ranks than the layers) an optimizer of their
-own. Its tensors are named after the
-parameters in either case, so they load wherever the parameter went; what is missing when a checkpoint was written
-without that second optimizer is its bookkeeping, the same for both. Nor does it matter whether the state was sharded
-over data-parallel ranks (`optimizer_shards`).
+own. Its tensors are named after the parameters in either case, so they load wherever the parameter went; what is
+missing when a checkpoint was written without that second optimizer is its bookkeeping, the same for both. Nor does it
+matter whether the state was sharded over data-parallel ranks (`optimizer_shards`).
 """
 
 from __future__ import annotations
