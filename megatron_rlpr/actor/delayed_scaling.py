@@ -30,10 +30,18 @@ _LAYER = re.compile(r"(decoder\.layers\.)(\d+)(\..+)")
 
 
 def uncalibrated(chunks: Sequence[torch.nn.Module]) -> bool:
-    """Whether layers scale by delayed scaling and no rank has seen a gradient yet. Collective."""
+    """Whether layers scale by delayed scaling and no rank has seen a gradient yet. Collective.
+
+    Gradients leave maxima, and scales made from them: Transformer Engine clears the newest maximum, with a history of
+    one step all there is, once it has made a scale from it.
+    """
     if not _is_delayed(chunks):
         return False
-    seen = [tensor.max() for name, tensor in _state(chunks) if name.startswith("scaling_bwd.amax_history")]
+    seen = [
+        (tensor - 1).abs().max() if ".scale." in name else tensor.max()
+        for name, tensor in _state(chunks)
+        if name.startswith("scaling_bwd.")
+    ]
     largest = torch.stack(seen).max().to(device()) if seen else torch.zeros((), device=device())
     dist.all_reduce(largest, dist.ReduceOp.MAX)
     return float(largest) == 0

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from megatron_rlpr.actor import fp8
+from megatron_rlpr.actor.delayed_scaling import uncalibrated
 from megatron_rlpr.actor.policy import MegatronPolicy
 from megatron_rlpr.types import FloatArray
 from megatron_rlpr.weights.architectures import model_shape
@@ -134,6 +135,16 @@ def test_the_first_gradient_of_delayed_scaling_is_calibrated(models: Path) -> No
         for policy in (make_policy(models / "dense", precision) for precision in ("bf16", "delayed"))
     )
     assert second == pytest.approx(first, rel=0.05)
+
+
+@pytest.mark.parametrize("precision", ["delayed", "delayed, recompute, longest history"])
+def test_delayed_scaling_is_calibrated_once(models: Path, precision: str) -> None:
+    """A history of one step, the default, is empty again behind every update."""
+    policy = make_policy(models / "dense", precision)
+    assert uncalibrated(policy.chunks)
+    for _ in range(2):
+        update(policy, WANTED)
+        assert not uncalibrated(policy.chunks)
 
 
 def test_scores_in_bf16_are_those_of_a_policy_without_fp8(models: Path) -> None:
