@@ -255,6 +255,11 @@ def _fp8(actor: ActorConfig) -> Iterator[str]:
                 f"{delayed}, which Megatron-Core notes for all layers: set actor.first_last_layers_bf16=false or "
                 "choose another recipe"
             )
+        if actor.virtual_pipeline_model_parallel_size > 1:
+            yield (
+                f"{delayed}, which a virtual pipeline takes in another order: set "
+                "actor.virtual_pipeline_model_parallel_size=1 or choose another recipe"
+            )
     if actor.fp8_param and actor.offload == "all":
         yield "actor.offload=all moves plain weights, and actor.fp8_param=true has others: set actor.offload=optimizer"
     if actor.fp8_param and not actor.use_distributed_optimizer:

@@ -53,6 +53,13 @@ def test_fp8_is_taken_where_the_gpu_computes_it(run: Run, gpu: Callable[..., Non
             ["delayed", "checkpoint", "actor.fp8_param=false"],
         ),
         (
+            [
+                *("actor.fp8_recipe=delayed", "actor.fp8_scoring=bf16", "actor.pipeline_model_parallel_size=2"),
+                "actor.virtual_pipeline_model_parallel_size=2",
+            ],
+            ["delayed", "order", "actor.virtual_pipeline_model_parallel_size=1"],
+        ),
+        (
             ["actor.fp8_param=true", "actor.use_distributed_optimizer=true", "actor.offload=all"],
             ["actor.offload=all", "actor.offload=optimizer"],
         ),

@@ -25,7 +25,7 @@ from megatron_rlpr.types import UserError
 from tools.prepare_data import __main__ as prepare_data
 
 ROOT = Path(__file__).parents[3]
-LOGS = ("metrics.jsonl", "validation.jsonl")
+LOGS = ("metrics.jsonl", "validation.jsonl", "phases.jsonl")
 LONG = "x" * 40_000
 
 

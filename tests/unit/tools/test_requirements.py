@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).parents[3]
 FILES = sorted(path.name for path in (ROOT / "requirements").glob("*.txt"))
 FIRST_PARTY = {"megatron_rlpr", "checkpoint_conversion", "tools", "pretrain_rlpr", "tests"}
-ONLY_WITH_CUDA = {"transformer_engine", "apex"}
+ONLY_WITH_CUDA = {"transformer_engine", "apex", "triton"}
 
 
 def requirements(name: str) -> list[Requirement]:
