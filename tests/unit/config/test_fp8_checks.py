@@ -53,13 +53,6 @@ def test_fp8_is_taken_where_the_gpu_computes_it(run: Run, gpu: Callable[..., Non
             ["delayed", "checkpoint", "actor.fp8_param=false"],
         ),
         (
-            [
-                *("actor.fp8_recipe=delayed", "actor.fp8_scoring=bf16", "actor.pipeline_model_parallel_size=2"),
-                "actor.virtual_pipeline_model_parallel_size=2",
-            ],
-            ["delayed", "order", "actor.virtual_pipeline_model_parallel_size=1"],
-        ),
-        (
             ["actor.fp8_param=true", "actor.use_distributed_optimizer=true", "actor.offload=all"],
             ["actor.offload=all", "actor.offload=optimizer"],
         ),
@@ -100,6 +93,13 @@ def test_gpus_and_cuda_versions_without_a_recipe_are_named(
     gpu(capability, cuda)
     message = refusal(run(*FP8, f"actor.fp8_recipe={recipe}"))
     assert [part for part in named if part not in message] == [], message
+
+
+def test_delayed_scaling_is_refused_in_a_virtual_pipeline(run: Run, gpu: Callable[..., None]) -> None:
+    gpu()
+    delayed = ["actor.fp8_recipe=delayed", "actor.fp8_scoring=bf16", "actor.pipeline_model_parallel_size=2"]
+    message = refusal(run(*FP8, *delayed, "actor.virtual_pipeline_model_parallel_size=2"), 2)
+    assert "another order: set actor.virtual_pipeline_model_parallel_size=1 or choose another recipe" in message
 
 
 def test_fp8_sizes_are_checked_per_rank(run: Run, gpu: Callable[..., None]) -> None:
