@@ -47,19 +47,19 @@ DENSE_CASES = {
     "PP2": Case(2, "TP2 + SP", PP2),
     "DP2": Case(2, "PP2"),
     "TP2 x PP2": Case(4, "DP2", TP2 | PP2),
-    "PP2, uneven": Case(2, "TP2 x PP2", PP2 | {"pipeline_model_parallel_layout": "Et|t*3L"}),
-    "PP2 x VPP2": Case(2, "PP2, uneven", VPP2),
-    "PP2 x VPP2 x DP2": Case(4, "PP2 x VPP2", VPP2),
-    "TP2 + SP x PP2 x VPP2, full recompute": Case(4, "PP2 x VPP2 x DP2", TP2_SP | VPP2 | RECOMPUTE),
-    "TP4 + SP": Case(4, "TP2 + SP x PP2 x VPP2, full recompute", TP4_SP),
-    "1 process again": Case(1, "TP4 + SP"),
+    "PP2, uneven": Case(2, "TP2 x PP2", PP2 | {"pipeline_model_parallel_layout": "Et|t*3L"}, TIED_AND_BIASED),
+    "PP2 x VPP2": Case(2, "PP2, uneven", VPP2, TIED_AND_BIASED),
+    "PP2 x VPP2 x DP2": Case(4, "PP2 x VPP2", VPP2, TIED_AND_BIASED),
+    "TP2 + SP x PP2 x VPP2, full recompute": Case(4, "TP2 x PP2", TP2_SP | VPP2 | RECOMPUTE),
+    "TP4 + SP": Case(4, "TP2 + SP x PP2 x VPP2, full recompute", TP4_SP, ("qwen2 untied with biases", "qwen3")),
+    "1 process again": Case(1, "TP2 + SP x PP2 x VPP2, full recompute"),
     "bf16": Case(1, "bf16", {"dtype": "bfloat16"}),
     "DP2, distributed optimizer": Case(2, "DP2, distributed optimizer", SHARDED, TIED_AND_BIASED),
     "TP2, distributed optimizer": Case(2, "DP2, distributed optimizer", TP2 | SHARDED, TIED_AND_BIASED),
     "PP2 x VPP2 x DP2, distributed optimizer": Case(4, "TP2, distributed optimizer", VPP2 | SHARDED, TIED_AND_BIASED),
     "1 process, distributed optimizer": Case(1, "PP2 x VPP2 x DP2, distributed optimizer", SHARDED, TIED_AND_BIASED),
     "1 process, no longer distributed": Case(1, "DP2, distributed optimizer", {}, TIED_AND_BIASED),
-    "DP2, distributed from now on": Case(2, "TP2", SHARDED, TIED_AND_BIASED),
+    "DP2, distributed from now on": Case(2, "TP4 + SP", SHARDED, ("qwen2 untied with biases",)),
 }
 # Every layout with spread experts goes on from one that spreads them otherwise or not at all. Experts may be whole
 # where layers are cut, and cut where layers are whole.
@@ -68,16 +68,16 @@ EXPERT_CASES = {
     "TP2 + SP": Case(2, "1 process", TP2_SP),
     "EP2": Case(2, "TP2 + SP", EP2),
     "TP2 + SP x EP2": Case(4, "EP2", TP2_SP | EP2),
-    "TP2 + SP, EP2 x ETP1": Case(2, "TP2 + SP x EP2", TP2_SP | EP2 | ETP1),
-    "PP2 x EP2, full recompute": Case(4, "TP2 + SP, EP2 x ETP1", PP2 | EP2 | RECOMPUTE),
+    "TP2 + SP, EP2 x ETP1": Case(2, "TP2 + SP x EP2", TP2_SP | EP2 | ETP1, ("mixtral",)),
+    "PP2 x EP2, full recompute": Case(4, "TP2 + SP x EP2", PP2 | EP2 | RECOMPUTE),
     # Two layers for four parts: the first is the embedding alone, the last the head alone.
     "PP2 x VPP2 x EP2": Case(
         4, "PP2 x EP2, full recompute", VPP2 | EP2 | {"pipeline_model_parallel_layout": "E|t|t|L"}
     ),
-    "DP2, ETP2": Case(2, "PP2 x VPP2 x EP2", ETP2),
-    "1 process again": Case(1, "DP2, ETP2"),
-    "EP2, distributed optimizer": Case(2, "1 process again", EP2 | SHARDED),
-    "DP2, distributed optimizer": Case(2, "EP2, distributed optimizer", SHARDED),
+    "1 process again": Case(1, "PP2 x VPP2 x EP2"),
+    "DP2, ETP2": Case(2, "TP2 + SP, EP2 x ETP1", ETP2, ("mixtral",)),
+    "EP2, distributed optimizer": Case(2, "DP2, ETP2", EP2 | SHARDED, ("mixtral",)),
+    "DP2, distributed optimizer": Case(2, "EP2, distributed optimizer", SHARDED, ("mixtral",)),
 }
 # Every rank computes with the one key/value head, of which each stores a part.
 ONE_HEAD_CASES = {
