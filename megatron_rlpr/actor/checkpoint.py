@@ -79,7 +79,6 @@ class CheckpointStore:
         """
         self.settle()
         policy.memory.restore()
-        policy.gather_weights()
         first_rank_decides(lambda: self._begin(step, run_state))
         with self._writing(step):
             entries = checkpoint_entries(policy, is_loading=False)

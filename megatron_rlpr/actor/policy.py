@@ -13,7 +13,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from megatron.core.distributed import DistributedDataParallel
 
 from megatron_rlpr.actor import fp8
 from megatron_rlpr.actor.costs import cost_model
@@ -94,16 +93,9 @@ class MegatronPolicy:
         if self.optimizer is not None:
             weights_from_masters(self.optimizer)
 
-    def gather_weights(self) -> None:
-        """Have all of what the last update made, where Megatron left that to the next forward pass. Collective."""
-        for chunk in self._callables:
-            if isinstance(chunk, DistributedDataParallel) and chunk.ddp_config.overlap_param_gather:
-                chunk.start_param_sync(force_sync=True)
-
     def check_weights(self, fault: str) -> None:
         """Raise UserError on every rank when a weight of any is NaN or infinite; it begins with fault. Collective."""
         self.memory.restore_weights()
-        self.gather_weights()
 
         def check_mine() -> None:
             for chunk in self.chunks:

@@ -3,9 +3,6 @@ sharded head, and what a checkpoint goes on with."""
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from program_report import PROGRAMS, report_of
 from safetensors.torch import load_file
 from transformers import (
     AutoModelForCausalLM,
@@ -27,7 +25,6 @@ from transformers import (
 
 pytestmark = pytest.mark.distributed
 
-PROGRAMS = Path(__file__).parent / "programs"
 sys.path.insert(0, str(PROGRAMS))
 from layout_cases import CASES, SAVED_AFTER, TEMPERATURE, UPDATES, requests  # noqa: E402
 
@@ -103,15 +100,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def report(models: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     work = tmp_path_factory.mktemp("work")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    with (work / "output").open("w") as output:
-        command = [sys.executable, str(PROGRAMS / "actor_layouts.py"), str(models), str(work)]
-        code = subprocess.run(
-            command, stdout=output, stderr=subprocess.STDOUT, timeout=2400, env=environment, check=False
-        ).returncode
-    text = (work / "output").read_text()
-    assert code == 0, text[-4000:]
-    return json.loads(text.rpartition("RESULT ")[2])
+    return report_of("actor_layouts.py", work, models, work, timeout_s=2400)
 
 
 @pytest.fixture(scope="module")

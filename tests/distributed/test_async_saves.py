@@ -3,34 +3,22 @@ RLPR_SEED and RLPR_KILLS choose other moments and how many."""
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 from generated_cases import SEED
+from program_report import report_of
 
 pytestmark = pytest.mark.distributed
 
-PROGRAM = Path(__file__).parent / "programs" / "async_saves.py"
 KILLS = int(os.environ.get("RLPR_KILLS", "10"))
 
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     work = tmp_path_factory.mktemp("async_saves")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    with (work / "output").open("w") as output:
-        command = [sys.executable, str(PROGRAM), str(work), str(SEED), str(KILLS)]
-        code = subprocess.run(
-            command, stdout=output, stderr=subprocess.STDOUT, timeout=900, env=environment, check=False
-        ).returncode
-    text = (work / "output").read_text()
-    assert code == 0, text[-4000:]
-    return json.loads(text.rpartition("RESULT ")[2])
+    return report_of("async_saves.py", work, work, SEED, KILLS, timeout_s=900)
 
 
 def test_after_every_kill_the_newest_checkpoint_loads_bit_for_bit(report: dict[str, Any]) -> None:

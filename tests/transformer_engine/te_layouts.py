@@ -55,7 +55,7 @@ def observe_overlapped(observe: Any, case: Any, name: str, folder: Path, *rest: 
         return observe(case, name, folder, *rest)
     if not folder.name.startswith("llama"):
         return {}
-    from megatron_rlpr.actor import optimizer, policy
+    from megatron_rlpr.actor import checkpoint, optimizer, policy
 
     for config, options in (
         ("DistributedDataParallelConfig", {"overlap_grad_reduce": True, "overlap_param_gather": True}),
@@ -68,7 +68,15 @@ def observe_overlapped(observe: Any, case: Any, name: str, folder: Path, *rest: 
         chunks[0].config.no_sync_func = wrapped[0].no_sync  # all micro-batches but the last
         return wrapped, made
 
-    policy.wrap_for_training = wrap
+    save = checkpoint.CheckpointStore.save
+
+    def gather_and_save(store: Any, step: int, saved: Any, state: Any) -> Path:
+        """Until the next forward pass a rank has old copies of what others have updated."""
+        for chunk in saved._callables:
+            chunk.start_param_sync(force_sync=True)
+        return save(store, step, saved, state)
+
+    policy.wrap_for_training, checkpoint.CheckpointStore.save = wrap, gather_and_save
     return observe(case, name, folder, *rest)
 
 

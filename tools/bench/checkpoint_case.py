@@ -9,13 +9,13 @@ time, is left out. The device "meta" stands for the GPU.
 from __future__ import annotations
 
 import contextlib
+import pkgutil
 import queue
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
-from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -99,7 +99,10 @@ def run(cases: tuple[Case, ...] = CASES) -> dict[str, Any]:
 
 
 def _save(policy: MegatronPolicy) -> Any:
-    with TemporaryDirectory() as folder, patch.object(CheckpointShare, "_write"):
+    with (
+        TemporaryDirectory() as folder,
+        _replaced("megatron_rlpr.actor.checkpoint_share.CheckpointShare._write", lambda _: None),
+    ):
         return CheckpointShare(checkpoint_entries(policy, is_loading=False), Path(folder), in_background=True)
 
 
@@ -159,6 +162,19 @@ def _nbytes(entries: dict[str, Any]) -> int:
 
 
 @contextlib.contextmanager
+def _replaced(name: str, instead: Any) -> Iterator[None]:
+    """Until the end, what goes by this full name is something else: no other rank answers, and nothing is written."""
+    owner_name, _, attribute = name.rpartition(".")
+    owner = pkgutil.resolve_name(owner_name)
+    kept = getattr(owner, attribute)
+    setattr(owner, attribute, instead)
+    try:
+        yield
+    finally:
+        setattr(owner, attribute, kept)
+
+
+@contextlib.contextmanager
 def _first_rank(case: Case) -> Iterator[MegatronPolicy]:
     """The policy of the first rank, without storage; collectives do nothing."""
     actor = ActorConfig(
@@ -188,15 +204,15 @@ def _first_rank(case: Case) -> Iterator[MegatronPolicy]:
             nothing.format("state_dict_utils"): lambda *_, **__: None,
             nothing.format("strategies.fully_parallel"): lambda *_, **__: None,
         }.items():
-            stack.enter_context(patch(name, instead))
+            stack.enter_context(_replaced(name, instead))
         dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=ranks)
         layout = parallel.initialize(actor, seed=1)
-        stack.enter_context(patch("torch.cuda.current_device", lambda: GPU))
+        stack.enter_context(_replaced("torch.cuda.current_device", lambda: GPU))
         named = torch.Tensor.type  # by which Megatron tells fp32 from bf16
         stack.enter_context(
-            patch("torch.Tensor.type", lambda tensor: named(tensor).replace("torch.meta.", "torch.cuda."))
+            _replaced("torch.Tensor.type", lambda tensor: named(tensor).replace("torch.meta.", "torch.cuda."))
         )
-        stack.enter_context(patch("torch.Tensor.cuda", lambda tensor: torch.empty_like(tensor, device=GPU)))
+        stack.enter_context(_replaced("torch.Tensor.cuda", lambda tensor: torch.empty_like(tensor, device=GPU)))
         with FakeTensorMode(allow_non_fake_inputs=True):
             with GPU:
                 policy = MegatronPolicy(model_shape(case.config), actor, layout, temperature=1.0)

@@ -78,11 +78,11 @@ def cascade(nodes: Nodes, device: torch.device, shortest_level: int = SHORTEST_L
 def _on_themselves(nodes: Nodes, above: list[IntArray], device: torch.device) -> CascadeCall:
     """above: of every node, the keys before its own."""
     call = _call(nodes.start, nodes.stop, nodes.start, nodes.stop, device, causal=True)
+    if not any(len(keys) for keys in above):
+        return call
     own = [np.arange(*ends) for ends in zip(nodes.start, nodes.stop, strict=True)]
     keys = [np.concatenate(both) for both in zip(above, own, strict=True)]
     lengths = [len(of_node) for of_node in keys]
-    if sum(lengths) == nodes.stop[-1]:
-        return call
     return replace(
         call,
         keys=to_device(np.concatenate(keys), device),
