@@ -44,10 +44,10 @@ class CheckpointShare:
         )
         gather_or_raise(lambda: self._copy(in_background), dist.group.WORLD, "copying the checkpoint to the host")
         if in_background:
-            self._thread = threading.Thread(target=self._write, name="checkpoint", daemon=True)
+            self._thread = threading.Thread(target=self.write, name="checkpoint", daemon=True)
             self._thread.start()
         else:
-            self._write()
+            self.write()
 
     @property
     def written(self) -> bool:
@@ -86,7 +86,8 @@ class CheckpointShare:
             buckets[number] = (path, name, (objects, tensors))
         torch.cuda.synchronize()
 
-    def _write(self) -> None:
+    def write(self) -> None:
+        """Write this rank's files, or leave for `finish` why it could not. Called once, by this class."""
         if self._request.async_fn is None:
             return  # other ranks write all that this one holds
         try:

@@ -101,7 +101,7 @@ def run(cases: tuple[Case, ...] = CASES) -> dict[str, Any]:
 def _save(policy: MegatronPolicy) -> Any:
     with (
         TemporaryDirectory() as folder,
-        _replaced("megatron_rlpr.actor.checkpoint_share.CheckpointShare._write", lambda _: None),
+        _replaced("megatron_rlpr.actor.checkpoint_share.CheckpointShare.write", lambda _: None),
     ):
         return CheckpointShare(checkpoint_entries(policy, is_loading=False), Path(folder), in_background=True)
 
