@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 from transformers import LlamaConfig
+from warm_start import run
 
 from megatron_rlpr.reward.base_probability import BaseProbabilityTable
 from megatron_rlpr.run.folder import RunFolder
@@ -57,11 +55,8 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         table = BaseProbabilityTable(SETTINGS, folder.base_probabilities("train"))
         table.record(Prompt(rank, (), (), "", ""), 0.5)
         table.save()
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
-    command = [*torchrun, str(PROGRAM), str(TOKENIZER), str(place), str(place / "model")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=1200, env=environment)
-    assert done.returncode == 0, done.stderr[-4000:]
+    status, output = run(str(PROGRAM), [TOKENIZER, place, place / "model"], place / "log", ranks=2)
+    assert status == 0, output[-4000:]
     return [json.loads((place / str(rank) / "found.json").read_text()) for rank in range(2)]
 
 

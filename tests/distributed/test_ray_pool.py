@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from warm_start import run
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "unit" / "rollout"))
@@ -24,15 +23,8 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     models = save_two_llamas(tmp_path_factory.mktemp("models"))
     result = models / "result.json"
     program = ROOT / "tests" / "distributed" / "programs" / "ray_pool.py"
-    run = subprocess.run(
-        [sys.executable, str(program), str(models), str(result)],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=1500,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr[-4000:]
+    status, output = run(str(program), [models, result], models / "log", ray_workers=True)
+    assert status == 0, output[-4000:]
     return json.loads(result.read_text())
 
 

@@ -4,13 +4,12 @@ had happened."""
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from warm_start import run
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "unit" / "rollout"))
@@ -25,24 +24,8 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
     models = save_two_llamas(tmp_path_factory.mktemp("models"))
     program = ROOT / "tests" / "distributed" / "programs" / "ray_ranks.py"
-    run = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc-per-node=2",
-            str(program),
-            str(models),
-            str(models / "result"),
-        ],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=1500,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr[-6000:]
+    status, output = run(str(program), [models, models / "result"], models / "log", ranks=2, ray_workers=True)
+    assert status == 0, output[-6000:]
     return [json.loads((models / f"result.{rank}.json").read_text()) for rank in range(2)]
 
 

@@ -1,13 +1,12 @@
 """Engines of several ranks act as one: same groups everywhere, whatever the layout; one rank's error is everybody's.
 
-Run as a script by torchrun, this file is one rank:  test_rollout_colocated.py MODELS TENSOR_PARALLEL_SIZE RESULT
+Run as a script, this file is one rank:  test_rollout_colocated.py MODELS TENSOR_PARALLEL_SIZE RESULT
 """
 
 from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -116,29 +115,18 @@ def main(models: Path, tensor_parallel_size: int, result: Path) -> None:
 @pytest.fixture(scope="module")
 def observed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     from tiny_models import save_llama
+    from warm_start import run  # not known to a rank, which is this file as well
 
     models = tmp_path_factory.mktemp("models")
     save_llama(models / "a", 0)
     save_llama(models / "b", 1)
     segments = set(Path("/dev/shm").glob("*cpushm*"))
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     results = {}
     for layout, (world_size, tensor_parallel_size) in LAYOUTS.items():
         result = models / f"{layout}.json"
-        torchrun = (
-            ["-m", "torch.distributed.run", "--nproc-per-node", str(world_size), "--standalone"]
-            if world_size > 1
-            else []
-        )
-        run = subprocess.run(
-            [sys.executable, *torchrun, __file__, str(models), str(tensor_parallel_size), str(result)],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=1200,
-            check=False,
-        )
-        assert run.returncode == 0, f"{layout}: {run.stderr[-4000:]}"
+        ranks = world_size if world_size > 1 else 0
+        status, output = run(__file__, [models, tensor_parallel_size, result], models / "log", ranks)
+        assert status == 0, f"{layout}: {output[-4000:]}"
         results[layout] = json.loads(result.read_text())
     assert set(Path("/dev/shm").glob("megatron_rlpr_*cpushm*")) <= segments, "shared memory is left behind"
     return results

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from program_report import report_of
 from safetensors.torch import save_file
 from transformers import (
     AutoModelForCausalLM,
@@ -115,13 +112,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     models, work = tmp_path_factory.mktemp("models"), tmp_path_factory.mktemp("work")
     for name, config in MODELS.items():
         make_model(config, models / name)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
-    command = [sys.executable, str(PROGRAM), str(models), str(work)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=1200, env=environment)
-    assert done.returncode == 0, done.stderr[-4000:]
-    (line,) = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    found: dict[str, Any] = json.loads(line.removeprefix("RESULT "))
-    return found
+    return report_of("weight_layouts.py", tmp_path_factory.mktemp("output"), models, work, timeout_s=1200)
 
 
 def ranks(report: dict[str, Any], layout: str, model: str) -> list[dict[str, Any]]:

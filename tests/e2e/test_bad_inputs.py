@@ -96,14 +96,7 @@ def shallow_model(folder: Path) -> Path:
 def test_refused_with_the_place_of_the_mistake(
     workplace: Workplace, undisturbed: str, mistake: Callable[[Workplace, Path], list[str]], named: str, tmp_path: Path
 ) -> None:
-    command = [
-        sys.executable,
-        "pretrain_rlpr.py",
-        *workplace.arguments,
-        "trainer.name=bad",
-        *mistake(workplace, tmp_path),
-    ]
-    status, output = run(command, tmp_path / "log")
+    status, output = workplace.start_warm("bad", 0, *mistake(workplace, tmp_path))
     assert status == 2, output[-3000:]
     errors = [line for line in output.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
@@ -151,7 +144,7 @@ def test_a_run_that_learns_nothing_stops_in_one_line(workplace: Workplace, undis
     save_file(tensors, model / "model.safetensors", {"format": "pt"})
     stored = f"rollout.replay={workplace.run_folder(undisturbed) / 'rollouts'}"
     settings = ("filter.enabled=false", "actor.lr_warmup_steps=0", "trainer.save_freq=1", "trainer.keep_last=9")
-    status, output = workplace.start("lost", 0, stored, *settings, f"model.path={model}")
+    status, output = workplace.start_warm("lost", 0, stored, *settings, f"model.path={model}")
     assert status == 2, output[-3000:]
     errors = [line for line in output.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from forked_ranks import ForkedRanks
 from generated_runs import STEPS, make_place, replay, write_stored
 from safetensors.torch import load_file, save_file
 from same_run import assert_same_run
 from tiny_policy import row, write_rows
 from training_runs import Workplace
+from warm_start import run
 
 from checkpoint_conversion.megatron_to_hf import convert
 from megatron_rlpr.config.loading import load_config
@@ -52,21 +52,17 @@ def arguments(place: Workplace, name: str, *overrides: str) -> list[str]:
     ]
 
 
-def start(ranks: ForkedRanks, place: Workplace, name: str, *overrides: str) -> tuple[int, str]:
+def start(place: Workplace, name: str, *overrides: str) -> tuple[int, str]:
     """Exit status and output of a run of one rank."""
     log = place.folder / f"{name}.log"
-    log.unlink(missing_ok=True)
-    ranks.start(arguments(place, name, *overrides), 1, log, place.folder / "numba")
-    statuses = ranks.ended(300)
-    output = log.read_text(errors="replace")
-    assert statuses is not None, output[-4000:]
-    return statuses[0], output
+    numba_cache = {"NUMBA_CACHE_DIR": str(place.folder / "numba")}
+    return run("pretrain_rlpr.py", arguments(place, name, *overrides), log, 1, numba_cache)
 
 
 @pytest.fixture(scope="module")
-def whole(ranks: ForkedRanks, place: Workplace) -> str:
+def whole(place: Workplace) -> str:
     for name in ("warm", "whole"):  # the first one compiles the loops
-        status, output = start(ranks, place, name)
+        status, output = start(place, name)
         assert status == 0, output[-4000:]
     return "whole"
 
@@ -91,12 +87,12 @@ def reseal(checkpoint: Path) -> None:
 
 
 def test_a_flipped_bit_in_the_newest_weights_costs_a_step_and_no_number(
-    ranks: ForkedRanks, place: Workplace, copied: Path, whole: str
+    place: Workplace, copied: Path, whole: str
 ) -> None:
     """With the model in another folder, which plays no part."""
     checkpoints = copied / "checkpoints"
     flip_a_bit(next((checkpoints / LAST / "megatron").glob("*.distcp")))
-    status, output = start(ranks, place, "copied", f"model.path={place.folder / 'moved_model'}", "trainer.keep_last=1")
+    status, output = start(place, "copied", f"model.path={place.folder / 'moved_model'}", "trainer.keep_last=1")
     assert status == 0, output[-4000:]
     said = f"{checkpoints / LAST} is damaged (megatron/"
     assert [
@@ -159,7 +155,6 @@ def nothing(_: Path) -> None:
     ],
 )
 def test_what_may_not_go_on_is_refused_in_one_line_and_changes_nothing(
-    ranks: ForkedRanks,
     place: Workplace,
     copied: Path,
     damage: Callable[[Path], None],
@@ -172,7 +167,7 @@ def test_what_may_not_go_on_is_refused_in_one_line_and_changes_nothing(
         return {path: path.read_bytes() for path in copied.rglob("*") if path.is_file() and path.name != "lock"}
 
     before = content()
-    status, output = start(ranks, place, "copied", *(text.format(folder=place.folder) for text in overrides))
+    status, output = start(place, "copied", *(text.format(folder=place.folder) for text in overrides))
     assert status == 2, output[-4000:]
     errors = [line for line in output.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
@@ -181,11 +176,9 @@ def test_what_may_not_go_on_is_refused_in_one_line_and_changes_nothing(
     assert content() == before
 
 
-def test_a_change_that_is_allowed_is_said_and_the_history_of_settings_is_kept(
-    ranks: ForkedRanks, place: Workplace, copied: Path
-) -> None:
+def test_a_change_that_is_allowed_is_said_and_the_history_of_settings_is_kept(place: Workplace, copied: Path) -> None:
     shutil.rmtree(copied / "checkpoints" / LAST)
-    status, output = start(ranks, place, "copied", "actor.lr=0.5", "trainer.allow_config_change=true")
+    status, output = start(place, "copied", "actor.lr=0.5", "trainer.allow_config_change=true")
     assert status == 0, output[-4000:]
     assert f"changed after step {STEPS - 1}: actor.lr was 0.0001, is 0.5" in output
     assert place.metrics("copied")[-1]["actor/lr"] == 0.5
@@ -204,13 +197,11 @@ def test_a_change_that_is_allowed_is_said_and_the_history_of_settings_is_kept(
         ("std_filter", "the checkpoint's std-filter state has keys []"),
     ],
 )
-def test_a_state_that_cannot_be_restored_is_no_traceback(
-    ranks: ForkedRanks, place: Workplace, copied: Path, part: str, said: str
-) -> None:
+def test_a_state_that_cannot_be_restored_is_no_traceback(place: Workplace, copied: Path, part: str, said: str) -> None:
     """Every part is an object, as it should be, but one of them is empty."""
     state = json.loads((copied / "checkpoints" / LAST / "run_state.json").read_text())
     foreign_state(json.dumps({**state, part: {}}))(copied / "checkpoints")
-    status, output = start(ranks, place, "copied")
+    status, output = start(place, "copied")
     assert status == 2, output[-4000:]
     assert said in output
     assert "Traceback" not in output

@@ -25,7 +25,7 @@ def pieces(workplace: Workplace) -> list[Path]:
 def test_no_finished_prompt_is_answered_again_and_the_table_is_the_same(workplace: Workplace, undisturbed: str) -> None:
     """The training that nothing happened to has validated the same weights. A mark in what was stored before the kill
     is still there afterwards."""
-    status, _ = workplace.start(NAME, 0, *ARGUMENTS, stop_when=lambda: len(pieces(workplace)) > 1)
+    status, _ = workplace.start_warm(NAME, 0, *ARGUMENTS, kill_when=lambda: len(pieces(workplace)) > 1)
     assert status < 0, "it was killed"
     stored = pieces(workplace)
     for piece in stored:

@@ -12,11 +12,11 @@ import time
 from pathlib import Path
 
 import pytest
-from forked_ranks import KILLED, ForkedRanks
 from generated_cases import SEED
 from generated_runs import make_place, replay
 from same_run import assert_same_run
 from training_runs import Workplace
+from warm_start import KILLED, Started, start
 
 pytestmark = pytest.mark.e2e
 
@@ -53,21 +53,24 @@ def settings(dice: random.Random, place: Workplace) -> list[str]:
     ]
 
 
-def finish(ranks: ForkedRanks, argv: list[str], log: Path, numba_cache: Path) -> float:
+def train(argv: list[str], log: Path, numba_cache: Path) -> Started:
+    return start("pretrain_rlpr.py", argv, log, 2, {"NUMBA_CACHE_DIR": str(numba_cache)})
+
+
+def finish(argv: list[str], log: Path, numba_cache: Path) -> float:
     """Run to the end; the seconds that it took."""
-    start = time.monotonic()
-    ranks.start(argv, 2, log, numba_cache)
-    statuses = ranks.ended(START_LIMIT_S)
+    began = time.monotonic()
+    statuses = train(argv, log, numba_cache).ended(START_LIMIT_S)
     assert statuses == [0, 0], f"{statuses}: {log.read_text(errors='replace')[-4000:]}"
-    return time.monotonic() - start
+    return time.monotonic() - began
 
 
-def kill(ranks: ForkedRanks, argv: list[str], log: Path, numba_cache: Path, after_s: float, victims: list[int]) -> bool:
+def kill(argv: list[str], log: Path, numba_cache: Path, after_s: float, victims: list[int]) -> bool:
     """Start and send SIGKILL to the victims (rank numbers), then to whoever is left, as a torchrun would soon.
 
     False when the run ended before.
     """
-    ranks.start(argv, 2, log, numba_cache)
+    ranks = train(argv, log, numba_cache)
     if (statuses := ranks.ended(after_s)) is not None:
         assert statuses == [0, 0], f"{statuses}: {log.read_text(errors='replace')[-4000:]}"
         return False
@@ -81,15 +84,13 @@ def kill(ranks: ForkedRanks, argv: list[str], log: Path, numba_cache: Path, afte
 
 
 @pytest.mark.parametrize("number", range(-(-KILLS // KILLS_OF_A_RUN)))
-def test_a_run_that_is_killed_again_and_again_equals_the_undisturbed_one(
-    ranks: ForkedRanks, place: Workplace, number: int
-) -> None:
+def test_a_run_that_is_killed_again_and_again_equals_the_undisturbed_one(place: Workplace, number: int) -> None:
     dice = random.Random(f"{SEED}/{number}")
     argv = settings(dice, place)
     warm = place.folder / "numba"
     if not warm.exists():
-        finish(ranks, [*argv, "trainer.name=warm"], place.folder / "warm.log", warm)
-    seconds = finish(ranks, [*argv, f"trainer.name=truth_{number}"], place.folder / "truth.log", warm)
+        finish([*argv, "trainer.name=warm"], place.folder / "warm.log", warm)
+    seconds = finish([*argv, f"trainer.name=truth_{number}"], place.folder / "truth.log", warm)
     kills, left = 0, min(KILLS_OF_A_RUN, KILLS - number * KILLS_OF_A_RUN)
     for attempt in range(3 * left):
         if kills == left:
@@ -99,9 +100,9 @@ def test_a_run_that_is_killed_again_and_again_equals_the_undisturbed_one(
         log = place.folder / f"{name}.log"
         mine = [*argv, f"trainer.name={name}"]
         while kills < left and kill(
-            ranks, mine, log, numba_cache, dice.uniform(0.1, seconds), dice.choice([[0, 1], [0], [1]])
+            mine, log, numba_cache, dice.uniform(0.1, seconds), dice.choice([[0, 1], [0], [1]])
         ):
             kills += 1
-        finish(ranks, mine, log, numba_cache)
+        finish(mine, log, numba_cache)
         assert_same_run(place, name, f"truth_{number}")
     assert kills == left, "the runs ended before they could be killed"

@@ -58,7 +58,7 @@ def in_ray(workplace: Workplace) -> str:
                 killed.append(engine.pid)
         return False
 
-    status, output = workplace.start("in_ray", 0, *RAY, stop_when=kill_one)
+    status, output = workplace.start_warm("in_ray", 0, *RAY, kill_when=kill_one, ray_workers=True)
     assert status == 0, output[-4000:]
     assert killed
     assert "it is started again" in output
@@ -102,8 +102,8 @@ def test_the_run_is_the_same_although_an_engine_died(workplace: Workplace, undis
 def pipelined(workplace: Workplace) -> str:
     """A pipelined run on one engine of two workers: killed after the third step, with all it had started, and gone
     on."""
-    workplace.start(
-        "pipelined", 0, *PIPELINE, stop_when=after_step(workplace, "pipelined", 3)
+    workplace.start_warm(
+        "pipelined", 0, *PIPELINE, kill_when=after_step(workplace, "pipelined", 3)
     )  # fails if anything lives on
     assert 0 < len(workplace.metrics("pipelined")) < STEPS
     workplace.train("pipelined", 0, *PIPELINE)

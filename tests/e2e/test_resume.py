@@ -22,7 +22,10 @@ def killed(workplace: Workplace, name: str, ranks: int, happened: Callable[[Path
     for _ in range(5):
         shutil.rmtree(workplace.run_folder(name), ignore_errors=True)
         folder = workplace.run_folder(name) / "checkpoints"
-        status, _ = workplace.start(name, ranks, *overrides, stop_when=lambda: happened(folder))  # noqa: B023
+        if ranks:
+            status, _ = workplace.start(name, ranks, *overrides, stop_when=lambda: happened(folder))  # noqa: B023
+        else:
+            status, _ = workplace.start_warm(name, 0, *overrides, kill_when=lambda: happened(folder))  # noqa: B023
         if status != 0 and happened(folder) and f"step_{STEPS:06d}" not in workplace.checkpoints(name):
             return
     raise AssertionError(f"{name} was never killed in time")

@@ -231,7 +231,8 @@ def test_everything_else_at_once(workplace: Workplace, tmp_path: Path) -> None:
         "tracking.wandb=true",
     ]
     name = "everything"
-    output = workplace.train(name, 2, *overrides, WANDB_MODE="offline")
+    status, output = workplace.start(name, 2, *overrides, WANDB_MODE="offline")
+    assert status == 0, output[-4000:]
     assert "2 ranks" in output
     metrics = workplace.metrics(name)
     assert len(metrics) == 3

@@ -1,5 +1,4 @@
-"""Start trainings as a user does, in processes of their own, output to a file, a time limit always; read what they
-leave."""
+"""Start trainings as a user does or in warm processes, output to a file, a time limit always; read what they leave."""
 
 from __future__ import annotations
 
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import warm_start
 
 ROOT = Path(__file__).parents[2]
 RECIPE = Path(__file__).with_name("tiny.yaml")
@@ -23,7 +23,7 @@ STEPS = 6
 LAST_RESORT_S = 1500
 """What takes so long hangs, however busy the machine is."""
 AT_ONCE = 2
-"""Trainings of one process side by side: starting them is work for one core each."""
+"""Trainings side by side: what starts in one process is work for one core."""
 MEASURED = ("time/", "tokens/s", "memory/")
 """Starts of the metrics that no two runs share."""
 
@@ -70,8 +70,9 @@ class Workplace:
         return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
 
     def train(self, name: str, ranks: int, *overrides: str, **environment: str) -> str:
-        """A whole training; returns its output and fails with it when the exit status is not 0."""
-        status, output = self.start(name, ranks, *overrides, **environment)
+        """A whole training in warm processes (warm_start.py); returns its output and fails with it when the exit
+        status is not 0."""
+        status, output = self.start_warm(name, ranks, *overrides, **environment)
         assert status == 0, output[-4000:]
         return output
 
@@ -91,10 +92,29 @@ class Workplace:
         stop_with: signal.Signals = signal.SIGKILL,
         **environment: str,
     ) -> tuple[int, str]:
-        """Run until it ends, or until stop_when holds: then it is signalled (see `run`). ranks=0: without torchrun."""
+        """Run as a user does, in a new process, until it ends, or until stop_when holds: then it is signalled (see
+        `run`). ranks=0: without torchrun."""
         torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks else []
-        command = [sys.executable, *torchrun, "pretrain_rlpr.py", *self.arguments, f"trainer.name={name}", *overrides]
+        command = [sys.executable, *torchrun, "pretrain_rlpr.py", *self._of_run(name, overrides)]
         return run(command, self.folder / f"{name}.log", stop_when, stop_with, **environment)
+
+    def start_warm(
+        self,
+        name: str,
+        ranks: int,
+        *overrides: str,
+        kill_when: Callable[[], bool] | None = None,
+        ray_workers: bool = False,
+        **environment: str,
+    ) -> tuple[int, str]:
+        """As `start`, in warm processes; the signal is SIGKILL, to the first rank. ray_workers: see warm_start.py."""
+        arguments, log = self._of_run(name, overrides), self.folder / f"{name}.log"
+        log.unlink(missing_ok=True)
+        ranks_of_it = warm_start.start("pretrain_rlpr.py", arguments, log, ranks, environment, ray_workers)
+        return _until_the_end(ranks_of_it.processes[0], ranks_of_it.poll, log, kill_when, signal.SIGKILL)
+
+    def _of_run(self, name: str, overrides: Sequence[str]) -> list[str]:
+        return [*self.arguments, f"trainer.name={name}", *overrides]
 
 
 def records(path: Path) -> list[dict[str, Any]]:
@@ -118,22 +138,37 @@ def run(
         process = subprocess.Popen(
             command, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=everything
         )
+    return _until_the_end(process.pid, process.poll, log, stop_when, stop_with)
+
+
+def _until_the_end(
+    process: int,
+    poll: Callable[[], int | None],
+    log: Path,
+    stop_when: Callable[[], bool] | None,
+    stop_with: signal.Signals,
+) -> tuple[int, str]:
     deadline = time.monotonic() + LAST_RESORT_S
-    while process.poll() is None and time.monotonic() < deadline and not (stop_when and stop_when()):
+    while poll() is None and time.monotonic() < deadline and not (stop_when and stop_when()):
         time.sleep(0.005)
     in_time = time.monotonic() < deadline
-    survivors = _stopped(process, stop_with if in_time else signal.SIGKILL) if process.poll() is None else []
+    survivors = _stopped(process, poll, stop_with if in_time else signal.SIGKILL) if poll() is None else []
     output = log.read_text(errors="replace")
     assert in_time, f"no end within {LAST_RESORT_S} s: {output[-4000:]}"
     assert not survivors, f"{survivors} outlived the process that had started them"
-    return process.returncode, output
+    status = poll()
+    assert status is not None
+    return status, output
 
 
-def _stopped(process: subprocess.Popen[bytes], number: signal.Signals) -> list[str]:
+def _stopped(process: int, poll: Callable[[], int | None], number: signal.Signals) -> list[str]:
     """Stop a process; the command lines of those of its descendants that lived on, which are killed too."""
-    family = psutil.Process(process.pid).children(recursive=True)
-    process.send_signal(number)
-    process.wait(LAST_RESORT_S)
+    family = psutil.Process(process).children(recursive=True)
+    os.kill(process, number)
+    deadline = time.monotonic() + LAST_RESORT_S
+    while poll() is None:
+        assert time.monotonic() < deadline, f"no end within {LAST_RESORT_S} s of {number.name}"
+        time.sleep(0.005)
     _, alive = psutil.wait_procs(family, timeout=300)
     survivors = [" ".join(member.cmdline())[:200] for member in alive]
     for member in alive:

@@ -1,4 +1,4 @@
-"""Drives real engines in a process of their own and prints what was observed as JSON.
+"""Drives real engines in a process of their own and prints what was observed as JSON, after RESULT.
 
 usage: engine_observations.py FOLDER    (FOLDER holds the models llama_a, llama_b, qwen_a, ..., an a and a b of every
 family)
@@ -275,7 +275,8 @@ def main(folder: Path) -> None:
     }
     gaps = {family: gap_after_an_update(folder, family) for family in ("qwen3", "mistral", "gemma2")}
     print(
-        json.dumps(
+        "RESULT "
+        + json.dumps(
             {
                 "gaps_after_an_update": gaps,
                 "state_kept_by_the_start": kept,

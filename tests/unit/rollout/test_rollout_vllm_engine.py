@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tiny_models import EOS, EOS_IDS, save_gemma2, save_llama, save_mistral, save_mixtral, save_qwen2, save_qwen3
+from warm_start import run
 
 HERE = Path(__file__).parent
 UPDATED = ["llama, tied, fp32", "qwen2, untied, bf16", "mixtral, untied, fp32"]
@@ -24,22 +22,10 @@ def observed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     for family, save in families.items():
         save(folder / f"{family}_a", 0)
         save(folder / f"{family}_b", 1)
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(HERE.parents[2]),
-        "OMP_NUM_THREADS": "1",
-        "OMP_WAIT_POLICY": "PASSIVE",
-    }
-    run = subprocess.run(
-        [sys.executable, str(HERE / "engine_observations.py"), str(folder)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=1200,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr[-4000:]
-    return json.loads(run.stdout.splitlines()[-1])
+    status, output = run(str(HERE / "engine_observations.py"), [folder], folder / "log")
+    assert status == 0, output[-4000:]
+    (line,) = [line for line in output.splitlines() if line.startswith("RESULT ")]
+    return json.loads(line.removeprefix("RESULT "))
 
 
 @pytest.fixture(scope="module")
