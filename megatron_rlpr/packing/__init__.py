@@ -6,10 +6,12 @@ cost        what sequences cost, in floating-point operations
 distribute  a near-equal share for every rank
 cuts        a share cut into runs that fit the token budget
 tree        a run laid out as a forest, and the rows wanted from it
+context     the tokens of a forest shared among context-parallel ranks
 """
 
+from megatron_rlpr.packing.context import share_of
 from megatron_rlpr.packing.cost import CostModel
 from megatron_rlpr.packing.plan import Plan, plan
-from megatron_rlpr.packing.tree import Nodes, TreeMicroBatch
+from megatron_rlpr.packing.tree import ContextShare, Nodes, TreeMicroBatch
 
-__all__ = ["CostModel", "Nodes", "Plan", "TreeMicroBatch", "plan"]
+__all__ = ["ContextShare", "CostModel", "Nodes", "Plan", "TreeMicroBatch", "plan", "share_of"]

@@ -50,6 +50,19 @@ class Nodes:
 
 
 @dataclass(frozen=True)
+class ContextShare:
+    """Which tokens of a forest each of C context-parallel ranks has, in increasing order: int64 [C, T]; this one's."""
+
+    tokens_of_ranks: IntArray
+    rank: int
+
+    @property
+    def tokens(self) -> IntArray:
+        """This rank's."""
+        return self.tokens_of_ranks[self.rank]
+
+
+@dataclass(frozen=True)
 class TreeMicroBatch:
     """A forest of T tokens in N nodes, U distinct rows, W wanted rows. All arrays are int64.
 
@@ -58,6 +71,8 @@ class TreeMicroBatch:
     want_request, want_offset, row_of_want: [W]; row row_of_want[w] answers token start + want_offset[w] of request
     want_request[w]. Several wants may point at one row: gather its value for each, and their gradients add.
     padding: how many of the T tokens only fill up to the sequence multiple.
+    share: of a context-parallel rank (`context.share_of`): everything is of its T tokens then, but nodes, which are
+    those of the whole forest. None: of all tokens.
     """
 
     token_ids: IntArray
@@ -69,6 +84,7 @@ class TreeMicroBatch:
     want_offset: IntArray
     row_of_want: IntArray
     padding: int
+    share: ContextShare | None = None
 
     @property
     def num_tokens(self) -> int:
