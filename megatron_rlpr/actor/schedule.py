@@ -7,12 +7,14 @@ from functools import partial
 from typing import Any
 
 import torch
+from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.utils import get_model_config
 from torch import Tensor
 from torch.nn import Module
 
 from megatron_rlpr.actor.attention.backend import choose_backend
+from megatron_rlpr.actor.attention.context import ContextGather
 from megatron_rlpr.actor.attention.core import HeadRows, TreeSeqParams, windows_of
 from megatron_rlpr.actor.attention.rotary import Rotary, inverse_frequencies
 from megatron_rlpr.actor.cpu.megatron import device
@@ -101,19 +103,21 @@ class MicroBatchRunner:
             )
 
     def _model_inputs(self, micro_batch: TreeMicroBatch, windows: Iterable[int]) -> dict[str, Any]:
-        where = device()
+        where, share = device(), micro_batch.share
         tokens, positions, source_rows, targets = (
             to_device(array, where)
             for array in (micro_batch.token_ids, micro_batch.positions, micro_batch.source_row, micro_batch.target)
         )
         rotary = Rotary.at(positions, self._frequencies, self._dtype)
-        visible = {w: self.backend.lay_out(micro_batch.nodes, self._dtype, where, w) for w in windows}
+        forest = (micro_batch.nodes, self._dtype, where)
+        visible = {w: self.backend.lay_out(*forest, w, share.tokens if share else None) for w in windows}
+        context = ContextGather.of(share, parallel_state.get_context_parallel_group(), where) if share else None
         head = HeadRows(source_rows, targets, self._temperature, self._head_chunk_rows)
         return {
             "input_ids": tokens[None],
             "position_ids": positions[None],
             "attention_mask": None,
             "packed_seq_params": TreeSeqParams(
-                self.backend, visible, rotary, head, micro_batch.num_tokens, micro_batch.padding
+                self.backend, visible, rotary, head, micro_batch.num_tokens, micro_batch.padding, context
             ),
         }

@@ -31,7 +31,6 @@ from megatron_rlpr.actor.attention import cascade_attention
 from megatron_rlpr.actor.attention.block_attention import BlockBackend
 from megatron_rlpr.actor.attention.cascade_attention import CascadeBackend
 from megatron_rlpr.actor.attention.flex_attention import FlexBackend
-from megatron_rlpr.actor.attention.rotary import Rotary
 from megatron_rlpr.packing import Nodes
 
 Tree = tuple[int, list[Any]]
@@ -87,16 +86,6 @@ def forest_of(trees: list[Tree]) -> Nodes:
     return Nodes(*np.array(nodes, dtype=np.int64).T)
 
 
-class Unrotated(Rotary):
-    """Only attention is measured."""
-
-    def rotate(self, x: Tensor) -> Tensor:
-        return x
-
-
-STILL = Unrotated(torch.empty(0), torch.empty(0))
-
-
 def gathered_paths(nodes: Nodes, scale: float, device: torch.device) -> Attend:
     """Every node's queries on its whole path, under a causal mask aligned at the bottom right."""
     from torch.nn.attention.varlen import varlen_attn
@@ -123,7 +112,7 @@ def attend_with(name: str, case: Case, nodes: Nodes, dtype: torch.dtype, device:
     backends = {"cascade": CascadeBackend, "atomics": CascadeBackend, "flex": FlexBackend, "blocks": BlockBackend}
     backend = backends[name]()
     layout = backend.lay_out(nodes, dtype, device, case.window)
-    return lambda q, k, v: backend.attend(q, k, v, layout, STILL, scale, case.softcap)
+    return lambda q, k, v: backend.attend(q, k, v, layout, scale, case.softcap)
 
 
 def milliseconds(run: Callable[[], Any], repeats: int, device: torch.device) -> float:

@@ -16,8 +16,8 @@ from megatron_rlpr.actor.attention.block_attention import BlockBackend
 from megatron_rlpr.actor.attention.cascade_attention import CascadeBackend
 from megatron_rlpr.actor.attention.flex_attention import FlexBackend
 from megatron_rlpr.actor.attention.paged_attention import PagedBackend
-from megatron_rlpr.actor.attention.rotary import Rotary
 from megatron_rlpr.packing import Nodes
+from megatron_rlpr.types import IntArray
 
 Layout = TypeVar("Layout")
 
@@ -38,13 +38,17 @@ class Backend(Protocol[Layout]):
     def missing(self) -> str:
         """What this machine lacks for it, as a clause; empty when it lacks nothing."""
 
-    def lay_out(self, nodes: Nodes, dtype: torch.dtype, device: torch.device, window: int) -> Layout:
-        """Who sees whom in a forest. window: how many tokens one sees, itself included; 0: itself and all ancestors."""
+    def lay_out(
+        self, nodes: Nodes, dtype: torch.dtype, device: torch.device, window: int, rows: IntArray | None
+    ) -> Layout:
+        """Who sees whom in a forest of T tokens.
 
-    def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, layout: Layout, rotary: Rotary, scale: float, softcap: float | None
-    ) -> Tensor:
-        """q [T, H, D], k and v [T, K, D], not yet rotated -> [T, H, D]; softcap: of the scaled scores."""
+        window: how many tokens one sees, itself included; 0: itself and all ancestors. rows: the Q tokens that ask, in
+        increasing order; None: all.
+        """
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float, softcap: float | None) -> Tensor:
+        """q [Q, H, D], k and v [T, K, D] -> [Q, H, D]; softcap: of the scaled scores."""
 
 
 Backends = tuple[Backend[Any], ...]

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from megatron_rlpr.actor.attention.block_layout import AttentionBlock, Runs, attention_runs
-from megatron_rlpr.actor.attention.rotary import Rotary
 from megatron_rlpr.actor.cpu import loops as cpu_loops
 from megatron_rlpr.packing import Nodes
+from megatron_rlpr.types import IntArray
 
 
 class BlockBackend:
@@ -33,14 +33,14 @@ class BlockBackend:
     def missing(self) -> str:
         return ""
 
-    def lay_out(self, nodes: Nodes, dtype: torch.dtype, device: torch.device, window: int = 0) -> Runs:
-        return attention_runs(nodes, dtype, device, window)
+    def lay_out(
+        self, nodes: Nodes, dtype: torch.dtype, device: torch.device, window: int = 0, rows: IntArray | None = None
+    ) -> Runs:
+        return attention_runs(nodes, dtype, device, window, rows=rows)
 
-    def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, layout: Runs, rotary: Rotary, scale: float, softcap: float | None
-    ) -> Tensor:
-        grouped = rotary.rotate(q * scale).view(len(q), k.shape[1], -1, q.shape[2])
-        by_head = (x.transpose(0, 1).contiguous() for x in (rotary.rotate(k), v))
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, layout: Runs, scale: float, softcap: float | None) -> Tensor:
+        grouped = (q * scale).view(len(q), k.shape[1], -1, q.shape[2])
+        by_head = (x.transpose(0, 1).contiguous() for x in (k, v))
         return BlockAttention.apply(grouped, *by_head, layout, softcap).view(q.shape)
 
 
@@ -62,13 +62,13 @@ def _add_bias(scores: Tensor, block: AttentionBlock) -> Tensor:
 
 
 def _block_queries(x: Tensor, block: AttentionBlock) -> Tensor:
-    """Rows of one block out of [T, K, g, D], as [K, g*B, D]."""
+    """Rows of one block out of [Q, K, g, D], as [K, g*B, D]."""
     rows = x[block.start : block.stop]
     return rows.permute(1, 2, 0, 3).reshape(x.shape[1], -1, x.shape[3])
 
 
 class BlockAttention(torch.autograd.Function):
-    """q [T, K, g, D] (already scaled), k, v [K, T, D] -> [T, K, g, D]."""
+    """q [Q, K, g, D] (already scaled), k, v [K, T, D] -> [Q, K, g, D]."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, runs: Runs, softcap: float | None = None) -> Tensor:
@@ -95,7 +95,7 @@ class BlockAttention(torch.autograd.Function):
 def block_gradients(
     q: Tensor, k: Tensor, v: Tensor, grad_out: Tensor, runs: Runs, softcap: float | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q [T, K, g, D] (scaled), k and v [K, T, D] from that of the output [T, K, g, D]."""
+    """Gradients of q [Q, K, g, D] (scaled), k and v [K, T, D] from that of the output [Q, K, g, D]."""
     heads, groups, dim = q.shape[1:]
     grad_q = torch.empty_like(q)
     grad_k, grad_v = (torch.zeros_like(x, dtype=torch.float32) for x in (k, v))

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from megatron_rlpr.actor.attention.query_rows import ranges
 from megatron_rlpr.packing import Nodes
 from megatron_rlpr.types import IntArray
 
@@ -26,7 +27,7 @@ BLOCK_ROWS = 128
 
 @dataclass(frozen=True)
 class AttentionBlock:
-    """Queries start..stop, and which of its run's keys they may see: first_key..stop_key.
+    """Queries start..stop, of those that there are, and which of its run's keys they may see: first_key..stop_key.
 
     bias: [stop - start, tail], 0 or -inf, for the last `tail` of these keys. front_bias: [stop - start, front], the
     same for the first of them, with a sliding window. Every row sees all keys in between.
@@ -55,14 +56,23 @@ Runs = tuple[AttentionRun, ...]
 
 
 def attention_runs(
-    nodes: Nodes, dtype: torch.dtype, device: torch.device, window: int = 0, block_rows: int = BLOCK_ROWS
+    nodes: Nodes,
+    dtype: torch.dtype,
+    device: torch.device,
+    window: int = 0,
+    block_rows: int = BLOCK_ROWS,
+    rows: IntArray | None = None,
 ) -> Runs:
-    """Cut a forest into attention blocks. window: tokens a row sees, itself included; 0: all its ancestors."""
+    """Cut a forest into attention blocks.
+
+    window: tokens a row sees, itself included; 0: all its ancestors. rows: the tokens that ask, in increasing order;
+    None: all.
+    """
     sizes = nodes.stop - nodes.start
     node_of, subtree_stop = np.repeat(np.arange(len(sizes)), sizes), np.repeat(nodes.subtree_stop, sizes)
     depth = np.concatenate([np.arange(len(p) - n, len(p)) for p, n in zip(nodes.paths, sizes, strict=True)])
 
-    def block(keys: IntArray, run_stop: int, start: int, stop: int) -> AttentionBlock:
+    def block(keys: IntArray, run_stop: int, start: int, stop: int, query: int) -> AttentionBlock:
         rows = np.arange(start, stop)
         stop_key = len(keys) - (run_stop - stop)
         # Up to the block's own rows, keys lie in depth order: all its run's rows before it are ancestors of its first.
@@ -74,16 +84,18 @@ def attention_runs(
         front, tail = _seen_by_all(seen)
         bias = np.where(seen, 0.0, -np.inf)
         on_device = [torch.from_numpy(b).to(device=device, dtype=dtype) for b in (bias[:, tail:], bias[:, :front])]
-        return AttentionBlock(start, stop, first_key, stop_key, *on_device)
+        return AttentionBlock(query, query + stop - start, first_key, stop_key, *on_device)
 
-    runs = []
-    bounds = pairwise(_block_bounds(nodes.start, len(depth), block_rows))
-    for node, group in groupby(bounds, key=lambda bound: node_of[bound[0]]):
-        pieces = list(group)
-        run_start, run_stop = pieces[0][0], pieces[-1][1]
-        keys = np.append(nodes.paths[node][: depth[run_start]], np.arange(run_start, run_stop))
-        blocks = tuple(block(keys, run_stop, *piece) for piece in pieces)
-        runs.append(AttentionRun(torch.from_numpy(keys).to(device), blocks))
+    runs, queries = [], 0
+    for first, last in [(0, len(depth))] if rows is None else ranges(rows):
+        bounds = pairwise(_block_bounds(nodes, first, last, block_rows))
+        for node, group in groupby(bounds, key=lambda bound: node_of[bound[0]]):
+            pieces = list(group)
+            run_start, run_stop = pieces[0][0], pieces[-1][1]
+            keys = np.append(nodes.paths[node][: depth[run_start]], np.arange(run_start, run_stop))
+            blocks = tuple(block(keys, run_stop, *piece, queries + piece[0] - first) for piece in pieces)
+            runs.append(AttentionRun(torch.from_numpy(keys).to(device), blocks))
+        queries += last - first
     return tuple(runs)
 
 
@@ -94,15 +106,15 @@ def _seen_by_all(seen: npt.NDArray[np.bool_]) -> tuple[int, int]:
     return int(edges[longest]) + 1, int(edges[longest + 1])
 
 
-def _block_bounds(node_start: IntArray, num_tokens: int, block_rows: int) -> list[int]:
-    """Where blocks start, and the end of the last.
+def _block_bounds(nodes: Nodes, first: int, last: int, block_rows: int) -> list[int]:
+    """Where the blocks of tokens first to last (exclusive) start, and the end of the last block.
 
     A block that reaches from one long branch into the next would gather keys of the first that its later rows may not
     see, so a long node starts a block. Short nodes share one. What lies between is cut into equal parts.
     """
-    long = np.diff(np.append(node_start, num_tokens)) > block_rows // 2
-    run_starts = sorted({0, *node_start[long].tolist(), num_tokens})
-    bounds = [0]
+    long = (nodes.stop - nodes.start > block_rows // 2) & (nodes.start > first) & (nodes.start < last)
+    run_starts = [first, *nodes.start[long].tolist(), last]
+    bounds = [first]
     for start, stop in pairwise(run_starts):
         parts = -(-(stop - start) // block_rows)
         bounds += [start + (stop - start) * (i + 1) // parts for i in range(parts)]

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from megatron_rlpr.actor.attention.cascade_layout import SHORTEST_LEVEL, Cascade, CascadeCall, cascade
 from megatron_rlpr.actor.attention.cascade_merge import merge
-from megatron_rlpr.actor.attention.rotary import Rotary
 from megatron_rlpr.packing import Nodes
+from megatron_rlpr.types import IntArray
 
 _LARGEST_HEAD, _HEAD_MULTIPLE = 256, 8
 """Head sizes of the flash-attention kernels that come with PyTorch."""
@@ -51,18 +51,18 @@ class CascadeBackend:
         there = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
         return "" if there else "it needs a GPU of compute capability 8.0"
 
-    def lay_out(self, nodes: Nodes, dtype: torch.dtype, device: torch.device, window: int = 0) -> Cascade:
+    def lay_out(
+        self, nodes: Nodes, dtype: torch.dtype, device: torch.device, window: int = 0, rows: IntArray | None = None
+    ) -> Cascade:
         assert not window, window
-        return cascade(nodes, device, self._shortest_level)
+        return cascade(nodes, device, self._shortest_level, rows)
 
-    def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, layout: Cascade, rotary: Rotary, scale: float, softcap: float | None
-    ) -> Tensor:
-        return _CascadeAttention.apply(rotary.rotate(q), rotary.rotate(k), v.contiguous(), layout, scale)
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, layout: Cascade, scale: float, softcap: float | None) -> Tensor:
+        return _CascadeAttention.apply(q, k, v.contiguous(), layout, scale)
 
 
 class _CascadeAttention(torch.autograd.Function):
-    """q [T, H, D], k and v [T, K, D] -> [T, H, D]; scale: of the scores."""
+    """q [Q, H, D], k and v [T, K, D] -> [Q, H, D]; scale: of the scores."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, calls: Cascade, scale: float) -> Tensor:
@@ -85,15 +85,15 @@ class _CascadeAttention(torch.autograd.Function):
         calls, scale = ctx.constants
         on_itself, *levels = calls
         grad_q, grad_k, grad_v = _backward(on_itself, grad_out, ctx.saved_tensors, scale)
-        if on_itself.repeated:
-            grad_k, grad_v = (_summed(grad, on_itself.keys, len(grad_q)) for grad in (grad_k, grad_v))
+        _, k, v, *_ = ctx.saved_tensors
+        if isinstance(on_itself.keys, Tensor):
+            grad_k, grad_v = (_summed(grad, on_itself.keys, len(k)) for grad in (grad_k, grad_v))
         total = grad_q.float() if len(levels) > 1 else grad_q  # two summands are added in fp32 anyway
         for call in levels:
             share_q, share_k, share_v = _backward(call, grad_out, ctx.saved_tensors, scale)
             total[call.rows] += share_q
             grad_k[call.keys] += share_k
             grad_v[call.keys] += share_v
-        _, k, v, *_ = ctx.saved_tensors
         return total.to(grad_q.dtype), grad_k.to(k.dtype), grad_v.to(v.dtype), None, None
 
 

@@ -6,6 +6,9 @@ long nodes of that level that have descendants give their keys, and each one's d
 these for a few keys would cost more than it saves, so the keys of short nodes are repeated: in the first call, each
 descendant's own keys stand behind them. Every token meets each of its ancestors in exactly one call, and merging the
 calls' outputs by their log-sum-exps gives attention to the path.
+
+Where not all tokens ask, the first call has a segment for every piece of a node that does, whose keys begin with the
+node and end with the piece; in the others, fewer descendants ask.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from megatron_rlpr.actor.attention.query_rows import pieces
 from megatron_rlpr.actor.to_device import to_device
 from megatron_rlpr.packing import Nodes
 from megatron_rlpr.types import IntArray
@@ -35,10 +39,10 @@ _SPARSE = 2
 class CascadeCall:
     """One call: N segments, each a range of queries that see a range of keys.
 
-    rows, keys: the queries and the keys, contiguous or int64. query_bounds, key_bounds: int32 [N + 1], where the
-    segments begin in them. longest_query, longest_keys: of any segment. causal: mask what comes later in a segment,
-    whose last query sees all of its keys. idle: bool [rows], which queries lie between two segments' (in segments
-    without keys); None if none do. repeated: whether keys holds any twice.
+    rows, keys: the queries (counted among those that there are) and the keys, contiguous or int64. query_bounds,
+    key_bounds: int32 [N + 1], where the segments begin in them. longest_query, longest_keys: of any segment. causal:
+    mask what comes later in a segment, whose last query sees all of its keys. idle: bool [rows], which queries lie
+    between two segments' (in segments without keys); None if none do.
     """
 
     rows: slice | Tensor
@@ -49,14 +53,20 @@ class CascadeCall:
     longest_keys: int
     causal: bool
     idle: Tensor | None
-    repeated: bool = False
 
 
 Cascade = tuple[CascadeCall, ...]
 
 
-def cascade(nodes: Nodes, device: torch.device, shortest_level: int = SHORTEST_LEVEL) -> Cascade:
-    """Every node on itself and its short ancestors, then the levels of long nodes from the roots down."""
+def cascade(
+    nodes: Nodes, device: torch.device, shortest_level: int = SHORTEST_LEVEL, rows: IntArray | None = None
+) -> Cascade:
+    """Every node on itself and its short ancestors, then the levels of long nodes from the roots down.
+
+    rows: the tokens that ask, in increasing order; None: all.
+    """
+    asking = np.arange(nodes.stop[-1]) if rows is None else rows
+    first_below, last_below = (np.searchsorted(asking, token) for token in (nodes.stop, nodes.subtree_stop))
     sizes = nodes.stop - nodes.start
     long = sizes >= shortest_level
     levels = np.zeros_like(sizes)  # how many long ancestors a node has
@@ -68,27 +78,29 @@ def cascade(nodes: Nodes, device: torch.device, shortest_level: int = SHORTEST_L
         above.append(np.concatenate([above[parent], own]) if parent >= 0 else none)
     of_levels = []
     for level in range(int(levels.max()) + 1):
-        chosen = (levels == level) & long & (nodes.subtree_stop > nodes.stop)
+        chosen = (levels == level) & long & (last_below > first_below)
         if chosen.any():
-            start, stop, subtree_stop = (x[chosen] for x in (nodes.start, nodes.stop, nodes.subtree_stop))
-            of_levels.append(_call(stop, subtree_stop, start, stop, device, causal=False))
-    return _on_themselves(nodes, above, device), *of_levels
+            first_key, last_key = nodes.start[chosen], nodes.stop[chosen]
+            queries = first_below[chosen], last_below[chosen]
+            of_levels.append(_call(*queries, first_key, last_key, device, causal=False))
+    return _on_themselves(nodes, rows, above, device), *of_levels
 
 
-def _on_themselves(nodes: Nodes, above: list[IntArray], device: torch.device) -> CascadeCall:
-    """above: of every node, the keys before its own."""
-    call = _call(nodes.start, nodes.stop, nodes.start, nodes.stop, device, causal=True)
-    if not any(len(keys) for keys in above):
+def _on_themselves(nodes: Nodes, rows: IntArray | None, above: list[IntArray], device: torch.device) -> CascadeCall:
+    """above: of every node, the keys before its own. The call's keys are all tokens once, or copies of some."""
+    node, start, stop = pieces(nodes, rows)
+    query_stop = np.cumsum(stop - start)
+    call = _call(query_stop - (stop - start), query_stop, nodes.start[node], stop, device, causal=True)
+    if rows is None and not any(len(keys) for keys in above):
         return call
-    own = [np.arange(*ends) for ends in zip(nodes.start, nodes.stop, strict=True)]
-    keys = [np.concatenate(both) for both in zip(above, own, strict=True)]
+    own = [np.arange(*ends) for ends in zip(nodes.start[node], stop, strict=True)]
+    keys = [np.concatenate([above[of], mine]) for of, mine in zip(node, own, strict=True)]
     lengths = [len(of_node) for of_node in keys]
     return replace(
         call,
         keys=to_device(np.concatenate(keys), device),
         key_bounds=to_device(np.cumsum([0, *lengths]), device, torch.int32),
         longest_keys=max(lengths),
-        repeated=True,
     )
 
 

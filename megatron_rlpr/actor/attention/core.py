@@ -15,6 +15,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from megatron_rlpr.actor.attention.backend import Backend
+from megatron_rlpr.actor.attention.context import ContextGather
 from megatron_rlpr.actor.attention.rotary import Rotary
 from megatron_rlpr.weights.shape import ModelShape
 
@@ -36,7 +37,8 @@ class TreeSeqParams(PackedSeqParams):
     """Goes through Megatron's layers (recompute and pipeline schedules included).
 
     visible: who sees whom, as the backend laid it out, by sliding window (0: none); rotary: every token's angles.
-    padding: how many of the num_tokens tokens, the last ones, only fill up.
+    padding: how many of the num_tokens tokens, the last ones, only fill up. context: with whom this rank shares the
+    forest, of which these are its tokens; None: it has all.
     Its format stays 'sbhd': Megatron then leaves queries, keys and values as [T, 1, heads, dim].
     """
 
@@ -48,10 +50,11 @@ class TreeSeqParams(PackedSeqParams):
         head: HeadRows,
         num_tokens: int,
         padding: int,
+        context: ContextGather | None = None,
     ) -> None:
         super().__init__(qkv_format="sbhd")
         self.backend, self.visible, self.rotary, self.head = backend, visible, rotary, head
-        self.num_tokens, self.padding = num_tokens, padding
+        self.num_tokens, self.padding, self.context = num_tokens, padding, context
 
 
 class TreeCoreAttention(torch.nn.Module):
@@ -74,8 +77,10 @@ class TreeCoreAttention(torch.nn.Module):
         forest = packed_seq_params
         if not isinstance(forest, TreeSeqParams):
             raise TypeError(f"layer {self.layer_number}: attention needs TreeSeqParams, got {type(forest).__name__}")
-        q, k, v = query[:, 0], key[:, 0], value[:, 0]
-        out = forest.backend.attend(q, k, v, forest.visible[self.window], forest.rotary, self.scale, self.softcap)
+        q, k, v = forest.rotary.rotate(query[:, 0]), forest.rotary.rotate(key[:, 0]), value[:, 0]
+        if forest.context is not None:
+            k, v = forest.context.keys_and_values(k, v)
+        out = forest.backend.attend(q, k, v, forest.visible[self.window], self.scale, self.softcap)
         if self.has_bias and forest.padding:  # which alone makes anything of zeros
             out = torch.nn.functional.pad(out[: -forest.padding], (0, 0, 0, 0, 0, forest.padding))
         return out.reshape(len(out), 1, -1)

@@ -23,9 +23,9 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.functional import pad
 
-from megatron_rlpr.actor.attention.rotary import Rotary
 from megatron_rlpr.actor.to_device import to_device
 from megatron_rlpr.packing import Nodes
+from megatron_rlpr.types import IntArray
 
 BLOCK = 128
 _FEWEST_BLOCKS = 2
@@ -38,10 +38,14 @@ COMPILATION = {"fullgraph": True, "dynamic": True}
 
 @dataclass(frozen=True)
 class FlexBlocks:
-    """mask: over the tokens and `padding` more, each of which sees itself alone."""
+    """mask: over the tokens and `padding` more, each of which sees itself alone.
+
+    query_padding: of the queries; where not all tokens ask, the last one asks again.
+    """
 
     mask: BlockMask
     padding: int
+    query_padding: int
 
 
 class FlexBackend:
@@ -57,52 +61,67 @@ class FlexBackend:
     def missing(self) -> str:
         return "" if find_spec("triton") else "triton, which compiles it, is not installed"
 
-    def lay_out(self, nodes: Nodes, dtype: torch.dtype, device: torch.device, window: int = 0) -> FlexBlocks:
+    def lay_out(
+        self, nodes: Nodes, dtype: torch.dtype, device: torch.device, window: int = 0, rows: IntArray | None = None
+    ) -> FlexBlocks:
         sizes = nodes.stop - nodes.start
         tokens = int(sizes.sum())
-        padding = max(-tokens % BLOCK, _FEWEST_BLOCKS * BLOCK - tokens)
+        padding = _padding(tokens)
         before = np.zeros_like(sizes)  # how many ancestors a node's first token has
         for node, parent in enumerate(nodes.parent):
             before[node] = before[parent] + sizes[parent] if parent >= 0 else 0
         depth = np.arange(tokens) - np.repeat(nodes.start - before, sizes)
         depth = np.append(depth, np.zeros(padding, dtype=np.int64))
         subtree_stop = np.append(np.repeat(nodes.subtree_stop, sizes), np.arange(tokens, tokens + padding) + 1)
-        return FlexBlocks(visible_blocks(depth, subtree_stop, window, device), padding)
+        if rows is None:
+            query_padding, asking = padding, np.arange(tokens + padding)
+        else:
+            query_padding = _padding(len(rows))
+            asking = np.append(rows, np.full(query_padding, rows[-1]))
+        return FlexBlocks(visible_blocks(depth, subtree_stop, window, device, asking), padding, query_padding)
 
     def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, layout: FlexBlocks, rotary: Rotary, scale: float, softcap: float | None
+        self, q: Tensor, k: Tensor, v: Tensor, layout: FlexBlocks, scale: float, softcap: float | None
     ) -> Tensor:
-        rotated = (rotary.rotate(q), rotary.rotate(k), v)
-        by_head = (pad(x, (0, 0, 0, 0, 0, layout.padding)).transpose(0, 1)[None] for x in rotated)
+        padded = ((q, layout.query_padding), (k, layout.padding), (v, layout.padding))
+        by_head = (pad(x, (0, 0, 0, 0, 0, more)).transpose(0, 1)[None] for x, more in padded)
         score_mod = None if softcap is None else _capped(softcap, q.device)
         out = _kernel(q.device.type)(*by_head, score_mod, layout.mask, scale, enable_gqa=True)
         return out[0].transpose(0, 1)[: len(q)]
 
 
+def _padding(tokens: int) -> int:
+    return max(-tokens % BLOCK, _FEWEST_BLOCKS * BLOCK - tokens)
+
+
 def visible_blocks(
-    depth: npt.NDArray[np.int64], subtree_stop: npt.NDArray[np.int64], window: int, device: torch.device
+    depth: IntArray, subtree_stop: IntArray, window: int, device: torch.device, rows: IntArray
 ) -> BlockMask:
-    """depth, subtree_stop: of every token, a multiple of BLOCK; window: tokens one sees, itself included; 0: all."""
-    first_depth = depth - window + 1 if window else np.zeros_like(depth)
-    stops, depths, firsts = (x.reshape(-1, BLOCK) for x in (subtree_stop, depth, first_depth))
-    block = np.arange(len(stops))
-    query, key = block[:, None], block[None, :]
+    """depth, subtree_stop: of every token, a multiple of BLOCK; window: tokens one sees, itself included; 0: all.
+
+    rows: the tokens that ask, in increasing order, a multiple of BLOCK.
+    """
+    first_depth = depth[rows] - window + 1 if window else np.zeros_like(rows)
+    stops, depths, firsts, asking = (x.reshape(-1, BLOCK) for x in (subtree_stop, depth, first_depth, rows))
+    first, last = asking[:, :1], asking[:, -1:]
+    start = np.arange(len(stops))[None, :] * BLOCK
     # The last query of a block before the last to be in the subtree of a key: all are. The first: some may be.
-    some = (key <= query) & (stops.max(1)[key] > query * BLOCK) & (depths.max(1)[key] >= firsts.min(1)[query])
-    full = (key < query) & (stops.min(1)[key] >= (query + 1) * BLOCK) & (depths.min(1)[key] >= firsts.max(1)[query])
+    some = (start <= last) & (stops.max(1) > first) & (depths.max(1) >= firsts.min(1)[:, None])
+    full = (start + BLOCK <= first) & (stops.min(1) > last) & (depths.min(1) >= firsts.max(1)[:, None])
 
     def listed(blocks: npt.NDArray[np.bool_]) -> list[Tensor]:
-        """How many keys' blocks each block of queries has, int32 [1, 1, B], and their indices first, [1, 1, B, B]."""
+        """How many keys' blocks each block of queries has, int32 [1, 1, A], and their indices first, [1, 1, A, B]."""
         counts, order = blocks.sum(1), np.argsort(~blocks, axis=1, kind="stable")
         return [to_device(x, device, torch.int32)[None, None] for x in (counts, order)]
 
-    bounds = (subtree_stop, depth, first_depth)
-    stop_of, depth_of, first_of = (to_device(x, device, torch.int32) for x in bounds)
+    bounds = (subtree_stop, depth, first_depth, rows)
+    stop_of, depth_of, first_of, row_of = (to_device(x, device, torch.int32) for x in bounds)
 
     def seen(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return (key <= query) & (query < stop_of[key]) & (depth_of[key] >= first_of[query])
+        row = row_of[query]
+        return (key <= row) & (row < stop_of[key]) & (depth_of[key] >= first_of[query])
 
-    shape = (len(depth), len(depth))
+    shape = (len(rows), len(depth))
     partial, whole = listed(some & ~full), listed(full)
     return BlockMask.from_kv_blocks(*partial, *whole, BLOCK_SIZE=BLOCK, mask_mod=seen, seq_lengths=shape)
 

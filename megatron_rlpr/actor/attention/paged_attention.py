@@ -13,10 +13,9 @@ from torch import Tensor
 
 from megatron_rlpr.actor.attention.block_attention import block_gradients
 from megatron_rlpr.actor.attention.paged_layout import PAGE_TOKENS, PagedPaths, paged_paths
-from megatron_rlpr.actor.attention.rotary import Rotary
-from megatron_rlpr.actor.cpu import loops as cpu_loops
 from megatron_rlpr.actor.cpu.kernels import cpu_kernels, has_amx
 from megatron_rlpr.packing import Nodes
+from megatron_rlpr.types import IntArray
 
 _HEAD_SIZES = frozenset({32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512})
 
@@ -34,57 +33,45 @@ class PagedBackend:
     def missing(self) -> str:
         return "" if cpu_kernels() is not None else "no vLLM that is installed here brings it"
 
-    def lay_out(self, nodes: Nodes, dtype: torch.dtype, device: torch.device, window: int = 0) -> PagedPaths:
-        return paged_paths(nodes, dtype, window)
+    def lay_out(
+        self, nodes: Nodes, dtype: torch.dtype, device: torch.device, window: int = 0, rows: IntArray | None = None
+    ) -> PagedPaths:
+        return paged_paths(nodes, dtype, window, rows)
 
     def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, layout: PagedPaths, rotary: Rotary, scale: float, softcap: float | None
+        self, q: Tensor, k: Tensor, v: Tensor, layout: PagedPaths, scale: float, softcap: float | None
     ) -> Tensor:
-        return _PagedAttention.apply(q, k, v, layout, rotary.table, scale, softcap)
+        return _PagedAttention.apply(q.contiguous(), k.contiguous(), v.contiguous(), layout, scale, softcap)
 
 
 class _PagedAttention(torch.autograd.Function):
-    """q [T, H, D], k and v [T, K, D], not yet rotated; table: [T, D], see Rotary -> [T, H, D]."""
+    """q [Q, H, D], k and v [T, K, D], all contiguous -> [Q, H, D]."""
 
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, paths: PagedPaths, table: Tensor, scale: float, softcap: float | None
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, paths: PagedPaths, scale: float, softcap: float | None
     ) -> Tensor:
-        q, k, v = rotated(q, table), rotated(k, table), v.contiguous()
-        ctx.save_for_backward(q, k, v, table)
+        ctx.save_for_backward(q, k, v)
         ctx.constants = (paths, scale, softcap)
         return _attend(q, k, v, paths, scale, softcap)
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, table = ctx.saved_tensors
+        q, k, v = ctx.saved_tensors
         paths, scale, softcap = ctx.constants
         tokens, heads, dim = q.shape
         grouped = (tokens, k.shape[1], heads // k.shape[1], dim)
         keys, values = (x.transpose(0, 1).contiguous() for x in (k, v))
         scaled = (q * scale).view(grouped)
         grad_q, grad_k, grad_v = block_gradients(scaled, keys, values, grad_out.reshape(grouped), paths.runs, softcap)
-        grad_q = rotated(grad_q.view(q.shape).mul_(scale), table, back=True)
-        grad_k = rotated(grad_k.transpose(0, 1), table, back=True)
-        return grad_q, grad_k, grad_v.transpose(0, 1), None, None, None, None
-
-
-def rotated(x: Tensor, table: Tensor, back: bool = False) -> Tensor:
-    """x [T, heads, D], whose last dimension is dense, rotated by its rows' angles (`Rotary.table`): contiguous."""
-    out = torch.empty(x.shape, dtype=x.dtype)
-    tokens, heads, dim = x.shape
-    assert x.stride(2) == 1, x.stride()
-    assert table.dtype == x.dtype, table.dtype
-    sign = -1.0 if back else 1.0
-    cpu_loops.rotate(tokens, out, x.data_ptr(), table, x.stride(0), x.stride(1), heads, dim // 2, sign)
-    return out
+        return grad_q.view(q.shape).mul_(scale), grad_k.transpose(0, 1), grad_v.transpose(0, 1), None, None, None
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, paths: PagedPaths, scale: float, softcap: float | None) -> Tensor:
     out, kernels = torch.empty_like(q), cpu_kernels()
     assert kernels is not None, "PagedBackend.missing says where there are none"
-    tokens, heads, dim = q.shape
-    kv_heads = k.shape[1]
+    heads, dim = q.shape[1:]
+    tokens, kv_heads = k.shape[:2]
     tiles = q.dtype == torch.bfloat16 and dim % PAGE_TOKENS == 0 and has_amx()
     isa = "amx" if tiles else "vec" if dim % 32 == 0 else "vec16"
     window, counts, bounds = paths.window or -1, paths.key_counts, paths.query_bounds

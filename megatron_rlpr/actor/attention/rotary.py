@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from megatron_rlpr.actor.cpu import loops as cpu_loops
 from megatron_rlpr.weights.shape import ModelShape
 
 
@@ -44,7 +46,9 @@ class Rotary:
         return Rotary(angles.cos().to(dtype), angles.sin().to(dtype))
 
     def rotate(self, x: Tensor) -> Tensor:
-        """x [T, heads, head_dim], rotated (halves paired, as Llama and Qwen do)."""
+        """x [T, heads, head_dim], rotated (halves paired, as Llama and Qwen do); on a CPU by a compiled loop."""
+        if not x.is_cuda:
+            return _Rotation.apply(x, self.table)
         first, second = x.chunk(2, dim=-1)
         return torch.addcmul(x * self.cos, torch.cat((-second, first), dim=-1), self.sin)
 
@@ -53,3 +57,27 @@ class Rotary:
         """[T, head_dim]: cosines of the head_dim / 2 angles, then sines."""
         half = self.cos.shape[-1] // 2
         return torch.cat((self.cos[:, 0, :half], self.sin[:, 0, :half]), dim=-1)
+
+
+class _Rotation(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, table: Tensor) -> Tensor:
+        ctx.save_for_backward(table)
+        return rotated(x, table)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (table,) = ctx.saved_tensors
+        return rotated(grad, table, back=True), None
+
+
+def rotated(x: Tensor, table: Tensor, back: bool = False) -> Tensor:
+    """x [T, heads, D] rotated by its rows' angles (`Rotary.table`): contiguous."""
+    out = torch.empty(x.shape, dtype=x.dtype)
+    tokens, heads, dim = x.shape
+    if x.stride(2) != 1:
+        x = x.contiguous()
+    assert table.dtype == x.dtype, table.dtype
+    sign = -1.0 if back else 1.0
+    cpu_loops.rotate(tokens, out, x.data_ptr(), table, x.stride(0), x.stride(1), heads, dim // 2, sign)
+    return out

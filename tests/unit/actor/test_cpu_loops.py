@@ -14,8 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_rlpr.actor.attention.paged_attention import rotated
-from megatron_rlpr.actor.attention.rotary import Rotary
+from megatron_rlpr.actor.attention.rotary import Rotary, rotated
 from megatron_rlpr.actor.cpu import loops as cpu_loops
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -111,10 +110,16 @@ def test_rotation_of_strided_heads(dtype: torch.dtype) -> None:
     keys = qkv[:, :, 2]
     rotary = torch.cat((cos, sin), dim=-1)
     found = rotated(keys, rotary)
-    expected = Rotary(*(torch.cat((t, t), dim=-1)[:, None, :].float() for t in (cos, sin))).rotate(keys.float())
+    first, second = keys.float().chunk(2, dim=-1)
+    whole = [torch.cat((t, t), dim=-1)[:, None, :] for t in (cos, sin)]
+    expected = keys.float() * whole[0].float() + torch.cat((-second, first), dim=-1) * whole[1].float()
     torch.testing.assert_close(found.float(), expected, atol=1e-6, rtol=TOLERANCE[dtype])
     if dtype == torch.float32:
         torch.testing.assert_close(rotated(found, rotary, back=True), keys)
+    values, grad = keys.clone().requires_grad_(), torch.randn(keys.shape).to(dtype)
+    turned = Rotary(*whole).rotate(values)
+    assert torch.equal(turned, found)
+    assert torch.equal(torch.autograd.grad(turned, values, grad)[0], rotated(grad, rotary, back=True))
 
 
 def test_numbers_are_rounded_to_nearest_even_as_torch_does() -> None:

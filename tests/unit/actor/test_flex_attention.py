@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from megatron_rlpr.actor.attention.block_attention import BlockBackend
 from megatron_rlpr.actor.attention.flex_attention import BLOCK, COMPILATION, FlexBackend, FlexBlocks
-from megatron_rlpr.actor.attention.rotary import Rotary
 
 CPU = torch.device("cpu")
 
@@ -96,16 +95,13 @@ def test_flex_attention_equals_the_blocks(softcap: float | None, window: int, mo
     """
     monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *_: None)
     forest = forest_of([(150, [(100, [(8, []), (5, [])]), (60, [])]), (40, [])])
-    tokens, heads, dim = len(forest.paths), (6, 2, 2), 16
     generator = torch.Generator().manual_seed(0)
-    inputs = [torch.randn(tokens, n, dim, generator=generator, requires_grad=True) for n in heads]
+    inputs = [torch.randn(len(forest.paths), n, 16, generator=generator, requires_grad=True) for n in (6, 2, 2)]
     cotangent = torch.randn(inputs[0].shape, generator=generator)
-    positions = torch.tensor([len(path) - 1 for path in forest.paths])
-    rotary = Rotary.at(positions, 1.0 / 1e4 ** (torch.arange(0, dim, 2) / dim), torch.float32)
     found, expected = [], []
     for backend, results in ((FlexBackend(), found), (BlockBackend(), expected)):
         layout = backend.lay_out(forest.nodes, torch.float32, CPU, window)
-        results.append(backend.attend(*inputs, layout, rotary, 0.3, softcap))
+        results.append(backend.attend(*inputs, layout, 0.3, softcap))
         results += torch.autograd.grad((results[0] * cotangent).sum(), inputs)
     for got, want in zip(found, expected, strict=True):
         torch.testing.assert_close(got, want, atol=2e-5, rtol=1e-5)
@@ -124,13 +120,12 @@ def test_one_compilation_serves_every_number_of_tokens_every_window_and_every_ca
     torch.compiler.reset()
     kernel = torch.compile(torch.nn.attention.flex_attention.flex_attention, backend=count, **COMPILATION)
     monkeypatch.setattr("megatron_rlpr.actor.attention.flex_attention._kernel", lambda _: kernel)
-    still = Rotary(torch.ones(1, 1, 16), torch.zeros(1, 1, 16))
     for softcap in (30.0, 50.0):
         for prompt, window in ((2, 0), (100, 7), (300, 0), (700, 200)):
             forest = forest_of([(prompt, [(40, []), (9, [])])])
             q, k, v = (torch.randn(len(forest.paths), n, 16) for n in (10, 5, 5))
             layout = FlexBackend().lay_out(forest.nodes, torch.float32, CPU, window)
-            FlexBackend().attend(q, k, v, layout, still, 0.25, softcap)
+            FlexBackend().attend(q, k, v, layout, 0.25, softcap)
     assert len(compiled) == 1
 
 

@@ -12,7 +12,6 @@ from megatron_rlpr.actor.attention.block_attention import BlockAttention, BlockB
 from megatron_rlpr.actor.attention.block_layout import attention_runs
 from megatron_rlpr.actor.attention.paged_attention import PagedBackend
 from megatron_rlpr.actor.attention.paged_layout import PAGE_TOKENS, paged_paths
-from megatron_rlpr.actor.attention.rotary import Rotary
 
 CPU = torch.device("cpu")
 
@@ -79,9 +78,7 @@ def test_every_token_attends_to_exactly_its_path(
     softcap=st.sampled_from([None, 1.5]),
     head_dim=st.sampled_from([32, 80]),
 )
-def test_paged_attention_is_rotation_and_block_attention(
-    spec: list, window: int, softcap: float | None, head_dim: int
-) -> None:
+def test_paged_attention_equals_block_attention(spec: list, window: int, softcap: float | None, head_dim: int) -> None:
     """Values and gradients, with pages that fill up in the middle of a node and are shared by its children."""
     if PagedBackend().missing():
         pytest.skip("vLLM's CPU attention kernel is not installed here")
@@ -95,13 +92,10 @@ def test_paged_attention_is_rotation_and_block_attention(
         for n in (kv_heads * groups, kv_heads, kv_heads)
     ]
     cotangent = torch.randn(inputs[0].shape, generator=generator)
-    positions = torch.tensor([len(path) - 1 for path in forest.paths])
-    rotary = Rotary.at(positions, 1.0 / 1e4 ** (torch.arange(0, head_dim, 2) / head_dim), torch.float32)
-
     found, expected = [], []
     for backend, results in ((PagedBackend(), found), (BlockBackend(), expected)):
         layout = backend.lay_out(forest.nodes, torch.float32, CPU, window)
-        results.append(backend.attend(*inputs, layout, rotary, scale, softcap))
+        results.append(backend.attend(*inputs, layout, scale, softcap))
         results += torch.autograd.grad((results[0] * cotangent).sum(), inputs)
     torch.testing.assert_close(found[0], expected[0], atol=1e-5, rtol=1e-5)
     for got, want in zip(found[1:], expected[1:], strict=True):
@@ -150,10 +144,9 @@ def test_bf16_stays_close_to_fp32(kernel: bool) -> None:
     exact = BlockAttention.apply(q, k, v, attention_runs(forest.nodes, torch.float32, CPU))
     low = [x.to(torch.bfloat16) for x in (q, k, v)]
     if kernel:
-        still = Rotary(torch.ones(tokens, 1, 64).bfloat16(), torch.zeros(tokens, 1, 64).bfloat16())
         by_token = (low[0].flatten(1, 2), low[1].transpose(0, 1), low[2].transpose(0, 1))
         paths = paged_paths(forest.nodes, torch.bfloat16)
-        rounded = PagedBackend().attend(*by_token, paths, still, 1.0, None).view(exact.shape)
+        rounded = PagedBackend().attend(*by_token, paths, 1.0, None).view(exact.shape)
     else:
         rounded = BlockAttention.apply(*low, attention_runs(forest.nodes, torch.bfloat16, CPU))
     assert (rounded.float() - exact).norm() / exact.norm() < 0.01
