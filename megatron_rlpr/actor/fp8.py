@@ -95,8 +95,7 @@ def resolved(actor: ActorConfig) -> ActorConfig:
 
 def sequence_multiple(actor: ActorConfig) -> int:
     """What the tokens of a micro-batch must be a multiple of: every rank's share of what its recipe takes."""
-    ranks = actor.tensor_model_parallel_size if actor.sequence_parallel else 1
-    return ranks * (RECIPES[resolved(actor).fp8_recipe].tokens if actor.fp8 else 1)
+    return actor.token_ranks * (RECIPES[resolved(actor).fp8_recipe].tokens if actor.fp8 else 1)
 
 
 def transformer_options(actor: ActorConfig) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Process groups of one run: torch.distributed and Megatron's tensor, pipeline, expert and data parallel groups."""
+"""Process groups of one run: torch.distributed, and Megatron's tensor, pipeline, context, expert and data parallel."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from megatron_rlpr.config.schema import ActorConfig
 class Layout:
     """Where this rank stands. Only the first tensor rank of the last stage holds the model's outputs for the world.
 
+    The context-parallel ranks of a data-parallel rank share its micro-batches: each has the outputs of its own tokens.
+
     With a virtual pipeline data flows through all stages several times, and ends on the last stage all the same.
     """
 
@@ -29,6 +31,8 @@ class Layout:
     pipeline_size: int
     data_rank: int
     data_size: int
+    context_rank: int = 0
+    context_size: int = 1
 
     @property
     def is_last_stage(self) -> bool:
@@ -36,7 +40,7 @@ class Layout:
 
     @property
     def reports_outputs(self) -> bool:
-        """True on exactly one rank per data-parallel rank: the one whose outputs are sent to everybody."""
+        """True on exactly one rank per data-parallel and context-parallel rank: whose outputs are sent to everybody."""
         return self.is_last_stage and self.tensor_rank == 0
 
 
@@ -78,4 +82,6 @@ def initialize(actor: ActorConfig, seed: int, timeout_s: int = 1800) -> Layout:
         pipeline_size=parallel_state.get_pipeline_model_parallel_world_size(),
         data_rank=parallel_state.get_data_parallel_rank(),
         data_size=parallel_state.get_data_parallel_world_size(),
+        context_rank=parallel_state.get_context_parallel_rank(),
+        context_size=parallel_state.get_context_parallel_world_size(),
     )

@@ -1,7 +1,8 @@
 """The actor: scores token sequences and trains on them, whatever the layout.
 
 Every rank calls `score` and `update` with the same arguments. The sequences are packed into prefix trees, split over
-the data-parallel ranks and run through Megatron's pipeline schedule; results come back identical on every rank.
+the data-parallel ranks (and their tokens over the context-parallel ones) and run through Megatron's pipeline schedule;
+results come back identical on every rank.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from megatron_rlpr.actor.policy_gradient import STATISTICS, LossTerms, RowValues
 from megatron_rlpr.actor.schedule import MicroBatchRunner
 from megatron_rlpr.actor.to_device import to_device
 from megatron_rlpr.config.schema import ActorConfig
-from megatron_rlpr.packing import Plan, TreeMicroBatch, plan
+from megatron_rlpr.packing import Plan, TreeMicroBatch, plan, share_of
 from megatron_rlpr.system.clock import Clock
 from megatron_rlpr.system.decisions import gather_or_raise
 from megatron_rlpr.system.dtypes import DTYPES, all_finite
@@ -118,7 +119,7 @@ class MegatronPolicy:
             chunk.eval()
         packed = self._pack(requests)
         self._check_token_ids(packed)
-        mine = packed.for_rank(self.layout.data_rank)
+        mine = self._mine(packed)
         with fp8.scoring(self._callables, self._config):
             outputs = self._runner.forward(self._callables, mine, progress)
         first = _first_index(requests)
@@ -149,13 +150,14 @@ class MegatronPolicy:
         first = _first_index(requests)
         values = RowValues.of(sequences, sequence_weights).to(device())
         packed = self._pack(requests)
-        mine = packed.for_rank(self.layout.data_rank)
+        mine = self._mine(packed)
 
         def loss(micro_batch: TreeMicroBatch, output: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             wanted = to_device(micro_batch.row_of_want, output.device)
             rows = F.embedding(wanted, output)  # whose gradient adds in one order on a GPU, too
             scalar, statistics = policy_gradient(rows, values.select(_flat_index(micro_batch, first)), terms)
-            # Megatron averages gradients over data-parallel ranks; the weights are global already.
+            # Megatron averages gradients over data-parallel ranks; the weights are global already. It averages over
+            # context-parallel ranks, too, and multiplies the loss by their number.
             return scalar * self.layout.data_size, statistics
 
         for chunk in self._callables:
@@ -201,6 +203,11 @@ class MegatronPolicy:
                 if not 0 <= token_id < self._vocab_size:
                     known = f"the model has {self._vocab_size} tokens: use its own tokenizer"
                     raise UserError(f"a sequence holds token id {token_id}, but {known}")
+
+    def _mine(self, packed: Plan) -> list[TreeMicroBatch]:
+        """This rank's part of the micro-batches that its data-parallel rank computes."""
+        rank, ranks = self.layout.context_rank, self.layout.context_size
+        return [share_of(micro_batch, rank, ranks) for micro_batch in packed.for_rank(self.layout.data_rank)]
 
     def _pack(self, requests: Sequence[ScoreRequest]) -> Plan:
         return plan(

@@ -25,7 +25,11 @@ class ActorConfig:
         TEXT,
     )
     sequence_parallel: bool = key(False, "SP: shard activations between TP regions along the sequence")
-    context_parallel_size: int = key(1, "CP; only 1 is supported", AT_LEAST_ONE)
+    context_parallel_size: int = key(
+        1,
+        "CP: ranks that share the tokens of each micro-batch, and exchange keys and values in every layer",
+        AT_LEAST_ONE,
+    )
     expert_model_parallel_size: int = key(
         1, "EP: data-parallel ranks that share the experts of a mixture-of-experts model", AT_LEAST_ONE
     )
@@ -52,7 +56,9 @@ class ActorConfig:
     num_layers_at_end_in_bf16: int = key(1, "last layers that first_last_layers_bf16 keeps in bf16", AT_LEAST_ZERO)
     ppo_mini_batch_size: int = key(0, "prompts per optimizer step; 0: the whole batch", AT_LEAST_ZERO)
     max_tokens_per_micro_batch: int = key(
-        8192, "token budget of one micro-batch (distinct tokens, after prefix sharing)", TOKENS
+        8192,
+        "token budget of one micro-batch (distinct tokens, after prefix sharing), which CP ranks share",
+        TOKENS,
     )
     share_prefixes: bool = key(True, "compute a prefix that several sequences share only once")
     head_chunk_rows: int = key(256, "rows whose logits exist at the same time", AT_LEAST_ONE)
@@ -85,3 +91,8 @@ class ActorConfig:
     def expert_tensor_size(self) -> int:
         """How many ranks share each expert."""
         return self.expert_tensor_parallel_size or self.tensor_model_parallel_size
+
+    @property
+    def token_ranks(self) -> int:
+        """How many ranks have an equal part each of a micro-batch's tokens between its layers."""
+        return self.context_parallel_size * (self.tensor_model_parallel_size if self.sequence_parallel else 1)

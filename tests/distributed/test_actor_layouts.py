@@ -135,6 +135,11 @@ def test_scores_are_those_of_transformers_in_double_precision(policy: Facts, mod
 
 
 @in_each_layout
+def test_what_was_loaded_is_exported_bit_for_bit(policy: Facts, layout: str, model: str) -> None:
+    assert policy[layout, model]["export_difference"] == 0.0
+
+
+@in_each_layout
 def test_scores_do_not_depend_on_the_layout(policy: Facts, layout: str, model: str) -> None:
     found, alone = policy[layout, model], policy["1 process", model]
     for part in ("log_probs", "entropies"):

@@ -120,6 +120,7 @@ def transformer_config(shape: ModelShape, actor: ActorConfig, own_layers: bool =
         tensor_model_parallel_size=actor.tensor_model_parallel_size,
         pipeline_model_parallel_size=actor.pipeline_model_parallel_size,
         pipeline_model_parallel_layout=actor.pipeline_model_parallel_layout or None,
+        context_parallel_size=actor.context_parallel_size,
         sequence_parallel=actor.sequence_parallel,
         params_dtype=dtype,
         pipeline_dtype=dtype,

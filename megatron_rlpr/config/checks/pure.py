@@ -59,15 +59,10 @@ def _ranges(config: Config) -> Iterator[str]:
 
 def _layout(config: Config, world_size: int) -> Iterator[str]:
     actor = config.actor
-    if actor.context_parallel_size != 1:
-        yield (
-            f"actor.context_parallel_size={actor.context_parallel_size}: context parallelism is not supported: set it "
-            "to 1 and use actor.sequence_parallel=true or a smaller actor.max_tokens_per_micro_batch"
-        )
-    sizes = {
-        "actor.tensor_model_parallel_size": actor.tensor_model_parallel_size,
-        "actor.pipeline_model_parallel_size": actor.pipeline_model_parallel_size,
-    }
+    names = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size")
+    sizes = {f"actor.{name}": getattr(actor, name) for name in names}
+    if actor.context_parallel_size == 1:
+        del sizes["actor.context_parallel_size"]
     ranks = prod(sizes.values())
     if world_size % ranks:
         yield (
@@ -75,7 +70,9 @@ def _layout(config: Config, world_size: int) -> Iterator[str]:
             f"{' x '.join(f'{name}={size}' for name, size in sizes.items())} = {ranks}: start a multiple of {ranks} "
             "processes (torchrun --nproc-per-node) or change these sizes"
         )
-    replicas, expert = world_size // ranks, actor.expert_model_parallel_size
+    # Experts are spread over context-parallel ranks, too: they hold the same layers.
+    of_layers = ranks // actor.context_parallel_size
+    replicas, expert = world_size // of_layers, actor.expert_model_parallel_size
     if actor.expert_tensor_size != actor.tensor_model_parallel_size:
         names = ("expert_tensor_parallel_size", "expert_model_parallel_size", "pipeline_model_parallel_size")
         named = {f"actor.{name}": getattr(actor, name) for name in names}
@@ -88,8 +85,9 @@ def _layout(config: Config, world_size: int) -> Iterator[str]:
             )
     elif replicas % expert:
         yield (
-            f"actor.expert_model_parallel_size={expert} does not divide the {replicas} data-parallel ranks of "
-            f"{world_size} processes: start a multiple of {ranks * expert} processes or change it"
+            f"actor.expert_model_parallel_size={expert} does not divide the {replicas} "
+            f"{'data-parallel' if ranks == of_layers else 'data-parallel and context-parallel'} ranks of {world_size} "
+            f"processes: start a multiple of {lcm(ranks, of_layers * expert)} processes or change it"
         )
     if actor.sequence_parallel and actor.tensor_model_parallel_size == 1:
         yield "actor.sequence_parallel=true shards over tensor-parallel ranks: set actor.tensor_model_parallel_size > 1"
@@ -215,11 +213,12 @@ def _batch(config: Config) -> Iterator[str]:
     if data.val_files and config.evaluation.score_reward:
         longest["data.val_max_prompt_length"] = data.val_max_prompt_length
     for key, prompt in longest.items():
-        if prompt + response > budget:
+        needed = -(-(prompt + response) // config.actor.token_ranks) * config.actor.token_ranks
+        if needed > budget:
             instead = ", lower them or set evaluation.score_reward=false" if "val_" in key else " or lower them"
             yield (
                 f"actor.max_tokens_per_micro_batch={budget} cannot hold one sequence of {key} + "
-                f"data.max_response_length = {prompt} + {response} tokens: raise it to at least {prompt + response}"
+                f"data.max_response_length = {prompt} + {response} tokens: raise it to at least {needed}"
                 f"{instead}"
             )
 

@@ -33,6 +33,7 @@ PP2 = {"pipeline_model_parallel_size": 2}
 VPP2 = PP2 | {"virtual_pipeline_model_parallel_size": 2, "max_tokens_per_micro_batch": 48}
 TP4_SP = {"tensor_model_parallel_size": 4, "sequence_parallel": True}  # more ranks than key/value heads
 TP2_SP = TP2 | {"sequence_parallel": True}
+CP2 = {"context_parallel_size": 2}
 EP2 = {"expert_model_parallel_size": 2}
 SHARDED = {"use_distributed_optimizer": True}
 TIED_AND_BIASED = ("llama tied", "qwen2 untied with biases")
@@ -52,6 +53,13 @@ DENSE_CASES = {
     "PP2 x VPP2 x DP2": Case(4, "PP2 x VPP2", VPP2, TIED_AND_BIASED),
     "TP2 + SP x PP2 x VPP2, full recompute": Case(4, "TP2 x PP2", TP2_SP | VPP2 | RECOMPUTE),
     "TP4 + SP": Case(4, "TP2 + SP x PP2 x VPP2, full recompute", TP4_SP, ("qwen2 untied with biases", "qwen3")),
+    "CP2": Case(
+        2,
+        "TP2 + SP x PP2 x VPP2, full recompute",
+        CP2,
+        ("qwen2 untied with biases", "gemma2 with windows and soft caps"),
+    ),
+    "CP2 x TP2 + SP": Case(4, "CP2", CP2 | TP2_SP, ("qwen2 untied with biases",)),
     "1 process again": Case(1, "TP2 + SP x PP2 x VPP2, full recompute"),
     "bf16": Case(1, "bf16", {"dtype": "bfloat16"}),
     "DP2, distributed optimizer": Case(2, "DP2, distributed optimizer", SHARDED, TIED_AND_BIASED),
@@ -59,7 +67,10 @@ DENSE_CASES = {
     "PP2 x VPP2 x DP2, distributed optimizer": Case(4, "TP2, distributed optimizer", VPP2 | SHARDED, TIED_AND_BIASED),
     "1 process, distributed optimizer": Case(1, "PP2 x VPP2 x DP2, distributed optimizer", SHARDED, TIED_AND_BIASED),
     "1 process, no longer distributed": Case(1, "DP2, distributed optimizer", {}, TIED_AND_BIASED),
-    "DP2, distributed from now on": Case(2, "TP4 + SP", SHARDED, ("qwen2 untied with biases",)),
+    "DP2, distributed from now on": Case(2, "CP2 x TP2 + SP", SHARDED, ("qwen2 untied with biases",)),
+    "CP2 x PP2, full recompute, distributed from now on": Case(
+        4, "TP4 + SP", CP2 | PP2 | RECOMPUTE | SHARDED, ("qwen2 untied with biases",)
+    ),
 }
 # Every layout with spread experts goes on from one that spreads them otherwise or not at all. Experts may be whole
 # where layers are cut, and cut where layers are whole.
@@ -78,6 +89,7 @@ EXPERT_CASES = {
     "DP2, ETP2": Case(2, "TP2 + SP, EP2 x ETP1", ETP2, ("mixtral",)),
     "EP2, distributed optimizer": Case(2, "DP2, ETP2", EP2 | SHARDED, ("mixtral",)),
     "DP2, distributed optimizer": Case(2, "EP2, distributed optimizer", SHARDED, ("mixtral",)),
+    "CP2 x EP2": Case(2, "DP2, ETP2", CP2 | EP2, ("mixtral",)),
 }
 # Every rank computes with the one key/value head, of which each stores a part.
 ONE_HEAD_CASES = {

@@ -15,6 +15,7 @@ from layout_cases import SAVED_AFTER, TEMPERATURE, UPDATES, Case, requests
 from megatron.core import parallel_state
 from safetensors.torch import save_file
 
+from checkpoint_conversion.verify import worst_tensor
 from megatron_rlpr.actor import parallel
 from megatron_rlpr.actor.checkpoint import CheckpointStore
 from megatron_rlpr.actor.parallel import Layout
@@ -25,7 +26,7 @@ from megatron_rlpr.types import ScoreRequest, TrainSequence, UpdateResult
 from megatron_rlpr.weights.architectures import model_shape
 from megatron_rlpr.weights.export import WeightExporter
 from megatron_rlpr.weights.hf_folder import HfFolder
-from megatron_rlpr.weights.load_hf import load_hf_weights
+from megatron_rlpr.weights.load_hf import load_hf_weights, open_hf_weights
 from megatron_rlpr.weights.shape import ModelShape
 
 TERMS = LossTerms(clip_low=0.2, clip_high=0.27, dual_clip=0.0, entropy_coeff=0.01, kl_coef=0.0, kl_type="low_var_kl")
@@ -60,6 +61,8 @@ def observe(case: Case, name: str, folder: Path, work: Path, layout: Layout) -> 
     policy = MegatronPolicy(shape, actor, layout, TEMPERATURE)
     load_hf_weights(policy.chunks, shape, folder)
     policy.weights_changed()
+    loaded = WeightExporter(policy.chunks, shape, bucket_mb=0.02)
+    export_difference = worst_tensor(loaded, open_hf_weights(shape, folder)).difference
     wanted = requests(shape.vocab_size)
     pieces: list[tuple[int, int]] = []
     scores = policy.score(wanted, lambda *piece: pieces.append(piece))
@@ -75,6 +78,7 @@ def observe(case: Case, name: str, folder: Path, work: Path, layout: Layout) -> 
     if layout.rank == 0:
         save_file(weights, exported)
     return {
+        "export_difference": export_difference,
         "log_probs": [s.log_probs.tolist() for s in scores],
         "entropies": [s.entropies.tolist() for s in scores],
         "pieces": pieces,

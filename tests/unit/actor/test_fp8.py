@@ -12,7 +12,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_rlpr.actor import fp8
 from megatron_rlpr.config.schema import ActorConfig
-from megatron_rlpr.packing import plan
+from megatron_rlpr.packing import plan, share_of
 from megatron_rlpr.types import ScoreRequest
 
 LAYERS = {"num_layers": 4, "hidden_size": 64, "num_attention_heads": 4, "bf16": True, "params_dtype": torch.bfloat16}
@@ -96,13 +96,15 @@ def test_stored_base_probabilities_know_their_precision() -> None:
 @pytest.mark.parametrize(
     ("recipe", "multiple"), [("delayed", 16), ("tensorwise", 16), ("blockwise", 128), ("mxfp8", 32)]
 )
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_odd_token_counts_are_padded_for_every_recipe(recipe: str, multiple: int, ranks: int) -> None:
-    keys = actor(fp8_recipe=recipe, tensor_model_parallel_size=2, sequence_parallel=ranks > 1)
+@pytest.mark.parametrize(("ranks", "context"), [(1, 1), (2, 1), (2, 2)])
+def test_odd_token_counts_are_padded_for_every_recipe(recipe: str, multiple: int, ranks: int, context: int) -> None:
+    layout = {"tensor_model_parallel_size": 2, "sequence_parallel": ranks > 1, "context_parallel_size": context}
+    keys = actor(fp8_recipe=recipe, **layout)
     requests = [ScoreRequest(tuple(range(100 * i, 100 * i + 15 + 2 * i)), 3, 15 + 2 * i) for i in range(9)]
     packed = plan(requests, max_tokens=512, data_parallel_size=2, sequence_multiple=fp8.sequence_multiple(keys))
     batches = [batch for rank in packed.micro_batches for batch in rank]
-    assert {batch.num_tokens % (ranks * multiple) for batch in batches} == {0}
+    shares = [share_of(batch, rank, context) for batch in batches for rank in range(context)]
+    assert {share.num_tokens % (ranks * multiple) for share in shares} == {0}
     assert sum(batch.num_tokens - batch.padding for batch in batches) == sum(r.stop - 1 for r in requests)
     for batch in batches:
         assert batch.source_row.max(initial=-1) < batch.num_tokens - batch.padding

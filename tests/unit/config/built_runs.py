@@ -21,7 +21,7 @@ from megatron_rlpr.config.checks.engine import engine_settings
 from megatron_rlpr.config.keys import all_keys
 from megatron_rlpr.config.loading import load_config, save_resolved
 from megatron_rlpr.config.schema import Config
-from megatron_rlpr.packing import plan
+from megatron_rlpr.packing import plan, share_of
 from megatron_rlpr.reward.manager import RewardManager
 from megatron_rlpr.reward.shaping import discrete_function, shaping_function
 from megatron_rlpr.rollout.requests import group_requests
@@ -69,15 +69,17 @@ def build(config: Config, world: int, place: Place) -> None:
             assert {len(requests) for requests in asked} == {config.rollout.n}
     actor = config.actor
     longest = config.data.max_prompt_length + config.data.max_response_length
-    multiple = actor.tensor_model_parallel_size if actor.sequence_parallel else 1
-    ranks = world // (actor.tensor_model_parallel_size * actor.pipeline_model_parallel_size)
-    plan(
+    multiple, context = actor.tensor_model_parallel_size if actor.sequence_parallel else 1, actor.context_parallel_size
+    ranks = world // (actor.tensor_model_parallel_size * actor.pipeline_model_parallel_size * context)
+    packed = plan(
         [ScoreRequest(tuple(range(longest)), 1, longest)],
         max_tokens=actor.max_tokens_per_micro_batch,
         data_parallel_size=ranks,
         share_prefixes=actor.share_prefixes,
-        sequence_multiple=multiple,
+        sequence_multiple=multiple * context,
     )
+    shares = [share_of(packed.for_rank(0)[0], rank, context) for rank in range(context)]
+    assert {share.num_tokens * context % multiple for share in shares} == {0}
     train(config)
 
 

@@ -18,6 +18,7 @@ def contradictions(config: Config, world: int) -> list[str]:
     data, rollout, reward, rules = config.data, config.rollout, config.reward, config.filter
     algorithm, actor, trainer = config.algorithm, config.actor, config.trainer
     tensor, pipeline = actor.tensor_model_parallel_size, actor.pipeline_model_parallel_size
+    together = actor.context_parallel_size * (tensor if actor.sequence_parallel else 1)  # tokens are padded to these
     estimator, manager, ray = algorithm.adv_estimator, reward.reward_manager, rollout.placement == "ray"
     mixed = estimator in ("prnostd_vrstd", "prstd_vrstd")
     longest = max(data.max_prompt_length, data.val_max_prompt_length if data.val_files else 0)
@@ -29,14 +30,13 @@ def contradictions(config: Config, world: int) -> list[str]:
     sizes = {1, LAYERS - 1} if layout else {LAYERS // (pipeline * rounds) or 1}
     unit, sharing = actor.recompute_num_layers, rollout.data_parallel_size * rollout.tensor_parallel_size
     reasons = {
-        "ranks": world % (tensor * pipeline) != 0,
+        "ranks": world % (tensor * pipeline * actor.context_parallel_size) != 0,
         "heads": KEY_VALUE_HEADS % tensor != 0 or KEY_VALUE_HEADS % rollout.tensor_parallel_size != 0,
         "layers": not layout and LAYERS % (pipeline * rounds) != 0,
         "parts": bool(layout) and layout.count("|") + 1 != pipeline * rounds,
         "placed": bool(layout) and layout.count("t") != LAYERS,
         "rounds": pipeline == 1 and (rounds > 1 or bool(layout)),
         "sequence": actor.sequence_parallel and tensor == 1,
-        "context": actor.context_parallel_size != 1,
         "experts": actor.expert_model_parallel_size != 1,
         "engine ranks": not ray and world % rollout.tensor_parallel_size != 0,
         "idle": not ray
@@ -67,7 +67,7 @@ def contradictions(config: Config, world: int) -> list[str]:
         or any(name not in ("greedy", "sampling") for name in config.evaluation.strategies),
         "name": not re.fullmatch(r"[^/\\:\s]([^/\\:]*[^/\\:\s])?", trainer.name) or trainer.name in (".", ".."),
         "mini-batch": actor.ppo_mini_batch_size > 0 and data.train_batch_size % actor.ppo_mini_batch_size != 0,
-        "budget": scored_prompt + data.max_response_length > actor.max_tokens_per_micro_batch,
+        "budget": scored_prompt + data.max_response_length > actor.max_tokens_per_micro_batch // together * together,
         "positions": longest + data.max_response_length > POSITIONS,
         "template": data.template != "as_is"
         and reward.format_mode != ("R1" if data.template == "R1" else "R1_nothink"),

@@ -67,7 +67,12 @@ def test_what_can_work_is_accepted(run: Run, overrides: list[str], world_size: i
         ),
         (["actor.tensor_model_parallel_size=2"], 1, ["1 processes", "multiple of 2"]),
         (["actor.sequence_parallel=true"], 1, ["actor.sequence_parallel", "actor.tensor_model_parallel_size > 1"]),
-        (["actor.context_parallel_size=2"], 2, ["actor.context_parallel_size=2", "not supported"]),
+        (["actor.context_parallel_size=2"], 3, ["3 processes", "actor.context_parallel_size=2", "multiple of 2"]),
+        (
+            ["actor.context_parallel_size=3", "actor.max_tokens_per_micro_batch=1024"],
+            3,
+            ["actor.max_tokens_per_micro_batch=1024", "at least 1026"],
+        ),
         (["rollout.tensor_parallel_size=2"], 3, ["rollout.tensor_parallel_size=2", "3 processes"]),
         (["rollout.engines=2"], 1, ["rollout.engines=2 has no effect", "rollout.placement=ray"]),
         (["weights.transport=collective"], 1, ["weights.transport=collective has no effect", "rollout.placement=ray"]),

@@ -61,6 +61,7 @@ AXES: dict[str, list[Any]] = {
     "actor.virtual_pipeline_model_parallel_size": [1, 2],
     "actor.pipeline_model_parallel_layout": ["", "Et|tttL"],
     "actor.sequence_parallel": [False, True],
+    "actor.context_parallel_size": [1, 2],
     "actor.recompute_granularity": ["none", "selective", "full"],
     "actor.recompute_method": ["uniform", "block"],
     "actor.recompute_num_layers": [1, 2, 3],
