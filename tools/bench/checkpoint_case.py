@@ -1,33 +1,25 @@
 """`bench checkpoint`: what saving and loading a checkpoint adds to a rank's memory, for models and layouts of any size.
 
-One rank of a fake process group builds the policy of fake tensors (no storage), then makes the entries of a checkpoint,
-plans with ranks that are said to hold what ranks at their place hold, and copies its share to the host. Everything that
-this project and Megatron allocate for it is counted; only the writing and reading of files, which keep one tensor at a
-time, is left out. The device "meta" stands for the GPU.
+The first rank (`tools.fake_ranks`) builds the policy, then makes the entries of a checkpoint, plans with ranks that are
+said to hold what ranks at their place hold, and copies its share to the host. Everything that this project and Megatron
+allocate for it is counted; only the writing and reading of files, which keep one tensor at a time, is left out.
 """
 
 from __future__ import annotations
 
-import contextlib
-import pkgutil
-import queue
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from megatron.core import dist_checkpointing, parallel_state
+from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing import ShardedTensor
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensorFactory
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
-from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from megatron_rlpr.actor import parallel
 from megatron_rlpr.actor.checkpoint import checkpoint_entries
 from megatron_rlpr.actor.checkpoint_share import CheckpointShare
 from megatron_rlpr.actor.optimizer_state import optimizer_parts
@@ -35,8 +27,8 @@ from megatron_rlpr.actor.policy import MegatronPolicy
 from megatron_rlpr.config.schema import ActorConfig
 from megatron_rlpr.weights.architectures import model_shape
 from megatron_rlpr.weights.load_megatron import chunks_by_key, weights_state
+from tools.fake_ranks import GPU, HOST, policy_of_rank, replaced
 
-GPU, HOST = torch.device("meta"), torch.device("cpu")
 _QWEN2 = {
     "architectures": ["Qwen2ForCausalLM"],
     "model_type": "qwen2",
@@ -86,7 +78,14 @@ def run(cases: tuple[Case, ...] = CASES) -> dict[str, Any]:
     """
     points = []
     for case in cases:
-        with _first_rank(case) as policy:
+        actor = ActorConfig(
+            dtype="bfloat16",
+            use_distributed_optimizer=True,
+            tensor_model_parallel_size=case.tensor,
+            pipeline_model_parallel_size=case.pipeline,
+        )
+        ranks = case.tensor * case.pipeline * case.data
+        with policy_of_rank(model_shape(case.config), actor, ranks) as policy:
             point: dict[str, Any] = {
                 "layout": case.name,
                 "parameters": sum(p.numel() for chunk in policy.chunks for p in chunk.parameters()),
@@ -101,7 +100,7 @@ def run(cases: tuple[Case, ...] = CASES) -> dict[str, Any]:
 def _save(policy: MegatronPolicy) -> Any:
     with (
         TemporaryDirectory() as folder,
-        _replaced("megatron_rlpr.actor.checkpoint_share.CheckpointShare.write", lambda _: None),
+        replaced("megatron_rlpr.actor.checkpoint_share.CheckpointShare.write", lambda _: None),
     ):
         return CheckpointShare(checkpoint_entries(policy, is_loading=False), Path(folder), in_background=True)
 
@@ -159,81 +158,3 @@ def _held(policy: MegatronPolicy) -> list[torch.Tensor]:
 def _nbytes(entries: dict[str, Any]) -> int:
     tensors = [e for e in nested_values(entries) if isinstance(e, ShardedTensor | ShardedTensorFactory)]
     return sum(entry.data.nbytes for entry in tensors)
-
-
-@contextlib.contextmanager
-def _replaced(name: str, instead: Any) -> Iterator[None]:
-    """Until the end, what goes by this full name is something else: no other rank answers, and nothing is written."""
-    owner_name, _, attribute = name.rpartition(".")
-    owner = pkgutil.resolve_name(owner_name)
-    kept = getattr(owner, attribute)
-    setattr(owner, attribute, instead)
-    try:
-        yield
-    finally:
-        setattr(owner, attribute, kept)
-
-
-@contextlib.contextmanager
-def _first_rank(case: Case) -> Iterator[MegatronPolicy]:
-    """The policy of the first rank, without storage; collectives do nothing."""
-    actor = ActorConfig(
-        dtype="bfloat16",
-        use_distributed_optimizer=True,
-        tensor_model_parallel_size=case.tensor,
-        pipeline_model_parallel_size=case.pipeline,
-    )
-    new_group = dist.new_group
-
-    def fake_group(ranks: Any = None, **_: Any) -> Any:
-        return new_group(ranks, backend="fake")
-
-    ranks = case.tensor * case.pipeline * case.data
-    nothing = "megatron.core.dist_checkpointing.{}.validate_sharding_integrity"
-    with contextlib.ExitStack() as stack:
-        for name, instead in {
-            "torch.distributed.new_group": fake_group,
-            "torch.distributed.all_gather_object": _others_hold_the_same,
-            "torch.distributed.gather_object": lambda obj, object_gather_list, **_: _others_hold_the_same(
-                object_gather_list, obj
-            ),
-            "torch.distributed.all_gather": lambda *_, **__: None,
-            "torch.nn.Module.bfloat16": lambda module: module,  # which it is, and fake weights cannot be exchanged
-            "torch.distributed.checkpoint.default_planner._validate_global_plan": lambda *_: [],
-            "megatron.core.dist_checkpointing.strategies.filesystem_async._results_queue": queue.Queue(),
-            nothing.format("state_dict_utils"): lambda *_, **__: None,
-            nothing.format("strategies.fully_parallel"): lambda *_, **__: None,
-        }.items():
-            stack.enter_context(_replaced(name, instead))
-        dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=ranks)
-        layout = parallel.initialize(actor, seed=1)
-        stack.enter_context(_replaced("torch.cuda.current_device", lambda: GPU))
-        named = torch.Tensor.type  # by which Megatron tells fp32 from bf16
-        stack.enter_context(
-            _replaced("torch.Tensor.type", lambda tensor: named(tensor).replace("torch.meta.", "torch.cuda."))
-        )
-        stack.enter_context(_replaced("torch.Tensor.cuda", lambda tensor: torch.empty_like(tensor, device=GPU)))
-        with FakeTensorMode(allow_non_fake_inputs=True):
-            with GPU:
-                policy = MegatronPolicy(model_shape(case.config), actor, layout, temperature=1.0)
-            assert policy.optimizer is not None
-            for part in optimizer_parts(policy.optimizer):
-                for state in part.optimizer.state.values():
-                    state["step"] = torch.tensor(1.0)  # has a value, which the first step would give it
-            yield policy
-        parallel_state.destroy_model_parallel()
-        dist.destroy_process_group()
-
-
-def _others_hold_the_same(gathered: list[Any] | None, mine: Any, group: Any = None, **_: Any) -> None:
-    """What ranks of a data-parallel group would send: weights are shared, shards of the optimizer are their own."""
-    if gathered is None:
-        return
-    for rank in range(len(gathered)):
-        gathered[rank] = mine
-        if rank and isinstance(mine, list):
-            gathered[rank] = [
-                entry if entry.has_regular_grid else replace(entry, key=f"{entry.key} of {rank}")
-                for entry in mine
-                if isinstance(entry, ShardedTensor)
-            ]

@@ -22,8 +22,8 @@ from typing import Any
 from megatron_rlpr.system import process_environment
 from megatron_rlpr.system.command_line import exit_status, tool_parser
 from megatron_rlpr.types import UserError
+from tools import emulated_kernels
 
-_KERNELS = Path(__file__).parents[2] / "tests" / "transformer_engine" / "kernels"
 _HEADINGS = (
     "mean change",
     "99% below",
@@ -58,7 +58,7 @@ def _parser() -> ArgumentParser:
 
 
 def _measure(options: Namespace) -> None:
-    pretend = _emulate() if options.emulated else lambda _: None
+    pretend = emulated_kernels.install() if options.emulated else lambda _: None
     from megatron_rlpr.actor.model.layer_kind import transformer_engine_is_here
 
     if not transformer_engine_is_here():
@@ -109,17 +109,6 @@ def _chosen(options: Namespace, precisions: dict[str, dict[str, Any]]) -> list[s
             raise UserError(f"--recipes {name} {RECIPES[name].refusal()}")
     wanted = options.recipes or able
     return [name for name in precisions if name not in RECIPES or name in wanted]
-
-
-def _emulate() -> Any:
-    """Put the emulated kernels in Transformer Engine's place; returns what chooses the GPU that a recipe needs."""
-    if not _KERNELS.is_dir():
-        raise UserError(f"--emulated needs the project's checkout: {_KERNELS} is not there")
-    sys.path.insert(0, str(_KERNELS))
-    import te_on_cpu
-
-    te_on_cpu.install()
-    return te_on_cpu.pretend_gpu
 
 
 def _row(*cells: str) -> str:

@@ -212,9 +212,9 @@ _TABLE: dict[str, tuple[tuple[str, ...], ...]] = {
         ("torch.distributed.ProcessGroup._get_backend", "how long the world's group waits"),
         ("torch.distributed.ProcessGroupGloo._Options._timeout", "a group of our own waits as long"),
     ),
-    "tools.bench.checkpoint_case": (
+    "tools.bench.checkpoint_case": (("torch.distributed._tools.mem_tracker.MemTracker", "counts what is allocated"),),
+    "tools.fake_ranks": (
         ("torch._subclasses.fake_tensor.FakeTensorMode", "tensors of any size without storage"),
-        ("torch.distributed._tools.mem_tracker.MemTracker", "counts what is allocated"),
         ("torch.testing._internal.distributed.fake_pg.FakeStore", "a world of any size in one process"),
         (
             "torch.distributed.checkpoint.default_planner._validate_global_plan",
