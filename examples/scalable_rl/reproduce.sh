@@ -23,7 +23,11 @@ recipe="${RECIPE:-}"
 if [ -z "$recipe" ]; then
     name="${model##*/}"
     case "${name,,}" in
+        *qwen*32b*) recipe=examples/recipes/qwen2.5-32b.yaml ;;
+        *qwen*72b*) recipe=examples/recipes/qwen2.5-72b.yaml ;;
+        *qwen3-30b-a3b*) recipe=examples/recipes/qwen3-30b-a3b.yaml ;;
         *qwen*) recipe=examples/recipes/qwen2.5-7b.yaml ;;
+        *llama*70b*) recipe=examples/recipes/llama-3.1-70b-instruct.yaml ;;
         *llama*) recipe=examples/recipes/llama-3.1-8b-instruct.yaml ;;
         *gemma*) recipe=examples/recipes/gemma-2-2b-it.yaml ;;
         *smollm2-135m*) recipe=examples/scalable_rl/smollm2-135m.yaml ;;

@@ -32,8 +32,8 @@ def policy_refusals(config: Config) -> Iterator[str]:
     """Those that concern a policy alone, without prompts, engines and a run."""
     yield from _folder(config)
     shape = _shape(config)
-    yield from _layout(config, shape)
-    yield from _fp8(config, shape)
+    yield from layout_refusals(config, shape)
+    yield from fp8_refusals(config, shape)
     try:
         open_hf_weights(shape, config.model.path)
     except UserError as error:
@@ -61,7 +61,8 @@ def _shape(config: Config) -> ModelShape:
     return shape
 
 
-def _layout(config: Config, shape: ModelShape) -> Iterator[str]:
+def layout_refusals(config: Config, shape: ModelShape) -> Iterator[str]:
+    """Sizes of the model that the ranks cannot share."""
     # The vocabulary is not among them: the actor and the engine pad it to a multiple of the ranks.
     heads = {f"{shape.num_attention_heads} attention heads": _even(shape.num_attention_heads)}
     groups, columns = f"{shape.num_query_groups} key/value heads", f"{shape.ffn_hidden_size} feed-forward columns"
@@ -150,7 +151,7 @@ def _lengths(config: Config, shape: ModelShape) -> Iterator[str]:
         )
 
 
-def _fp8(config: Config, shape: ModelShape) -> Iterator[str]:
+def fp8_refusals(config: Config, shape: ModelShape) -> Iterator[str]:
     """Sizes that the recipe's matrix products do not take, on any rank; layers and tokens that do not fit."""
     actor = fp8.resolved(config.actor)
     if not actor.fp8:

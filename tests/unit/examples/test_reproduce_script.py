@@ -77,6 +77,9 @@ def test_several_machines_meet_at_the_master(model: str) -> None:
         ("Qwen2.5-7B", "qwen2.5-7b"),
         ("Meta-Llama-3.1-8B-Instruct", "llama-3.1-8b-instruct"),
         ("gemma-2-2b-it", "gemma-2-2b-it"),
+        ("Qwen2.5-72B", "qwen2.5-72b"),
+        ("Llama-3.1-70B-Instruct", "llama-3.1-70b-instruct"),
+        ("Qwen3-30B-A3B", "qwen3-30b-a3b"),
     ],
 )
 def test_the_recipe_follows_from_the_model_s_name(tmp_path: Path, name: str, recipe: str) -> None:
