@@ -62,5 +62,5 @@ def test_every_parameter_has_its_place(recipe: str, fp8_recipe: str, monkeypatch
     with torch.device("meta"):
         (model,) = tree_policy.build_chunks(shape, actor)
     found = local_parameters([model], shape)
-    assert type(model.decoder.layers[0].mlp.linear_fc2).__mro__[1].__name__.startswith("TE")
+    assert type(model.decoder.layers[0].self_attention.linear_proj).__mro__[1].__name__.startswith("TE")
     assert [parameter.mapping for parameter in found] == [m for m in parameter_table(shape) if not m.is_copy]
