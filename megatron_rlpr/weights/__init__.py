@@ -8,7 +8,9 @@ local_parameters which of them this rank's model chunks hold
 load_hf          Hugging Face folder -> chunks
 load_megatron    Megatron checkpoint -> chunks, whatever layout wrote it
 parallel_load    every data-parallel rank reads a part and sends it on; damage: what goes wrong there, in one line
-export           chunks -> stream of full Hugging Face tensors, on every rank
+engine_slices    which part of each a rank of a tensor-parallel engine holds
+export           chunks -> stream of full Hugging Face tensors, or of those slices, on every rank
+export_plan      what moves between ranks for it
 buckets          the stream in pieces of bounded size, gathered one ahead
 checksum         of the tensors in a stream, in any order
 save_hf          stream -> safetensors; hf_export: the folders of a run, one beside each checkpoint

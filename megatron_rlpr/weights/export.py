@@ -1,16 +1,19 @@
-"""The model's weights as a stream of full tensors with Hugging Face names, the same on every rank.
+"""The model's weights as a stream of tensors with Hugging Face names: full ones, the same on every rank, or the slices
+that this rank's engine holds.
 
-Parameters travel in buckets of bounded size. Per bucket: the owning stage's tensor-parallel ranks gather their shards
-(of experts, those ranks of the stage that share them, who send them to the stage's other expert-parallel ranks), the
-stage sends them to the other stages, and every rank puts the full tensors together. While one bucket is being used the
-next one is gathered, so two exist at once; with one rank the stream yields views of the model itself.
+Parameters travel in buckets of bounded size, by the ways of `export_plan`: the owning stage's tensor-parallel ranks
+gather their shards where one alone will not do (of experts, those ranks of the stage that share them, who send them to
+the stage's other expert-parallel ranks), and the stage sends what has come of them to the other stages. While one
+bucket is being used the next one is gathered, so two exist at once; with one rank the stream yields views of the model
+itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, groupby
-from typing import NamedTuple, TypeVar
+from math import prod
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,19 +21,13 @@ from megatron.core import parallel_state
 
 from megatron_rlpr.weights.architectures import hf_manifest, parameter_table
 from megatron_rlpr.weights.buckets import in_buckets, one_ahead
+from megatron_rlpr.weights.engine_slices import EngineRank
+from megatron_rlpr.weights.export_plan import ExportPlan, Owner
 from megatron_rlpr.weights.local_parameters import in_bf16, local_parameters
 from megatron_rlpr.weights.shape import ModelShape
 
 NamedTensors = list[tuple[str, torch.Tensor]]
 T = TypeVar("T")
-
-
-class _Owner(NamedTuple):
-    """A pipeline stage, its one expert-parallel rank (None: all of them hold the same), and whether it is an expert."""
-
-    stage: int
-    expert_rank: int | None
-    of_expert: bool
 
 
 class WeightExporter:
@@ -42,11 +39,18 @@ class WeightExporter:
         shape: ModelShape,
         bucket_mb: float,
         values: Callable[[torch.Tensor], torch.Tensor] = in_bf16,
+        engine_size: int = 1,
     ) -> None:
         """bucket_mb: size of a bucket in MiB; a parameter that is larger travels alone.
 
         values: a parameter's, plain, on its device; a policy's memory may be elsewhere (`actor.memory`).
+        engine_size: ranks of an engine, consecutive ones, of which each gets its slices; it must divide the ranks of a
+        pipeline stage. 1: every rank gets whole tensors.
         """
+        self.engine = EngineRank(dist.get_rank() % engine_size, engine_size)
+        """Whose slices this rank gets."""
+        self.received = 0
+        """Bytes that reached this rank from others in the last iteration."""
         self._values = values
         self._shape = shape
         self._table = parameter_table(shape)
@@ -64,19 +68,23 @@ class WeightExporter:
         self._ep_group = parallel_state.get_expert_model_parallel_group()
         self.stage, self._expert_rank = dist.get_rank(self._pp_group), dist.get_rank(self._ep_group)
         """Of the pipeline: this rank's."""
-        self._whole = {dist.get_world_size(g) for g in (*self._cut_groups, self._pp_group, self._ep_group)} == {1}
+        tensor, expert_tensor = (dist.get_world_size(group) for group in self._cut_groups)
+        self._plan = ExportPlan(self._table, tensor, expert_tensor, self.engine)
+        travelling = any(self._plan.gathered_numel(index) for index in self._tensors)
+        self._local = not travelling and {dist.get_world_size(g) for g in (self._pp_group, self._ep_group)} == {1}
+        """Whether nothing comes from other ranks."""
         self._buckets = self._fill_buckets(int(bucket_mb * 2**20))
 
     def manifest(self) -> dict[str, tuple[int, ...]]:
-        """Hugging Face name -> full shape of everything the stream holds, in its order, without moving any weight."""
+        """Hugging Face name -> full shape of everything the stream holds, or slices of, in its order."""
         return hf_manifest(self._shape)
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """(Hugging Face name, full contiguous tensor) in the manifest's order.
+        """(Hugging Face name, contiguous tensor or slice) in the manifest's order.
 
         Where buckets are gathered from other ranks, the next one is on its way while the last one is being used.
         """
-        return chain.from_iterable(self.buckets() if self._whole else one_ahead(self.buckets()))
+        return chain.from_iterable(self.buckets() if self._local else one_ahead(self.buckets()))
 
     @property
     def is_first_of_stage(self) -> bool:
@@ -96,7 +104,7 @@ class WeightExporter:
         among the ranks of the stage."""
         mine = ((owner, indices) for owner, indices in self._buckets if owner.stage == self.stage)
         exported = (self._export(owner, indices, within_stage=True) for owner, indices in mine)
-        return chain.from_iterable(exported if self._whole else one_ahead(exported))
+        return chain.from_iterable(exported if self._local else one_ahead(exported))
 
     def buckets(self) -> Iterator[NamedTensors]:
         """The same stream, one bucket at a time.
@@ -104,55 +112,81 @@ class WeightExporter:
         Collective: every rank must take all of it. Tensors may be views of the live weights: read them before the
         next update and never write. Their storage is not used again for later buckets.
         """
+        self.received = 0
         for owner, indices in self._buckets:
             yield self._export(owner, indices)
 
     @torch.no_grad()
-    def _export(self, owner: _Owner, indices: list[int], within_stage: bool = False) -> NamedTensors:
+    def _export(self, owner: Owner, indices: list[int], within_stage: bool = False) -> NamedTensors:
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)  # of the thread that exports ahead
-        shards = self._all_shards(owner, indices, within_stage)
-        named: NamedTensors = []
-        for index in indices:
-            mapping = self._table[index]
-            named += zip((t.name for t in mapping.hf), mapping.join(shards.pop(index)), strict=True)
-        return named
+        names = [tensor.name for index in indices for tensor in self._table[index].hf]
+        return list(zip(names, self._parts(owner, indices, within_stage), strict=True))
 
-    def _all_shards(self, owner: _Owner, indices: list[int], within_stage: bool) -> dict[int, list[torch.Tensor]]:
-        """Table index -> the shards of all tensor-parallel ranks, on every rank (of the owner's stage alone)."""
-        if self._whole:
-            return {index: [self._values(self._tensors[index])] for index in indices}
-        stage, expert_rank, of_expert = owner
-        group, size = self._cut_groups[of_expert], self._cut_size(indices[0])
-        counts = [self._table[index].shard_numel(size) for index in indices]
-        gathered = torch.empty(size, sum(counts), dtype=self.dtype, device=self._device)
-        if self.stage == stage and expert_rank in (None, self._expert_rank):
-            mine = torch.cat([self._values(self._tensors[index]).flatten() for index in indices])
-            dist.all_gather(list(gathered.unbind()), mine, group=group)
-        if self.stage == stage and expert_rank is not None:
-            dist.broadcast(gathered, dist.get_global_rank(self._ep_group, expert_rank), group=self._ep_group)
+    def _parts(self, owner: Owner, indices: list[int], within_stage: bool) -> Iterable[torch.Tensor]:
+        """What the owner's stage, or every rank, gets of the bucket's Hugging Face tensors, in order."""
+        plan, in_stage, of_one = self._plan, self.stage == owner.stage, owner.expert_rank is not None
+        whole = of_one and plan.experts_travel_whole
+        slices = [cut for index in indices for cut in plan.slices(index)]
+        parts: Iterable[torch.Tensor] = ()
+        if in_stage and owner.expert_rank in (None, self._expert_rank):
+            parts = self._held(owner, indices, plan.to_whole if whole else plan.to_slices)
+        if in_stage and owner.expert_rank is not None:
+            full = [tensor.shape for index in indices for tensor in self._table[index].hf]
+            shapes = full if whole else [cut.shape for cut in slices]
+            parts = self._sent(parts, shapes, owner.expert_rank, self._ep_group)
+            if whole:
+                parts = [cut.of(tensor) for cut, tensor in zip(slices, parts, strict=True)]
         if dist.get_world_size(self._pp_group) > 1 and not within_stage:
-            dist.broadcast(gathered, dist.get_global_rank(self._pp_group, stage), group=self._pp_group)
-        shapes = [self._table[index].shard_shape(size) for index in indices]
-        by_parameter = zip(indices, gathered.split(counts, dim=1), shapes, strict=True)
-        return {index: [flat.view(shape) for flat in part] for index, part, shape in by_parameter}
+            parts = self._sent(parts, [cut.shape for cut in slices], owner.stage, self._pp_group)
+        return (part.contiguous() for part in parts)
 
-    def _cut_size(self, index: int) -> int:
-        """How many ranks cut a parameter."""
-        return dist.get_world_size(self._cut_groups[self._table[index].of_expert])
+    def _held(
+        self, owner: Owner, indices: list[int], parts_of: Callable[[int, list[torch.Tensor]], Iterable[torch.Tensor]]
+    ) -> Iterator[torch.Tensor]:
+        """Parts of the bucket's parameters, one after the other, from the shards of who cut them."""
+        group, size = self._cut_groups[owner.of_expert], self._plan.cut_size(indices[0])
+        travelling = [index for index in indices if not self._plan.alone(index)]
+        shards: dict[int, list[torch.Tensor]] = {}
+        if travelling:
+            counts = [self._table[index].shard_numel(size) for index in travelling]
+            gathered = torch.empty(size, sum(counts), dtype=self.dtype, device=self._device)
+            mine = torch.cat([self._values(self._tensors[index]).flatten() for index in travelling])
+            dist.all_gather(list(gathered.unbind()), mine, group=group)
+            self.received += gathered.nbytes - mine.nbytes
+            for index, part in zip(travelling, gathered.split(counts, dim=1), strict=True):
+                shards[index] = [flat.view(self._table[index].shard_shape(size)) for flat in part]
+        for index in indices:
+            yield from parts_of(index, shards.get(index) or [self._values(self._tensors[index])])
 
-    def _fill_buckets(self, limit_bytes: int) -> list[tuple[_Owner, list[int]]]:
+    def _sent(
+        self, parts: Iterable[torch.Tensor], shapes: Sequence[Sequence[int]], source: int, group: dist.ProcessGroup
+    ) -> Iterable[torch.Tensor]:
+        """From the group's rank `source` to all of it: the parts, of these shapes, in memory of their own."""
+        if dist.get_world_size(group) == 1:
+            return parts
+        sizes = [prod(shape) for shape in shapes]
+        flat = torch.empty(sum(sizes), dtype=self.dtype, device=self._device)
+        views = [view.view(tuple(shape)) for view, shape in zip(flat.split(sizes), shapes, strict=True)]
+        if dist.get_rank(group) == source:
+            for view, part in zip(views, parts, strict=True):
+                view.copy_(part)
+        else:
+            self.received += flat.nbytes
+        dist.broadcast(flat, dist.get_global_rank(group, source), group=group)
+        return views
+
+    def _fill_buckets(self, limit_bytes: int) -> list[tuple[Owner, list[int]]]:
         """Consecutive entries of the table that one owner has."""
 
         def nbytes(index: int) -> int:
-            size = self._cut_size(index)
-            return self._table[index].shard_numel(size) * size * self.dtype.itemsize
+            return self._plan.most_numel(index) * self.dtype.itemsize
 
         owners = self._owners()
         by_owner = groupby(owners, owners.__getitem__)
         return [(owner, bucket) for owner, theirs in by_owner for bucket in in_buckets(theirs, nbytes, limit_bytes)]
 
-    def _owners(self) -> dict[int, _Owner]:
+    def _owners(self) -> dict[int, Owner]:
         """Table index -> who holds it, in table order. Raises ValueError for a parameter that is nowhere."""
         in_stage = _gather_from(self._ep_group, set(self._tensors))
         in_all = set.intersection(*in_stage)
@@ -161,7 +195,7 @@ class WeightExporter:
         }
         stages = _gather_from(self._pp_group, expert_rank_of)
         owner_of = {
-            index: _Owner(stage, rank, self._table[index].of_expert)
+            index: Owner(stage, rank, self._table[index].of_expert)
             for stage, held in enumerate(stages)
             for index, rank in held.items()
         }

@@ -8,6 +8,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from megatron_rlpr.weights.engine_slices import WHOLE, EngineRank
+
 
 class WeightHandoverError(RuntimeError):
     """Weights offered to an engine are incomplete, unknown or of the wrong shape, or their stream broke."""
@@ -15,10 +17,14 @@ class WeightHandoverError(RuntimeError):
 
 @dataclass(frozen=True)
 class Announcement:
-    """What a hand-over will bring. manifest: name -> shape of every tensor. version: the number of the hand-over."""
+    """What a hand-over will bring. manifest: name -> shape of every tensor. version: the number of the hand-over.
+
+    engine: the rank of an engine whose slices of these tensors come; by default the whole tensors.
+    """
 
     manifest: Mapping[str, tuple[int, ...]]
     version: int
+    engine: EngineRank = WHOLE
 
 
 @dataclass(frozen=True)

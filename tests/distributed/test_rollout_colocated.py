@@ -32,6 +32,9 @@ def observe(models: Path, tensor_parallel_size: int) -> dict[str, Any]:
     from megatron_rlpr.rollout.vllm.engine import VllmEngine
     from megatron_rlpr.system.decisions import gather_or_raise
     from megatron_rlpr.types import Prompt
+    from megatron_rlpr.weights.architectures import model_shape, parameter_table
+    from megatron_rlpr.weights.engine_slices import EngineRank, slices_of
+    from megatron_rlpr.weights.hf_folder import HfFolder
     from megatron_rlpr.weights.receiver import Announcement
 
     rank = dist.get_rank() if dist.is_initialized() else 0
@@ -96,7 +99,22 @@ def observe(models: Path, tensor_parallel_size: int) -> dict[str, Any]:
         "update": error_of(lambda: rollouts.update_weights(Announcement(manifest, 2), stream(breaks=False))),
         "groups_after_update": groups(prompts),
         "version": rollouts.weight_version,
+        "why_whole": rollouts.why_whole(),
     }
+    if tensor_parallel_size > 1:
+        engine_rank = EngineRank(rank % tensor_parallel_size, tensor_parallel_size)
+        table = parameter_table(model_shape(HfFolder(models / "a").config()))
+        cuts = [cut for mapping in table if not mapping.is_copy for cut in slices_of(mapping, engine_rank)]
+        for version, folder in ((3, "a"), (4, "b")):
+            full = load_file(models / folder / "model.safetensors")
+            slices = [(cut.name, cut.of(full[cut.name])) for cut in cuts]
+            rollouts.update_weights(Announcement(manifest, version, engine_rank), slices)
+            seen[f"groups_of_{folder}_by_slices"] = groups(prompts)
+        misplaced = [(name, part[:-1]) for name, part in slices]
+        announced = Announcement(manifest, 5, engine_rank)
+        seen["wrong_slices"] = error_of(lambda: rollouts.update_weights(announced, misplaced))
+        seen["whole_again"] = error_of(lambda: rollouts.update_weights(Announcement(manifest, 6), tensors.items()))
+        seen["groups_of_whole_again"] = groups(prompts)
     every_rank = gather_or_raise(lambda: seen, dist.group.WORLD, "comparison")
     return {**seen, "same_on_all_ranks": all(other == seen for other in every_rank)}
 
@@ -211,6 +229,21 @@ def test_a_good_hand_over_reaches_every_engine(observed: dict[str, Any], layout:
     assert seen["version"] == 2
     assert tokens(seen["groups_after_update"]) != tokens(seen["groups"])
     assert all(response[3] == [2] for _, responses in seen["groups_after_update"] for response in responses)
+
+
+def test_a_rank_of_an_engine_takes_its_slices_as_it_takes_whole_tensors(observed: dict[str, Any]) -> None:
+    """Bit for bit, and a hand-over of whole tensors works after them, and after one that failed."""
+
+    def without_versions(groups: list[list[Any]]) -> list[Any]:
+        return [[index, [response[:3] for response in responses]] for index, responses in groups]
+
+    seen = observed["1 engine over 2 ranks"]
+    assert seen["why_whole"] == ""
+    assert without_versions(seen["groups_of_a_by_slices"]) == without_versions(seen["groups"])
+    assert without_versions(seen["groups_of_b_by_slices"]) == without_versions(seen["groups_after_update"])
+    assert "its manifest announced" in seen["wrong_slices"]
+    assert seen["whole_again"] == "no error"
+    assert without_versions(seen["groups_of_whole_again"]) == without_versions(seen["groups_after_update"])
 
 
 if __name__ == "__main__":

@@ -183,6 +183,36 @@ def test_a_hand_over_that_fails_twice_on_one_rank_raises_on_all(
     assert others == [["hand-over 5 failed on another rank"] * 2] * len(others)
 
 
+SLICED = [(layout, model) for layout, model in CASES if layout not in ("1 process", "PP2")]
+
+
+@pytest.mark.parametrize(("layout", "model"), SLICED)
+def test_engines_of_two_ranks_get_their_slices_and_each_rank_no_more_than_planned(
+    report: dict[str, Any], layout: str, model: str
+) -> None:
+    """The policy cuts layers, experts or neither by two; vocabularies are cut alike by both, or not."""
+    found = [facts["sliced"] for facts in ranks(report, layout, model)]
+    for facts in found:
+        assert facts["names"]
+        assert facts["identical"]
+        assert facts["contiguous"]
+        assert facts["received"] == facts["planned"] <= facts["received_whole"]
+        if facts["aligned"] and "EP2" not in layout:
+            assert facts["received"] < facts["kept"]
+    assert {tuple(facts["report"]) for facts in found} == {(max(f["received"] for f in found), found[0]["report"][1])}
+
+
+def test_with_as_many_ranks_in_an_engine_as_cut_a_layer_only_slices_of_other_stages_move(
+    report: dict[str, Any],
+) -> None:
+    """128 tokens, so that both cut the vocabulary alike, and no more ranks than key/value heads."""
+    for model in ("mistral", "qwen3_moe"):
+        assert [facts["sliced"]["received"] for facts in ranks(report, "TP2", model)] == [0, 0]
+        for facts in (facts["sliced"] for facts in ranks(report, "TP2 x PP2", model)):
+            assert 0.3 < facts["received"] / facts["kept"] < 0.7
+            assert facts["received_whole"] > 1.4 * facts["kept"]
+
+
 @in_every_layout
 def test_a_receiver_that_wants_no_weights_costs_none(report: dict[str, Any], layout: str, model: str) -> None:
     assert [facts["hand_over"]["ignored_bytes"] for facts in ranks(report, layout, model)] == [0] * len(

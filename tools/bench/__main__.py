@@ -7,6 +7,7 @@
     python -m tools.bench reward --model models/smollm2-135m
     python -m tools.bench convert --model models/smollm2-135m
     python -m tools.bench checkpoint
+    python -m tools.bench handover_plan
 
 score    log-probs, entropies and reference probabilities of whole groups, against two padded passes with full logits
 update   gradients of the policy loss, against forward and backward with full logits
@@ -15,6 +16,7 @@ packing  planning a batch of 6,144 sequences for 8, 16 and 32 data-parallel rank
 reward   splicing references and combining rewards, everything but the forward, on one core
 convert  both conversions: peak memory beyond the start of their process, time; the model, and Llamas of --layers
 handover new weights for an engine in this process and for one in another, against a plain copy of the same bytes
+handover_plan  bytes that a rank gets from others for one: 72B and 235B at several layouts, without either
 checkpoint  what saving and loading adds to a rank's memory: Qwen2.5-7B at TP2 DP4, 72B at TP8 PP8 DP8, without either
 table    tokens of both sides over response lengths 128 to 4,096 and 1 to 32 responses, our time where that is quick
 
@@ -34,7 +36,7 @@ from typing import Any
 from megatron_rlpr.system import process_environment
 from megatron_rlpr.system.command_line import exit_status, tool_parser
 
-CASES = ("score", "update", "head", "packing", "reward", "convert", "handover", "checkpoint", "table")
+CASES = ("score", "update", "head", "packing", "reward", "convert", "handover", "handover_plan", "checkpoint", "table")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -96,6 +98,7 @@ def _measure(options: Namespace) -> dict[str, Any]:
         checkpoint_case,
         convert_case,
         handover_case,
+        handover_plan,
         head_case,
         packing_case,
         reward_case,
@@ -133,6 +136,8 @@ def _measure(options: Namespace) -> dict[str, Any]:
             )
         case "convert":
             return {"case": options.case} | convert_case.run(options.model, tuple(options.layers))
+        case "handover_plan":
+            return {"case": options.case} | handover_plan.run()
         case "checkpoint":
             return {"case": options.case} | checkpoint_case.run()
     options.groups = options.groups or (125 if options.case == "reward" else 8)

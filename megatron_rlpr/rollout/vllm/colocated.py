@@ -19,6 +19,7 @@ from megatron_rlpr.rollout.vllm.engine import VllmEngine
 from megatron_rlpr.system.clock import Clock
 from megatron_rlpr.system.decisions import gather_or_raise, host_group
 from megatron_rlpr.types import Response, RolloutGroup
+from megatron_rlpr.weights.engine_slices import EngineRank
 from megatron_rlpr.weights.receiver import Announcement, Confirmation
 
 
@@ -97,7 +98,8 @@ class ColocatedRollouts:
         return (finished, self._engine.in_flight[1]) if reports else ({}, 0)
 
     def update_weights(self, announced: Announcement, tensors: Iterable[tuple[str, torch.Tensor]]) -> Confirmation:
-        """Hand the same full, HF-named weights to every engine; each rank passes its own view of the stream.
+        """Hand the same HF-named weights to every engine; each rank passes its own view of the stream, or
+        the slices that its rank of an engine holds.
 
         The manifest is checked on all ranks before any rank takes the first tensor. Engines that sleep take memory for
         the weights before, and for their cache when the stream has ended and its buckets are free. Returns what this
@@ -111,6 +113,12 @@ class ColocatedRollouts:
             )
         self._change(self._engine.wake_cache, "wake_cache")
         return confirmed[self._rank]
+
+    def why_whole(self) -> str:
+        """Why the ranks of an engine cannot take slices of their own, the first reason of all; empty: they can."""
+        rank = EngineRank(self._rank % self._tensor_parallel_size, self._tensor_parallel_size)
+        reasons = gather_or_raise(lambda: self._engine.why_whole(rank), self._group, "a look at the engines")
+        return next(filter(None, reasons), "")
 
     @property
     def asleep(self) -> bool:

@@ -17,10 +17,14 @@ from megatron_rlpr.rollout.requests import GenerationRequest, SamplingSettings
 from megatron_rlpr.rollout.vllm import limits, process
 from megatron_rlpr.rollout.vllm.requests_in_flight import RequestsInFlight
 from megatron_rlpr.rollout.vllm.sleep import Sleep, Wakefulness
+from megatron_rlpr.rollout.vllm.slice_load import Place, engine_places, unlike_places
 from megatron_rlpr.rollout.vllm.weight_update import check_manifest, required_weights
 from megatron_rlpr.rollout.vllm.worker_load import Loaded, load_stream
 from megatron_rlpr.system import stop_signals
 from megatron_rlpr.types import Response
+from megatron_rlpr.weights.architectures import model_shape
+from megatron_rlpr.weights.engine_slices import WHOLE, EngineRank
+from megatron_rlpr.weights.hf_folder import HfFolder
 from megatron_rlpr.weights.receiver import Announcement, Confirmation, WeightHandoverError
 from megatron_rlpr.weights.transports.interface import InProcess, WeightSource
 
@@ -239,6 +243,26 @@ class VllmEngine:
         if self._broken:
             raise WeightHandoverError(f"the engine cannot be loaded before it is rebuilt: {self._unusable}")
         check_manifest(announced.manifest, self._required, self._tied_head)
+        if announced.engine.size not in (1, self.settings.tensor_parallel_size):
+            raise WeightHandoverError(
+                f"slices of {announced.engine.size} ranks were announced to an engine of "
+                f"{self.settings.tensor_parallel_size}"
+            )
+
+    def why_whole(self, rank: EngineRank) -> str:
+        """Why this rank of the engine cannot take the slices of its own instead of whole tensors; empty: it can."""
+        settings = self.settings
+        if settings.quantization != "none":
+            return f"rollout.quantization={settings.quantization} rounds whole tensors"
+        if settings.enable_expert_parallel or settings.data_parallel_size > 1:
+            return "engines that share experts cut them otherwise"
+        if self._arguments["distributed_executor_backend"] == "mp":
+            return "its workers are processes of their own"
+        (found,) = self._llm.collective_rpc(unlike_places, args=(rank, self._places(rank)))
+        return str(found)
+
+    def _places(self, rank: EngineRank) -> dict[str, Place]:
+        return engine_places(model_shape(HfFolder(self.settings.model_path).config()), rank)
 
     def update_weights(self, announced: Announcement, tensors: Iterable[tuple[str, torch.Tensor]]) -> Confirmation:
         """`load` from tensors of this process; WeightHandoverError unless the engine's workers live in it, too.
@@ -253,7 +277,8 @@ class VllmEngine:
         return self.load(announced, InProcess(tensors))
 
     def load(self, announced: Announcement, source: WeightSource) -> Confirmation:
-        """Replace all weights; on success the engine equals one started from a folder with these weights, bit for bit.
+        """Replace all weights, by whole tensors or by the slices of this rank of the engine, as announced; on success
+        the engine equals one started from a folder with these weights, bit for bit.
 
         Every worker of the engine reads the stream of the source by itself. Requests in flight survive and go on with
         the new weights. A wrong manifest changes nothing. A fault in the stream is a WeightHandoverError and leaves the
@@ -262,12 +287,12 @@ class VllmEngine:
         self.check_weights(announced)
         if self._sleep.state is Wakefulness.ASLEEP:
             raise WeightHandoverError("the engine is asleep: wake its weights first")
-        version = announced.version
+        version, places = announced.version, None if announced.engine == WHOLE else self._places(announced.engine)
         self._unusable = f"hand-over {version} was interrupted"
         try:
             with process.engine_call(self.settings.enforce_eager):
                 loaded: list[Loaded] = self._llm.collective_rpc(
-                    load_stream, args=(source, announced, self.settings.torch_dtype, self._tied_head)
+                    load_stream, args=(source, announced, self.settings.torch_dtype, self._tied_head, places)
                 )
                 # what is in flight goes on with the new weights: its keys and values are computed again from its tokens
                 self._llm.reset_prefix_cache(reset_running_requests=bool(self._requests))

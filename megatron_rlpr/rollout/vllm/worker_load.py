@@ -5,11 +5,13 @@ A failure of the stream is returned, not raised: an error within vLLM's loader b
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from megatron_rlpr.rollout.vllm.slice_load import Place, load_slices
 from megatron_rlpr.rollout.vllm.weight_update import VerifiedStream
 from megatron_rlpr.system.process_environment import release_free_memory
 from megatron_rlpr.weights.checksum import ChecksummedStream
@@ -28,18 +30,29 @@ class Loaded:
 
 @torch.no_grad()
 def load_stream(
-    worker: Any, source: WeightSource, announced: Announcement, dtype: torch.dtype, tied_head: bool
+    worker: Any,
+    source: WeightSource,
+    announced: Announcement,
+    dtype: torch.dtype,
+    tied_head: bool,
+    places: Mapping[str, Place] | None = None,
 ) -> Loaded:
     """Replace the weights of a vLLM worker by a stream that it reads itself.
 
-    dtype: to load them in. tied_head: the head is the embedding, and not loaded if announced. After a fault the worker
-    holds a mixture of weights, and can be loaded again.
+    dtype: to load them in. tied_head: the head is the embedding, and not loaded if announced. places: where the slices
+    lie that come instead of whole tensors. After a fault the worker holds a mixture of weights, and can be loaded
+    again.
     """
     received = ChecksummedStream(source.receive(worker.rank))
-    stream = VerifiedStream(announced.manifest, received, skip=frozenset({OUTPUT_HEAD} if tied_head else ()))
+    coming = announced.manifest if places is None else {name: place.cut.shape for name, place in places.items()}
+    stream = VerifiedStream(coming, received, skip=frozenset({OUTPUT_HEAD} if tied_head else ()))
     _forget_packed(worker)
     # vLLM keeps some parameters in fp32 inside; a start from a folder rounds them to the engine's dtype first.
-    worker.reload_weights(weights_iterator=((name, tensor.to(dtype)) for name, tensor in stream))
+    rounded = ((name, tensor.to(dtype)) for name, tensor in stream)
+    if places is None:
+        worker.reload_weights(weights_iterator=rounded)
+    else:
+        load_slices(worker, rounded, places)
     if tied_head:
         _repack_tied_head(worker)
     return Loaded(received.checksum, None if stream.failure is None else str(stream.failure))

@@ -35,6 +35,7 @@ from megatron_rlpr.config.schema import ActorConfig
 from megatron_rlpr.types import UserError
 from megatron_rlpr.weights.architectures import model_shape
 from megatron_rlpr.weights.checksum import ChecksummedStream, weights_checksum
+from megatron_rlpr.weights.engine_slices import slices_of, why_whole
 from megatron_rlpr.weights.export import WeightExporter
 from megatron_rlpr.weights.handover import HandOver
 from megatron_rlpr.weights.hf_export import HfExport
@@ -119,6 +120,31 @@ def handed_over(exporter: WeightExporter, rank: int) -> dict[str, Any]:
     }
 
 
+def sliced(exporter: WeightExporter, chunks: Any, shape: ModelShape, source: HfFolder) -> dict[str, Any]:
+    """What engines of two ranks get: their slices, and how many bytes move for them and for whole tensors."""
+    for _ in exporter:
+        continue
+    to_engines = WeightExporter(chunks, shape, BUCKET_MB, engine_size=2)
+    engine, plan = to_engines.engine, to_engines._plan
+    cuts = {cut.name: cut for mapping in plan.table if not mapping.is_copy for cut in slices_of(mapping, engine)}
+    stream = [(name, tensor.clone()) for name, tensor in to_engines]
+    owners = [(index, owner) for owner, indices in to_engines._buckets for index in indices]
+    planned = [plan.received_numel(index, owner, to_engines.stage, to_engines._expert_rank) for index, owner in owners]
+    receiver = Receiver()
+    report = HandOver(to_engines, receiver).send(version=1)
+    return {
+        "names": [name for name, _ in stream] == list(exporter.manifest()) == receiver.names,
+        "identical": all(torch.equal(t, cuts[name].of(source.read(name)).to(exporter.dtype)) for name, t in stream),
+        "contiguous": all(t.is_contiguous() for _, t in stream),
+        "received": to_engines.received,
+        "planned": sum(planned) * exporter.dtype.itemsize,
+        "received_whole": exporter.received,
+        "kept": sum(t.nbytes for _, t in stream),
+        "aligned": all(plan.alone(index) for index, _ in owners),
+        "report": [report.received, report.checksum],
+    }
+
+
 def observe(
     name: str, folder: Path, work: Path, shape: ModelShape, actor: ActorConfig, layout: Layout
 ) -> dict[str, Any]:
@@ -141,6 +167,8 @@ def observe(
         "largest_bucket_of_several": max([sum(t.nbytes for _, t in b) for b in buckets if len(b) > 3], default=0),
         "hand_over": handed_over(exporter, layout.rank),
     }
+    if not why_whole(shape, 2, layout.world_size // layout.pipeline_size):
+        facts["sliced"] = sliced(exporter, policy.chunks, shape, source)
     with torch.no_grad():
         for chunk in policy.chunks:
             for parameter in chunk.parameters():

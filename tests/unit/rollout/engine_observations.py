@@ -14,9 +14,11 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import numpy as np
+import slices_and_loaders
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -24,9 +26,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from megatron_rlpr.rollout.engine import EngineSettings
 from megatron_rlpr.rollout.requests import GenerationRequest, SamplingSettings
 from megatron_rlpr.rollout.vllm.engine import VllmEngine
+from megatron_rlpr.rollout.vllm.worker_load import load_stream
 from megatron_rlpr.types import Response
 from megatron_rlpr.weights.checksum import weights_checksum
+from megatron_rlpr.weights.engine_slices import WHOLE
 from megatron_rlpr.weights.receiver import Announcement
+from megatron_rlpr.weights.transports.interface import InProcess
 
 SAMPLED = SamplingSettings(temperature=0.7, max_tokens=60)
 GREEDY = SamplingSettings(temperature=0.0, max_tokens=24)
@@ -158,6 +163,7 @@ def observe_updates(tested: VllmEngine, fresh: VllmEngine, folder: Path) -> dict
         "wrong_manifest_changes_nothing": outputs(tested) == start and tested.weight_version == 0,
         "update": error_of(lambda: tested.update_weights(Announcement(manifest, 2), tensors.items())),
         "updated_equals_fresh": outputs(tested) == outputs(fresh) != start,
+        "slices": observe_slices(tested, tensors, outputs),
         "version": [tested.weight_version, tested.generate(sent[:1], GREEDY)[0].weight_versions],
         "bent_stream": error_of(lambda: tested.update_weights(Announcement(manifest, 3), bent)),
         "refusal": error_of(lambda: tested.generate(sent, SAMPLED)),
@@ -178,6 +184,23 @@ def observe_updates(tested: VllmEngine, fresh: VllmEngine, folder: Path) -> dict
     seen["confirmed"] = (confirmation.version, confirmation.checksum == weights_checksum(tensors.items()))
     seen["rebuilt_equals_fresh"] = outputs(tested) == outputs(fresh)
     return {**seen, "recovers_from_a_break_anywhere": recovered}
+
+
+def observe_slices(tested: VllmEngine, tensors: dict[str, torch.Tensor], outputs: Callable[[VllmEngine], Any]) -> Any:
+    """An engine of one rank takes every tensor as a slice, that of all of it: others, then its own again.
+
+    What the worker says, whether the others took effect, and whether it is as it was.
+    """
+    places, before = tested._places(WHOLE), outputs(tested)
+    manifest = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    said, got = [tested.why_whole(WHOLE)], []
+    for factor in (0.5, 1.0):
+        source = InProcess([(name, tensor * factor) for name, tensor in tensors.items()])
+        announced = Announcement(manifest, 2)
+        loading = (source, announced, tested.settings.torch_dtype, tested._tied_head, places)
+        said += [str(loaded.fault) for loaded in tested._llm.collective_rpc(load_stream, args=loading)]
+        got.append(outputs(tested))
+    return [said, got[0] != before, got[1] == before]
 
 
 def observe_sleep(folder: Path, other: Path) -> dict[str, Any]:
@@ -284,6 +307,7 @@ def main(folder: Path) -> None:
                 "truncated": truncated,
                 "sleep": observe_sleep(folder / "llama_a", folder / "llama_b"),
                 "updates": updates,
+                "unlike_the_loaders": slices_and_loaders.differences(Path(mkdtemp())),
             }
         )
     )

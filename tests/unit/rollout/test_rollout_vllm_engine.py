@@ -10,6 +10,8 @@ import pytest
 from tiny_models import EOS, EOS_IDS, save_gemma2, save_llama, save_mistral, save_mixtral, save_qwen2, save_qwen3
 from warm_start import run
 
+from megatron_rlpr.weights.architectures import SUPPORTED
+
 HERE = Path(__file__).parent
 UPDATED = ["llama, tied, fp32", "qwen2, untied, bf16", "mixtral, untied, fp32"]
 
@@ -36,6 +38,17 @@ def generation(observed: dict[str, Any]) -> dict[str, Any]:
 @pytest.fixture(params=UPDATED)
 def update(observed: dict[str, Any], request: pytest.FixtureRequest) -> dict[str, Any]:
     return observed["updates"][request.param]
+
+
+def test_an_engine_filled_by_slices_is_the_same_for_every_kind_of_model(update: dict[str, Any]) -> None:
+    assert update["slices"] == [["", "None", "None"], True, True]
+
+
+def test_every_rank_of_an_engine_gets_the_bits_that_vllms_own_loaders_give_it(observed: dict[str, Any]) -> None:
+    """Every supported family; key/value heads, vocabularies and experts in all relations to the number of ranks."""
+    found = observed["unlike_the_loaders"]
+    assert found.keys() == {f"{name} {ranks}" for name in SUPPORTED for ranks in (1, 2, 4, 8)}
+    assert {name: different for name, different in found.items() if different} == {}
 
 
 def test_an_engine_leaves_random_states_threads_and_launcher_variables_alone(observed: dict[str, Any]) -> None:
