@@ -112,6 +112,7 @@ class Trainer:
             **step_metrics(fill, batch, updates, lr, clock.take(), parts.std_filter, parts.prompts.cached),
             "reward/ungraded": parts.graders.failures.total(),
             "weights/hand_overs_repeated": parts.hand_over.repeated,
+            "weights/bytes_received": parts.hand_over.received,
             "rollout/engines_replaced": parts.rollouts.engines_replaced,
             "memory/device_in_use_asleep_gb": parts.rollouts.device_in_use_gb,
             **{f"memory/{what}_gb": nbytes / 1e9 for what, nbytes in asdict(moved).items()},

@@ -249,6 +249,11 @@ class WeightsConfig:
         "share, or broadcasts of a group of its own (gloo, NCCL); auto: the first on CPU when all engines are on the "
         "first rank's host, else the second",
     )
+    sharded: Literal["auto", "true", "false"] = key(
+        "auto",
+        "every rank gets only the slices of the weights that its rank of a colocated engine holds, not whole tensors; "
+        "auto: where it is known how the engine cuts them (rollout.tensor_parallel_size above 1, not quantised)",
+    )
 
 
 @dataclass

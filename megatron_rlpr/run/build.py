@@ -124,7 +124,13 @@ def build_parts(config: Config) -> RunParts:
     actor.memory.offload()
     rollouts = engines.rollouts(config, console, clock)
     exporter = WeightExporter(actor.chunks, shape, config.weights.bucket_mb, actor.memory.weight)
-    hand_over = HandOver(exporter, rollouts)
+    slices = engines.shared_slices(config, rollouts, shape, layout, console)
+    to_engines = (
+        WeightExporter(actor.chunks, shape, config.weights.bucket_mb, actor.memory.weight, engine_size=slices)
+        if slices > 1
+        else exporter
+    )
+    hand_over = HandOver(to_engines, rollouts)
     evaluation = HeldOutEvaluation(
         config,
         rollouts,

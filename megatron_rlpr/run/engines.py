@@ -7,6 +7,7 @@ from functools import partial
 
 import torch
 
+from megatron_rlpr.actor.parallel import Layout
 from megatron_rlpr.config.checks.engine import engine_settings
 from megatron_rlpr.config.schema import Config
 from megatron_rlpr.data.prompt_source import PromptSource
@@ -21,7 +22,9 @@ from megatron_rlpr.rollout.vllm.colocated import ColocatedRollouts
 from megatron_rlpr.rollout.vllm.engine import VllmEngine
 from megatron_rlpr.system.clock import Clock
 from megatron_rlpr.tracking.console import Console
-from megatron_rlpr.types import Prompt
+from megatron_rlpr.types import Prompt, UserError
+from megatron_rlpr.weights.engine_slices import why_whole
+from megatron_rlpr.weights.shape import ModelShape
 from megatron_rlpr.weights.transports.choice import Transports
 
 
@@ -61,6 +64,27 @@ def _pool(config: Config, console: Console) -> EnginePool:
         transports=transports,
         on_event=console.message,
     )
+
+
+def shared_slices(config: Config, source: Rollouts, shape: ModelShape, layout: Layout, console: Console) -> int:
+    """Ranks of an engine of which each gets its slices of the weights; 1: whole tensors. Collective; says why.
+
+    UserError with weights.sharded=true where they cannot.
+    """
+    wanted, size = config.weights.sharded, config.rollout.tensor_parallel_size
+    if wanted == "false":
+        reason = "weights.sharded=false"
+    elif not isinstance(source, ColocatedRollouts):
+        reason = (
+            "engines elsewhere get them in one stream" if config.rollout.placement == "ray" else "there is no engine"
+        )
+    else:
+        reason = why_whole(shape, size, layout.world_size // layout.pipeline_size) or source.why_whole()
+    if reason and wanted == "true":
+        raise UserError(f"weights.sharded=true, but engines get whole tensors ({reason}): set it to auto")
+    kind = f"whole tensors: {reason}" if reason else f"a slice of each tensor for each of an engine's {size} ranks"
+    console.message(f"hand-over of {kind}")
+    return 1 if reason else size
 
 
 def pipeline(config: Config, source: Rollouts, prompts: PromptSource, last_step: int) -> RolloutPipeline | None:

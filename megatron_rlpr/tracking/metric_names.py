@@ -74,6 +74,9 @@ STEP_METRICS: dict[str, str] = {
     "time/offload": "seconds until what actor.offload names was on the host, and gradient buffers were released",
     "time/restore": "seconds to bring it back; on a GPU the copies go on while the update begins",
     "weights/hand_overs_repeated": "hand-overs of this process so far that failed and were repeated with new engines",
+    "weights/bytes_received": (
+        "most bytes of weights that a rank got from other ranks for the step's hand-over, whole tensors or slices"
+    ),
     "time/step": "seconds of the whole step, checkpoint and validation apart",
     "memory/peak_gb": "peak resident memory of the first rank's process so far, in GB (1e9 bytes)",
     "memory/peak_all_ranks_gb": "sum of the ranks' peak resident memories so far, in GB",
