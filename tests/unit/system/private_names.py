@@ -195,6 +195,12 @@ _TABLE: dict[str, tuple[tuple[str, ...], ...]] = {
             "communicator",
         ),
     ),
+    "rollout.vllm.slice_load": (
+        (
+            "vllm.model_executor.model_loader.reload.layerwise._get_original_loader",
+            "a parameter's loader, which gives way to that of slices for one reload",
+        ),
+    ),
     "rollout.vllm.worker_load": (
         ("vllm.model_executor.layers.utils.dispatch_cpu_unquantized_gemm.cpu_linear", "holds old weights, packed"),
         (

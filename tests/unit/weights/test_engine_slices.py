@@ -13,7 +13,7 @@ from megatron_rlpr.weights.architectures import hf_manifest, model_shape, parame
 from megatron_rlpr.weights.engine_slices import WHOLE, EngineRank, slices_of, why_whole
 from megatron_rlpr.weights.export_plan import ExportPlan
 from megatron_rlpr.weights.shape import ModelShape
-from tools.bench.handover_plan import QWEN_72B, Sizes, bytes_of_ranks
+from tools.bench.handover_plan import Sizes, bytes_of_ranks
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -91,13 +91,13 @@ def test_what_cannot_be_cut_is_said() -> None:
 
 def test_a_rank_of_72b_receives_less_than_its_engine_keeps() -> None:
     sizes = Sizes(tensor=8, pipeline=8, data=1)
-    ranks = bytes_of_ranks(QWEN_72B, sizes, engine=8)
+    ranks = bytes_of_ranks("qwen2.5-72b", sizes, engine=8)
     assert {round(rank.kept / 1e9, 1) for rank in ranks} == {18.2}
     assert max(rank.received / rank.kept for rank in ranks) < 1
-    before = bytes_of_ranks(QWEN_72B, sizes, engine=1)
+    before = bytes_of_ranks("qwen2.5-72b", sizes, engine=1)
     assert {rank.kept for rank in before} == {145_412_407_296}
     assert min(rank.received for rank in before) > 140e9
-    gathered_first = bytes_of_ranks(QWEN_72B, Sizes(tensor=4, pipeline=8, data=2), engine=8)
+    gathered_first = bytes_of_ranks("qwen2.5-72b", Sizes(tensor=4, pipeline=8, data=2), engine=8)
     assert max(rank.received / rank.kept for rank in gathered_first) < 1.7
 
 
