@@ -13,6 +13,8 @@ import queue
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -24,6 +26,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from megatron_rlpr.actor import parallel
+from megatron_rlpr.actor.checkpoint import checkpoint_entries
+from megatron_rlpr.actor.checkpoint_share import CheckpointShare
 from megatron_rlpr.actor.model.layer_kind import transformer_engine_is_here
 from megatron_rlpr.actor.optimizer_state import optimizer_parts
 from megatron_rlpr.actor.policy import MegatronPolicy
@@ -44,6 +48,15 @@ def replaced(name: str, instead: Any) -> Iterator[None]:
         yield
     finally:
         setattr(owner, attribute, kept)
+
+
+def share_of_checkpoint(policy: MegatronPolicy) -> CheckpointShare:
+    """This rank's part of a checkpoint, planned and copied to the host; no file is written."""
+    with (
+        TemporaryDirectory() as folder,
+        replaced("megatron_rlpr.actor.checkpoint_share.CheckpointShare.write", lambda _: None),
+    ):
+        return CheckpointShare(checkpoint_entries(policy, is_loading=False), Path(folder), in_background=True)
 
 
 @contextlib.contextmanager

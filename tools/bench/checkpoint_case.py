@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -21,13 +20,12 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensorFactory
 from torch.distributed._tools.mem_tracker import MemTracker
 
 from megatron_rlpr.actor.checkpoint import checkpoint_entries
-from megatron_rlpr.actor.checkpoint_share import CheckpointShare
 from megatron_rlpr.actor.optimizer_state import optimizer_parts
 from megatron_rlpr.actor.policy import MegatronPolicy
 from megatron_rlpr.config.schema import ActorConfig
 from megatron_rlpr.weights.architectures import model_shape
 from megatron_rlpr.weights.load_megatron import chunks_by_key, weights_state
-from tools.fake_ranks import GPU, HOST, policy_of_rank, replaced
+from tools.fake_ranks import GPU, HOST, policy_of_rank, share_of_checkpoint
 
 _QWEN2 = {
     "architectures": ["Qwen2ForCausalLM"],
@@ -97,14 +95,6 @@ def run(cases: tuple[Case, ...] = CASES) -> dict[str, Any]:
     return {"points": points}
 
 
-def _save(policy: MegatronPolicy) -> Any:
-    with (
-        TemporaryDirectory() as folder,
-        replaced("megatron_rlpr.actor.checkpoint_share.CheckpointShare.write", lambda _: None),
-    ):
-        return CheckpointShare(checkpoint_entries(policy, is_loading=False), Path(folder), in_background=True)
-
-
 def _gathered_entries(policy: MegatronPolicy, is_loading: bool) -> dict[str, Any]:
     model: dict[str, Any] = {key: weights_state(chunk) for key, chunk in chunks_by_key(policy.chunks).items()}
     assert policy.optimizer is not None
@@ -123,7 +113,7 @@ def _gathered_save(policy: MegatronPolicy) -> Any:
 _WORK: dict[str, Callable[[MegatronPolicy], Any]] = {
     "gathered_save": _gathered_save,
     "gathered_load": lambda policy: _gathered_entries(policy, is_loading=True),
-    "ours_save": _save,
+    "ours_save": share_of_checkpoint,
     "ours_load": lambda policy: checkpoint_entries(policy, is_loading=True),
 }
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from megatron_rlpr.weights.architectures import model_shape, parameter_table
@@ -16,8 +15,7 @@ from megatron_rlpr.weights.engine_slices import EngineRank
 from megatron_rlpr.weights.export_plan import ExportPlan, Owner
 from megatron_rlpr.weights.hf_folder import HfFolder
 from megatron_rlpr.weights.mapping import ParamMapping
-
-_MODELS = Path(__file__).parents[2] / "examples" / "recipes" / "models"
+from tools.plan.job import MODELS
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,7 @@ def bytes_of_ranks(model: str, sizes: Sizes, engine: int, itemsize: int = 2) -> 
 
     model: a folder of examples/recipes/models; layers are dealt evenly to the stages, the head to the last.
     """
-    shape = model_shape(HfFolder(str(_MODELS / model)).config())
+    shape = model_shape(HfFolder(str(MODELS / model)).config())
     table = [mapping for mapping in parameter_table(shape) if not mapping.is_copy]
     owners = [
         _owner(mapping, shape.num_layers, shape.experts.count if shape.experts else 0, sizes) for mapping in table

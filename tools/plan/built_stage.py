@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import chain
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -14,11 +12,10 @@ from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensorFactory
 
 from megatron_rlpr.actor.checkpoint import checkpoint_entries
-from megatron_rlpr.actor.checkpoint_share import CheckpointShare
 from megatron_rlpr.actor.optimizer_state import optimizer_parts
 from megatron_rlpr.actor.policy import MegatronPolicy
 from megatron_rlpr.weights.local_parameters import local_parameters
-from tools.fake_ranks import policy_of_rank, replaced
+from tools.fake_ranks import policy_of_rank, replaced, share_of_checkpoint
 from tools.plan.job import Job
 
 
@@ -28,7 +25,7 @@ def build_stage(job: Job, stage: int) -> dict[str, Any]:
     with policy_of_rank(job.shape, job.actor, job.gpus, rank) as policy:
         faults = list(_checkpoint_faults(policy))
         if rank == 0:
-            _save(policy)
+            share_of_checkpoint(policy)
         try:
             held = _held(job, policy)
         except ValueError as error:
@@ -91,12 +88,3 @@ def _outlines(entries: dict[str, Any]) -> dict[str, set[tuple[Any, ...]]]:
                 outline = (part.global_shape, part.local_shape, part.global_offset, part.dtype)
                 found.setdefault(part.key, set()).add(outline)
     return found
-
-
-def _save(policy: MegatronPolicy) -> None:
-    """All but the writing of files, with ranks that are said to hold what ranks at their place hold."""
-    with (
-        TemporaryDirectory() as folder,
-        replaced("megatron_rlpr.actor.checkpoint_share.CheckpointShare.write", lambda _: None),
-    ):
-        CheckpointShare(checkpoint_entries(policy, is_loading=False), Path(folder), in_background=False)

@@ -76,7 +76,7 @@ def memory(job: Job) -> Memory:
 def state_bytes(job: Job, stage: int) -> Terms:
     """What a rank of a stage keeps while it trains."""
     held, actor = of_stage(job, stage), job.actor
-    size = BF16 if actor.dtype == "bfloat16" else FP32
+    size = _size(job)
     narrow = {"float32": FP32, "bfloat16": BF16}
     moments = narrow[actor.exp_avg_dtype] + narrow[actor.exp_avg_sq_dtype]
     of_weight = moments + (FP32 if size == BF16 else 0)
