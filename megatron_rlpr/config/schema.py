@@ -137,6 +137,14 @@ class RolloutConfig:
     )
     replay: str = key("", "folder of stored rollouts (runs/<name>/rollouts) to train on instead of generating", PATH)
 
+    def sleeps(self, on_gpu: bool) -> bool:
+        """Whether engines give their memory up between phases."""
+        return self.sleep == "true" or (self.sleep == "auto" and on_gpu and self.placement == "colocated")
+
+    def memory_share(self, on_gpu: bool) -> float:
+        """Share of the GPU's whole memory that an engine may take."""
+        return self.gpu_memory_utilization or (0.75 if self.sleeps(on_gpu) else 0.4)
+
     @property
     def truncated(self) -> bool:
         """Whether top_p or top_k leave tokens out."""

@@ -6,14 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from warm_start import run
+from warm_start import start
 
 PROGRAMS = Path(__file__).parent / "programs"
 
 
 def report_of(program: str, work: Path, *arguments: object, timeout_s: int) -> dict[str, Any]:
     """The object behind the last RESULT that the program prints; its output goes to a file in work."""
-    status, text = run(str(PROGRAMS / program), arguments, work / "output", timeout_s=timeout_s)
+    status, text = start(str(PROGRAMS / program), arguments, work / "output").end(timeout_s)
     assert status == 0, text[-4000:]
     found: dict[str, Any] = json.loads(text.rpartition("RESULT ")[2])
     return found

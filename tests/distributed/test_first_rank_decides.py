@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from transformers import LlamaConfig
-from warm_start import run
+from warm_start import start
 
 from megatron_rlpr.reward.base_probability import BaseProbabilityTable
 from megatron_rlpr.run.folder import RunFolder
@@ -55,7 +55,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         table = BaseProbabilityTable(SETTINGS, folder.base_probabilities("train"))
         table.record(Prompt(rank, (), (), "", ""), 0.5)
         table.save()
-    status, output = run(str(PROGRAM), [TOKENIZER, place, place / "model"], place / "log", ranks=2)
+    status, output = start(str(PROGRAM), [TOKENIZER, place, place / "model"], place / "log", ranks=2).end()
     assert status == 0, output[-4000:]
     return [json.loads((place / str(rank) / "found.json").read_text()) for rank in range(2)]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from warm_start import run
+from warm_start import start
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "unit" / "rollout"))
@@ -23,7 +23,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     models = save_two_llamas(tmp_path_factory.mktemp("models"))
     result = models / "result.json"
     program = ROOT / "tests" / "distributed" / "programs" / "ray_pool.py"
-    status, output = run(str(program), [models, result], models / "log", ray_workers=True)
+    status, output = start(str(program), [models, result], models / "log", ray_workers=True).end()
     assert status == 0, output[-4000:]
     return json.loads(result.read_text())
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from warm_start import run
+from warm_start import start
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "unit" / "rollout"))
@@ -24,7 +24,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
     models = save_two_llamas(tmp_path_factory.mktemp("models"))
     program = ROOT / "tests" / "distributed" / "programs" / "ray_ranks.py"
-    status, output = run(str(program), [models, models / "result"], models / "log", ranks=2, ray_workers=True)
+    status, output = start(str(program), [models, models / "result"], models / "log", ranks=2, ray_workers=True).end()
     assert status == 0, output[-6000:]
     return [json.loads((models / f"result.{rank}.json").read_text()) for rank in range(2)]
 

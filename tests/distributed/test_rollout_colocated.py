@@ -133,7 +133,7 @@ def main(models: Path, tensor_parallel_size: int, result: Path) -> None:
 @pytest.fixture(scope="module")
 def observed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     from tiny_models import save_llama
-    from warm_start import run  # not known to a rank, which is this file as well
+    from warm_start import start  # not known to a rank, which is this file as well
 
     models = tmp_path_factory.mktemp("models")
     save_llama(models / "a", 0)
@@ -143,7 +143,7 @@ def observed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, An
     for layout, (world_size, tensor_parallel_size) in LAYOUTS.items():
         result = models / f"{layout}.json"
         ranks = world_size if world_size > 1 else 0
-        status, output = run(__file__, [models, tensor_parallel_size, result], models / "log", ranks)
+        status, output = start(__file__, [models, tensor_parallel_size, result], models / "log", ranks).end()
         assert status == 0, f"{layout}: {output[-4000:]}"
         results[layout] = json.loads(result.read_text())
     assert set(Path("/dev/shm").glob("megatron_rlpr_*cpushm*")) <= segments, "shared memory is left behind"

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from same_run import assert_same_run
 from tiny_policy import row, write_rows
 from training_runs import Workplace
-from warm_start import run
+from warm_start import start as start_warm
 
 from checkpoint_conversion.megatron_to_hf import convert
 from megatron_rlpr.config.loading import load_config
@@ -56,7 +56,7 @@ def start(place: Workplace, name: str, *overrides: str) -> tuple[int, str]:
     """Exit status and output of a run of one rank."""
     log = place.folder / f"{name}.log"
     numba_cache = {"NUMBA_CACHE_DIR": str(place.folder / "numba")}
-    return run("pretrain_rlpr.py", arguments(place, name, *overrides), log, 1, numba_cache)
+    return start_warm("pretrain_rlpr.py", arguments(place, name, *overrides), log, 1, numba_cache).end()
 
 
 @pytest.fixture(scope="module")

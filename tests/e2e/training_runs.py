@@ -109,7 +109,6 @@ class Workplace:
     ) -> tuple[int, str]:
         """As `start`, in warm processes; the signal is SIGKILL, to the first rank. ray_workers: see warm_start.py."""
         arguments, log = self._of_run(name, overrides), self.folder / f"{name}.log"
-        log.unlink(missing_ok=True)
         ranks_of_it = warm_start.start("pretrain_rlpr.py", arguments, log, ranks, environment, ray_workers)
         return _until_the_end(ranks_of_it.processes[0], ranks_of_it.poll, log, kill_when, signal.SIGKILL)
 

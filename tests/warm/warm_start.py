@@ -34,12 +34,13 @@ _ONE_SERVER = threading.Lock()
 class Started:
     """The processes of one program: the ranks of a training, say."""
 
-    def __init__(self, request: Mapping[str, object], address: str) -> None:
+    def __init__(self, request: Mapping[str, object], log: Path, address: str) -> None:
         self._connection = socket.socket(socket.AF_UNIX)
         self._connection.connect(address)
         self._connection.sendall(json.dumps(request).encode() + b"\n")
         self._unread = b""
         self._status: int | None = None
+        self._log = log
         processes = self._answer(ANSWER_S)
         assert processes is not None, "the server does not answer"
         self.processes = processes
@@ -57,8 +58,17 @@ class Started:
     def poll(self) -> int | None:
         """The first exit status that is not 0, else 0; None while any of them runs."""
         if self._status is None and (statuses := self.ended(0.001)) is not None:
-            self._status = next((status for status in statuses if status), 0)
+            self._status = _of_all(statuses)
         return self._status
+
+    def end(self, timeout_s: float = 1500.0) -> tuple[int, str]:
+        """Wait: the first exit status that is not 0, else 0, and all output."""
+        statuses = self.ended(timeout_s)
+        output = self._log.read_text(errors="replace")
+        if statuses is None:
+            self.kill(range(len(self.processes)))
+        assert statuses is not None, f"no end within {timeout_s} s: {output[-4000:]}"
+        return _of_all(statuses), output
 
     def _answer(self, timeout_s: float) -> list[int] | None:
         deadline = time.monotonic() + timeout_s
@@ -74,6 +84,10 @@ class Started:
         return [int(number) for number in json.loads(line)]
 
 
+def _of_all(statuses: Sequence[int]) -> int:
+    return next((status for status in statuses if status), 0)
+
+
 def start(
     program: str,
     arguments: Sequence[object],
@@ -82,7 +96,7 @@ def start(
     environment: Mapping[str, str] | None = None,
     ray_workers: bool = False,
 ) -> Started:
-    """Start a program of this project. program: a file's path, or a module's name; log: gets all output, appended.
+    """Start a program of this project. program: a file's path, or a module's name; log: gets all output.
 
     ranks: how many processes, with the variables of a torchrun; 0: one, without them. ray_workers: those of a Ray
     cluster that the program starts are warm as well. They are then no descendants of the program.
@@ -107,27 +121,8 @@ def start(
     }
     with _ONE_SERVER:
         address = _server()
-    return Started(request, address)
-
-
-def run(
-    program: str,
-    arguments: Sequence[object],
-    log: Path,
-    ranks: int = 0,
-    environment: Mapping[str, str] | None = None,
-    ray_workers: bool = False,
-    timeout_s: float = 1500.0,
-) -> tuple[int, str]:
-    """Run a program to its end (see `start`): the first exit status that is not 0, else 0, and all output."""
     log.unlink(missing_ok=True)
-    started = start(program, arguments, log, ranks, environment, ray_workers)
-    statuses = started.ended(timeout_s)
-    output = log.read_text(errors="replace")
-    if statuses is None:
-        started.kill(range(len(started.processes)))
-    assert statuses is not None, f"no end within {timeout_s} s: {output[-4000:]}"
-    return next((status for status in statuses if status), 0), output
+    return Started(request, log, address)
 
 
 @functools.cache

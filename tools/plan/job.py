@@ -83,8 +83,7 @@ class Job:
     @property
     def sleeps(self) -> bool:
         """Whether engines give their memory up while the policy trains."""
-        rollout = self.config.rollout
-        return rollout.sleep == "true" or (rollout.sleep == "auto" and rollout.placement == "colocated")
+        return self.config.rollout.sleeps(on_gpu=True)
 
     @property
     def engines(self) -> int:

@@ -118,9 +118,7 @@ def engine_weight_bytes(job: Job) -> float:
 
 
 def _cache_bytes(job: Job) -> float:
-    rollout = job.config.rollout
-    share = rollout.gpu_memory_utilization or (0.75 if job.sleeps else 0.4)
-    return share * job.gpu.memory - engine_weight_bytes(job) - ENGINE_WORKSPACE
+    return job.config.rollout.memory_share(on_gpu=True) * job.gpu.memory - engine_weight_bytes(job) - ENGINE_WORKSPACE
 
 
 def _stage(job: Job, stage: int) -> dict[str, Terms]:

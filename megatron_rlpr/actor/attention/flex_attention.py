@@ -101,8 +101,8 @@ def visible_blocks(
 
     rows: the tokens that ask, in increasing order, a multiple of BLOCK.
     """
-    first_depth = depth[rows] - window + 1 if window else np.zeros_like(rows)
-    stops, depths, firsts, asking = (x.reshape(-1, BLOCK) for x in (subtree_stop, depth, first_depth, rows))
+    first_depth = depth - window + 1 if window else np.zeros_like(depth)
+    stops, depths, firsts, asking = (x.reshape(-1, BLOCK) for x in (subtree_stop, depth, first_depth[rows], rows))
     first, last = asking[:, :1], asking[:, -1:]
     start = np.arange(len(stops))[None, :] * BLOCK
     # The last query of a block before the last to be in the subtree of a key: all are. The first: some may be.
@@ -114,16 +114,21 @@ def visible_blocks(
         counts, order = blocks.sum(1), np.argsort(~blocks, axis=1, kind="stable")
         return [to_device(x, device, torch.int32)[None, None] for x in (counts, order)]
 
-    bounds = (subtree_stop, depth, first_depth, rows)
-    stop_of, depth_of, first_of, row_of = (to_device(x, device, torch.int32) for x in bounds)
+    bounds = (subtree_stop, depth, first_depth)
+    stop_of, depth_of, first_of = (to_device(x, device, torch.int32) for x in bounds)
 
-    def seen(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        row = row_of[query]
-        return (key <= row) & (row < stop_of[key]) & (depth_of[key] >= first_of[query])
+    def seen(_batch: Tensor, _head: Tensor, row: Tensor, key: Tensor) -> Tensor:
+        return (key <= row) & (row < stop_of[key]) & (depth_of[key] >= first_of[row])
 
+    def seen_by_row(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return seen(_batch, _head, row_of[query], key)
+
+    # Where all ask, a query is its own row, and the kernel need not look it up.
+    row_of = to_device(rows, device, torch.int32)
+    visible = seen if np.array_equal(rows, np.arange(len(depth))) else seen_by_row
     shape = (len(rows), len(depth))
     partial, whole = listed(some & ~full), listed(full)
-    return BlockMask.from_kv_blocks(*partial, *whole, BLOCK_SIZE=BLOCK, mask_mod=seen, seq_lengths=shape)
+    return BlockMask.from_kv_blocks(*partial, *whole, BLOCK_SIZE=BLOCK, mask_mod=visible, seq_lengths=shape)
 
 
 @cache

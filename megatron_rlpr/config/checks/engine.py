@@ -15,7 +15,6 @@ from megatron_rlpr.system.process_environment import default_threads
 def engine_settings(config: Config) -> EngineSettings:
     """The settings of every engine of a run, wherever they are."""
     rollout, on_gpu = config.rollout, torch.cuda.is_available()
-    sleep = rollout.sleep == "true" or (rollout.sleep == "auto" and on_gpu and rollout.placement == "colocated")
     here = config.trainer.threads_per_rank or default_threads()
     return EngineSettings(
         model_path=os.path.abspath(config.model.path),
@@ -23,12 +22,12 @@ def engine_settings(config: Config) -> EngineSettings:
         max_model_len=config.data.longest_prompt + config.data.max_response_length,
         max_num_seqs=rollout.max_num_seqs or (512 if on_gpu else 64),
         kv_cache_gb=rollout.kv_cache_gb,
-        gpu_memory_utilization=rollout.gpu_memory_utilization or (0.75 if sleep else 0.4),
+        gpu_memory_utilization=rollout.memory_share(on_gpu),
         enforce_eager=rollout.enforce_eager == "true" or (rollout.enforce_eager == "auto" and not on_gpu),
         tensor_parallel_size=rollout.tensor_parallel_size,
         quantization=rollout.quantization,
         kv_cache_dtype=rollout.kv_cache_dtype,
-        sleep=sleep,
+        sleep=rollout.sleeps(on_gpu),
         load_format="dummy",  # a run's first hand-over comes before its first request
         data_parallel_size=rollout.data_parallel_size,
         enable_expert_parallel=rollout.enable_expert_parallel,

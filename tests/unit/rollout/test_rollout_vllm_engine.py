@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from tiny_models import EOS, EOS_IDS, save_gemma2, save_llama, save_mistral, save_mixtral, save_qwen2, save_qwen3
-from warm_start import run
+from warm_start import start
 
 from megatron_rlpr.weights.architectures import SUPPORTED
 
@@ -24,7 +24,7 @@ def observed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     for family, save in families.items():
         save(folder / f"{family}_a", 0)
         save(folder / f"{family}_b", 1)
-    status, output = run(str(HERE / "engine_observations.py"), [folder], folder / "log")
+    status, output = start(str(HERE / "engine_observations.py"), [folder], folder / "log").end()
     assert status == 0, output[-4000:]
     (line,) = [line for line in output.splitlines() if line.startswith("RESULT ")]
     return json.loads(line.removeprefix("RESULT "))
