@@ -17,6 +17,7 @@ FREE_TO_CHANGE = frozenset(
         *("actor.recompute_granularity", "actor.recompute_method", "actor.recompute_num_layers"),
         *("evaluation.prompts_per_piece", "evaluation.judge_cache", "evaluation.judge_parallel"),
         *("evaluation.judge_timeout_s", "evaluation.judge_time_limit_s", "evaluation.judge_max_tokens"),
+        "reward.base_probability_cache",
         *("trainer.name", "trainer.runs_dir", "trainer.total_training_steps", "trainer.total_epochs", "trainer.resume"),
         *("trainer.allow_config_change", "trainer.save_freq", "trainer.keep_last", "trainer.export_hf"),
         *("trainer.test_freq", "trainer.val_before_train", "trainer.val_only", "trainer.threads_per_rank"),

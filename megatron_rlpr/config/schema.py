@@ -187,6 +187,12 @@ class RewardConfig:
         "probability of the answer with no reasoning, by: the initial policy (one pass before training), the current "
         "one, or 0",
     )
+    base_probability_cache: str = key(
+        "",
+        "folder in which runs of the same model, data and precision find each other's initial base probabilities; "
+        "empty: <trainer.runs_dir>/base_probabilities",
+        PATH,
+    )
     gt_tokens_one_more: bool = key(False, "also score the token after the reference answer")
     gt_tokens_one_more_adjusted: bool = key(False, "cap that token's probability at 0.5")
     allow_empty_leading_whitespaces: bool = key(False, "keep an empty white space after the answer tag, not one space")

@@ -12,10 +12,10 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from megatron_rlpr.reward.base_probability import BaseProbabilityTable
+from megatron_rlpr.reward import base_pass
+from megatron_rlpr.reward.base_table import BaseProbabilityTable
 from megatron_rlpr.reward.manager import RewardManager
 from megatron_rlpr.system.clock import Clock
-from megatron_rlpr.system.decisions import first_rank_decides
 from megatron_rlpr.types import (
     Prompt,
     ReferenceScores,
@@ -69,16 +69,8 @@ class GroupScorer:
         """
         if self._base != "initial":
             return 0
-        table = self._tables[prompt_set]
-        missing = table.missing(prompts)
-        scores = self._policy.score(self._rewards.base_requests(missing), progress)
-        for prompt, answer in zip(missing, scores, strict=True):
-            if not np.isfinite(answer.log_probs).all():
-                raise UserError(f"prompt {prompt.index} of {prompt_set}: the reference answer's {_NO_NUMBERS}")
-            table.record(prompt, self._rewards.base_probability(answer))
-        if missing:
-            first_rank_decides(table.save)
-        return len(missing)
+        table, score, rewards = self._tables[prompt_set], self._policy.score, self._rewards
+        return base_pass.complete(table, prompt_set, prompts, score, rewards, _NO_NUMBERS, progress)
 
     def score(
         self, groups: Sequence[RolloutGroup], prompt_set: str, progress: TokensDone | None = None

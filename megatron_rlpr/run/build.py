@@ -6,7 +6,7 @@ engines started, and what they do stands in the trainer's loop.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from megatron_rlpr.algorithm.kl import AdaptiveKL, KLController
 from megatron_rlpr.algorithm.std_filter import StdFilter
 from megatron_rlpr.config import loading
 from megatron_rlpr.config.schema import AlgorithmConfig, Config
+from megatron_rlpr.data.dataset import PromptSet
 from megatron_rlpr.data.tokenizer import SpecialTokens, load_tokenizer
 from megatron_rlpr.evaluation.held_out import HeldOutEvaluation
 from megatron_rlpr.evaluation.judge import Judge
@@ -30,7 +31,7 @@ from megatron_rlpr.evaluation.judge_settings import judge_settings
 from megatron_rlpr.evaluation.schedule import ValidationSchedule
 from megatron_rlpr.grading.pool import GraderPool
 from megatron_rlpr.grading.tasks import GradeTasks
-from megatron_rlpr.reward.base_probability import BaseProbabilityTable
+from megatron_rlpr.reward.base_table import BaseProbabilityTable, SharedBaseProbabilities
 from megatron_rlpr.reward.manager import RewardManager
 from megatron_rlpr.reward.scoring import GroupScorer
 from megatron_rlpr.rollout.store import forget_after
@@ -48,6 +49,7 @@ from megatron_rlpr.run.prompts import (
     validation_sets,
 )
 from megatron_rlpr.run.state import resume_step, stored_state
+from megatron_rlpr.system.array_exchange import arrays_of_first_rank
 from megatron_rlpr.system.clock import Clock
 from megatron_rlpr.system.decisions import first_rank_decides, gather_or_raise
 from megatron_rlpr.system.disk import writing
@@ -101,7 +103,7 @@ def build_parts(config: Config) -> RunParts:
         for change in check_goes_on(config, steps, stored, prints, checkpoints.path(done)):
             console.message(f"changed after step {done}: {change}")
     base_sets = prompt_sets(config, prompts, held_out)
-    tables = base_tables(config, folder, base_sets, prints["model"])
+    tables = base_tables(config, folder, base_sets, prints)
 
     described = f"{config.model.path}: {shape.architecture}, {shape.num_layers} layers"
     console.message(f"model {described}; {layout.world_size} ranks with {threads} CPU threads each")
@@ -224,17 +226,29 @@ def scoring_settings(config: Config) -> dict[str, Any]:
     return {"dtype": actor.dtype, "temperature": config.rollout.temperature, **fp8.scoring_settings(actor)}
 
 
-def base_tables(config: Config, folder: RunFolder, names: Iterable[str], model: str) -> dict[str, BaseProbabilityTable]:
-    """By prompt set, the base probabilities that the run folder holds. Collective: the first rank reads them.
+def base_tables(
+    config: Config, folder: RunFolder, sets: Mapping[str, PromptSet], prints: Mapping[str, str]
+) -> dict[str, BaseProbabilityTable]:
+    """By prompt set, the base probabilities that the run folder holds, or other runs have computed. Collective: the
+    first rank reads them.
 
-    model: fingerprint of the initial one.
+    prints: the `fingerprints` of the initial model and the tokenizer.
     """
-    settings = {"model": model, "compute_score_name": config.reward.compute_score_name, **scoring_settings(config)}
     if config.reward.base_probability != "initial" or config.reward.format_only:
         return {}
-    return first_rank_decides(
-        lambda: {name: BaseProbabilityTable.load(settings, folder.base_probabilities(name)) for name in names}
-    )
+    settings = {
+        **{name: prints[name] for name in ("model", "tokenizer")},
+        "max_response_length": config.data.max_response_length,
+        "compute_score_name": config.reward.compute_score_name,
+        **scoring_settings(config),
+    }
+    place = Path(config.reward.base_probability_cache or folder.shared_base_probabilities)
+    shared = SharedBaseProbabilities(place, settings)
+    tables = {name: BaseProbabilityTable(settings, folder.base_probabilities(name), shared) for name in sets}
+    for name, table in tables.items():
+        prompts = sets[name].prompts
+        table.take_arrays(*arrays_of_first_rank(lambda: table.open(prompts).arrays()))  # noqa: B023 - called at once
+    return tables
 
 
 def judge(config: Config, folder: RunFolder) -> Judge | None:

@@ -29,6 +29,7 @@ class RunFolder:
         self.answers = path / "validation"  # step_000040/: every answer of a validation, see evaluation.answers
         self.summary = path / "summary.json"  # the first validation against the last one
         self.tensorboard = path / "tensorboard"
+        self.shared_base_probabilities = path.parent / "base_probabilities"  # of all runs that name no other place
         self.judge_answers = path / "judge_answers"  # the judge's replies, where evaluation.judge_cache names no folder
 
     def base_probabilities(self, prompt_set: str) -> Path:

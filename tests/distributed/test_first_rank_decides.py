@@ -11,7 +11,7 @@ import pytest
 from transformers import LlamaConfig
 from warm_start import start
 
-from megatron_rlpr.reward.base_probability import BaseProbabilityTable
+from megatron_rlpr.reward.base_table import BaseProbabilityTable
 from megatron_rlpr.run.folder import RunFolder
 from megatron_rlpr.system import sealed_folder
 from megatron_rlpr.types import Prompt
@@ -25,6 +25,8 @@ PROGRAM = Path(__file__).parent / "programs" / "first_rank_decides.py"
 TOKENIZER = ROOT / "tests" / "goldens" / "tokenizers" / "bpe_chat"
 SETTINGS = {
     "model": "model",
+    "tokenizer": "tokenizer",
+    "max_response_length": 512,
     "dtype": "bfloat16",
     "temperature": 1.0,
     "compute_score_name": "mean_exp_log_softmax",
@@ -53,7 +55,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         for step in steps:
             write_checkpoint(folder.checkpoints / f"step_{step:06d}", place / "model")
         table = BaseProbabilityTable(SETTINGS, folder.base_probabilities("train"))
-        table.record(Prompt(rank, (), (), "", ""), 0.5)
+        table.record([Prompt(rank, (rank,), (), "", "")], [0.5])
         table.save()
     status, output = start(str(PROGRAM), [TOKENIZER, place, place / "model"], place / "log", ranks=2).end()
     assert status == 0, output[-4000:]

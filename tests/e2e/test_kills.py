@@ -53,6 +53,11 @@ def settings(dice: random.Random, place: Workplace) -> list[str]:
     ]
 
 
+def named(place: Workplace, name: str) -> list[str]:
+    """A run of its own, which finds no other run's base probabilities."""
+    return [f"trainer.name={name}", f"reward.base_probability_cache={place.folder / 'base' / name}"]
+
+
 def train(argv: list[str], log: Path, numba_cache: Path) -> Started:
     return start("pretrain_rlpr.py", argv, log, 2, {"NUMBA_CACHE_DIR": str(numba_cache)})
 
@@ -90,7 +95,7 @@ def test_a_run_that_is_killed_again_and_again_equals_the_undisturbed_one(place: 
     warm = place.folder / "numba"
     if not warm.exists():
         finish([*argv, "trainer.name=warm"], place.folder / "warm.log", warm)
-    seconds = finish([*argv, f"trainer.name=truth_{number}"], place.folder / "truth.log", warm)
+    seconds = finish([*argv, *named(place, f"truth_{number}")], place.folder / "truth.log", warm)
     kills, left = 0, min(KILLS_OF_A_RUN, KILLS - number * KILLS_OF_A_RUN)
     for attempt in range(3 * left):
         if kills == left:
@@ -98,7 +103,7 @@ def test_a_run_that_is_killed_again_and_again_equals_the_undisturbed_one(place: 
         name = f"killed_{number}_{attempt}"
         numba_cache = warm if attempt else place.folder / f"cold_{number}"
         log = place.folder / f"{name}.log"
-        mine = [*argv, f"trainer.name={name}"]
+        mine = [*argv, *named(place, name)]
         while kills < left and kill(
             mine, log, numba_cache, dice.uniform(0.1, seconds), dice.choice([[0, 1], [0], [1]])
         ):

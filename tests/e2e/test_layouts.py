@@ -41,7 +41,8 @@ def trained(workplace: Workplace, undisturbed: str) -> None:
     """All layouts were trained on the rollouts of the undisturbed run."""
     replay = f"rollout.replay={workplace.run_folder(undisturbed) / 'rollouts'}"
     common = [replay, f"trainer.total_training_steps={STEPS}", "trainer.save_freq=-1"]
-    workplace.train_all({layout: (ranks, [*common, *keys]) for layout, (ranks, keys) in LAYOUTS.items()})
+    own = {layout: f"reward.base_probability_cache={workplace.folder / 'base' / layout}" for layout in LAYOUTS}
+    workplace.train_all({name: (ranks, [*common, own[name], *keys]) for name, (ranks, keys) in LAYOUTS.items()})
 
 
 @pytest.mark.usefixtures("trained")

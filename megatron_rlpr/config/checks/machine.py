@@ -18,6 +18,7 @@ def refusals(config: Config, world_size: int) -> Iterator[str]:
     runs = Path(config.trainer.runs_dir)
     if runs.exists() and not runs.is_dir():
         yield f"trainer.runs_dir={runs} is a file, not a folder"
+    yield from _folder_of_runs("reward.base_probability_cache", config.reward.base_probability_cache)
     if config.data.val_files:
         yield from _judge(config, world_size)
     if wandb_sink.wanted(config.tracking.wandb):
@@ -58,13 +59,14 @@ def _judge(config: Config, world_size: int) -> Iterator[str]:
             f"evaluation.judge_time_limit_s={limit} must be less than trainer.collective_timeout_s={patience}: the "
             "other ranks wait while the first one judges"
         )
-    folder = Path(config.evaluation.judge_cache)
-    if (
-        config.evaluation.judge_cache
-        and folder.exists()
-        and not (folder.is_dir() and os.access(folder, os.R_OK | os.W_OK | os.X_OK))
-    ):
-        yield f"evaluation.judge_cache={folder} is no folder that this run can write to: choose another"
+    yield from _folder_of_runs("evaluation.judge_cache", config.evaluation.judge_cache)
+
+
+def _folder_of_runs(key: str, path: str) -> Iterator[str]:
+    """A folder that several runs may share, which this one writes to; empty: there is none."""
+    folder = Path(path)
+    if path and folder.exists() and not (folder.is_dir() and os.access(folder, os.R_OK | os.W_OK | os.X_OK)):
+        yield f"{key}={folder} is no folder that this run can write to: choose another"
 
 
 def _stored_rollouts(replay: str, run_folder: Path) -> Iterator[str]:

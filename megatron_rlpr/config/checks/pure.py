@@ -104,6 +104,8 @@ def _idle_keys(config: Config) -> Iterator[str]:
         idle["trainer.test_freq"] = "without data.val_files"
     if not config.tracking.reasoning_gain:
         idle["tracking.collapse_gain_share"] = "without tracking.reasoning_gain=true"
+    if config.reward.base_probability != "initial":
+        idle["reward.base_probability_cache"] = "without reward.base_probability=initial"
     if not config.reward.gt_tokens_one_more:
         idle["reward.gt_tokens_one_more_adjusted"] = "without reward.gt_tokens_one_more=true"
     if config.filter.mode == "EMA":

@@ -18,6 +18,7 @@ import torch.distributed as dist
 
 from megatron_rlpr.actor.checkpoint import CheckpointStore
 from megatron_rlpr.config.schema import Config
+from megatron_rlpr.data.dataset import PromptSet
 from megatron_rlpr.data.tokenizer import SpecialTokens, load_tokenizer
 from megatron_rlpr.grading.pool import GraderPool
 from megatron_rlpr.grading.tasks import GradeTasks
@@ -50,8 +51,10 @@ def grading(tokenizer: str) -> object:
 def folders(place: Path) -> object:
     """The step to go on after, and the stored base probabilities, from folders that differ between the ranks."""
     config, folder = Config(), RunFolder(place)
-    table = base_tables(config, folder, ["train"], "model")["train"]
-    missing = [prompt.index for prompt in table.missing([Prompt(index, (), (), "", "") for index in range(3)])]
+    prompts = PromptSet(tuple(Prompt(index, (index,), (), "", "") for index in range(3)), 0)
+    prints = {"model": "model", "tokenizer": "tokenizer"}
+    table = base_tables(config, folder, {"train": prompts}, prints)["train"]
+    missing = [prompt.index for prompt in table.missing(prompts.prompts)]
     return [resume_step(config.trainer, checkpoints(folder), Console(False, dist.get_rank())), missing]
 
 

@@ -347,6 +347,15 @@ def test_a_judge_may_not_take_longer_than_other_ranks_wait_and_needs_a_folder_fo
     assert "evaluation.judge_cache=" in refusal(no_folder)
 
 
+def test_the_place_of_shared_base_probabilities_must_be_of_use_and_a_folder(run: Run, tmp_path: Path) -> None:
+    place = f"reward.base_probability_cache={tmp_path / 'base'}"
+    check(run(place), 1)
+    idle = refusal(run(place, "reward.base_probability=none"))
+    assert "has no effect without reward.base_probability=initial" in idle
+    (tmp_path / "base").write_text("")
+    assert "is no folder that this run can write to: choose another" in refusal(run(place))
+
+
 def test_keys_are_refused_without_waiting_for_torch() -> None:
     program = (
         "import sys; from megatron_rlpr.config import checks, loading\n"
