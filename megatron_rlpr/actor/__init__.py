@@ -1,6 +1,7 @@
 """The Megatron-Core policy: scores token sequences and trains on them, in any parallel layout. In the order data flows:
 
 parallel          torch.distributed and Megatron's process groups -> where this rank stands
+group_sizes       how many ranks those groups have, before there are any
 costs             what a model's sequences cost, for packing
 policy            score() and update(): sequences -> packed micro-batches -> results on every rank
 schedule          micro-batches -> Megatron's pipeline schedule, forward only or with backward

@@ -6,6 +6,7 @@ engines started, and what they do stands in the trainer's loop.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -21,6 +22,7 @@ from megatron_rlpr.actor.policy import MegatronPolicy
 from megatron_rlpr.algorithm.kl import AdaptiveKL, KLController
 from megatron_rlpr.algorithm.std_filter import StdFilter
 from megatron_rlpr.config import loading
+from megatron_rlpr.config.checks import descriptors
 from megatron_rlpr.config.schema import AlgorithmConfig, Config
 from megatron_rlpr.data.dataset import PromptSet
 from megatron_rlpr.data.tokenizer import SpecialTokens, load_tokenizer
@@ -52,6 +54,7 @@ from megatron_rlpr.run.state import resume_step, stored_state
 from megatron_rlpr.system.array_exchange import arrays_of_first_rank
 from megatron_rlpr.system.clock import Clock
 from megatron_rlpr.system.decisions import first_rank_decides, gather_or_raise
+from megatron_rlpr.system.descriptors import allow
 from megatron_rlpr.system.disk import writing
 from megatron_rlpr.system.process_environment import default_threads
 from megatron_rlpr.system.step_folders import StepFolders
@@ -75,6 +78,7 @@ def build_parts(config: Config) -> RunParts:
     threads = config.trainer.threads_per_rank or default_threads()
     torch.set_num_threads(threads)
     config = replace(config, actor=fp8.resolved(config.actor))
+    allow(descriptors.needed(config, int(os.environ.get("WORLD_SIZE", "1"))))
     layout = parallel.initialize(config.actor, config.trainer.seed, config.trainer.collective_timeout_s)
     first = layout.rank == 0
     console, clock = Console(config.tracking.progress, layout.rank), Clock()

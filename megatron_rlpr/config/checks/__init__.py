@@ -1,10 +1,11 @@
 """What cannot work is refused before any process group starts: one line each, which names the key and the fix.
 
-pure      combinations of keys, and the number of processes; touches no disk and imports no torch
-pipeline  how layers are dealt to pipeline stages, and to the parts of each
-machine   what must be here: files and folders, CUDA, Transformer Engine, a judge that can be asked
-model     whether the model folder is complete, supported, and fits layout and lengths
-engine    how the engines are made, and whether the model can run in them
+pure         combinations of keys, and the number of processes; touches no disk and imports no torch
+pipeline     how layers are dealt to pipeline stages, and to the parts of each
+machine      what must be here: files and folders, CUDA, Transformer Engine, a judge that can be asked
+descriptors  whether a rank may open as many files and sockets as it needs
+model        whether the model folder is complete, supported, and fits layout and lengths
+engine       how the engines are made, and whether the model can run in them
 """
 
 from __future__ import annotations
@@ -40,8 +41,9 @@ def _raise_first(refusals: Iterator[str]) -> None:
 def _refusals(config: Config, world_size: int) -> Iterator[str]:
     """One sentence each, in order; what is checked later may rely on everything before."""
     yield from pure.refusals(config, world_size)
-    from megatron_rlpr.config.checks import machine, model  # slow to import, and not needed to refuse keys
+    from megatron_rlpr.config.checks import descriptors, machine, model  # slow to import, not needed to refuse keys
 
+    yield from descriptors.refusals(config, world_size)
     yield from machine.refusals(config, world_size)
     yield from model.refusals(config)
 
