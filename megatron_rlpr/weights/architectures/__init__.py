@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from megatron_rlpr.types import UserError
@@ -47,6 +48,7 @@ def model_shape(hf_config: Mapping[str, Any]) -> ModelShape:
     return _BY_NAME[name].shape(hf_config)
 
 
+@lru_cache(maxsize=4)
 def parameter_table(shape: ModelShape) -> tuple[ParamMapping, ...]:
     """Every parameter of the model in both worlds, in export order."""
     return _BY_NAME[shape.architecture].parameters(shape)
