@@ -23,6 +23,7 @@ from megatron.core import parallel_state
 from megatron.core.dist_checkpointing import ShardedTensor
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.checkpoint import SavePlan
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from megatron_rlpr.actor import parallel
@@ -115,14 +116,26 @@ def _without_values(make: Callable[..., TransformerConfig], *arguments: Any) -> 
 
 
 def _others_hold_the_same(gathered: list[Any] | None, mine: Any, group: Any = None, **_: Any) -> None:
-    """What ranks of a data-parallel group would send: weights are shared, shards of the optimizer are their own."""
+    """What other ranks would send.
+
+    Those of a data-parallel group have the same weights, and shards of the optimizer of their own. What the whole world
+    has of a checkpoint is only looked at where all of it is there, so that nothing is made up for it.
+    """
     if gathered is None:
         return
-    for rank in range(len(gathered)):
-        gathered[rank] = mine
-        if rank and isinstance(mine, list):
+    gathered[:] = [mine] * len(gathered)
+    if group in (None, dist.group.WORLD):
+        if isinstance(mine, SavePlan):
+            gathered[1:] = [replace(mine, items=[])] * (len(gathered) - 1)
+    elif isinstance(mine, list):
+        for rank in range(1, len(gathered)):
             gathered[rank] = [
-                entry if entry.has_regular_grid else replace(entry, key=f"{entry.key} of {rank}")
+                replace(entry, key=f"{entry.key} of {rank}") if _is_shard(entry) else entry
                 for entry in mine
                 if isinstance(entry, ShardedTensor)
             ]
+
+
+def _is_shard(entry: ShardedTensor) -> bool:
+    """Whether no other data-parallel rank has it: state of a distributed optimizer, which is cut anywhere."""
+    return entry.key.startswith("optimizer.") and not entry.has_regular_grid

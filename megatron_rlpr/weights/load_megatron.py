@@ -19,6 +19,7 @@ from megatron_rlpr.weights.local_parameters import in_bf16, keep_unrounded, loca
 from megatron_rlpr.weights.mapping import Vocab
 from megatron_rlpr.weights.parallel_load import load_in_parallel
 from megatron_rlpr.weights.shape import ModelShape, shape_of_fields
+from megatron_rlpr.weights.stored_boxes import as_boxes
 
 WEIGHTS = "megatron"
 SHAPE = "model_shape.json"
@@ -65,8 +66,9 @@ def weights_state(chunk: torch.nn.Module) -> dict[str, Any]:
 
 
 def stored_in_bf16(state: dict[str, Any]) -> dict[str, Any]:
-    """The same entries, those of FP8 weights in bf16: a checkpoint is the same whatever its model computes in."""
-    return {name: replace(part, data=in_bf16(part.data)) for name, part in state.items()}
+    """The same entries, as a checkpoint is read and written: those of FP8 weights in bf16, so that it is the same
+    whatever its model computes in, and those of layers and experts as boxes."""
+    return {name: as_boxes(replace(part, data=in_bf16(part.data))) for name, part in state.items()}
 
 
 def load_weights_state(chunk: torch.nn.Module, loaded: dict[str, Any], path: Path) -> None:
