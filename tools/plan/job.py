@@ -60,6 +60,11 @@ class Job:
         return self.actor.virtual_pipeline_model_parallel_size
 
     @property
+    def itemsize(self) -> int:
+        """Bytes of a weight and of an activation of the actor."""
+        return 2 if self.actor.dtype == "bfloat16" else 4
+
+    @property
     def data(self) -> int:
         """Ranks that take other micro-batches."""
         return self.gpus // (self.tensor * self.stages * self.actor.context_parallel_size)

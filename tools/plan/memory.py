@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tools.plan.gpus import ATTENTION_BYTES, CONTEXT, ENGINE_WORKSPACE, GIB, USABLE
+from tools.plan.handover import largest_parameter
 from tools.plan.job import Job
 from tools.plan.parameters import of_engine_rank, of_model, of_stage
 
@@ -76,7 +77,7 @@ def memory(job: Job) -> Memory:
 def state_bytes(job: Job, stage: int) -> Terms:
     """What a rank of a stage keeps while it trains."""
     held, actor = of_stage(job, stage), job.actor
-    size = _size(job)
+    size = job.itemsize
     narrow = {"float32": FP32, "bfloat16": BF16}
     moments = narrow[actor.exp_avg_dtype] + narrow[actor.exp_avg_sq_dtype]
     of_weight = moments + (FP32 if size == BF16 else 0)
@@ -137,17 +138,12 @@ def _stage(job: Job, stage: int) -> dict[str, Terms]:
     if not colocated:
         loaded = awake = beside = {}
     away = {} if both_moved else weights
-    bucket = job.config.weights.bucket_mb * 2**20
-    largest = BF16 * job.shape.vocab_size * job.shape.hidden_size
+    bucket = max(job.config.weights.bucket_mb * 2**20, job.itemsize * largest_parameter(job))
     # Of weights in bf16, for one side of a product in scoring, and for both in training.
     one_side = held.linear if job.actor.fp8 and not job.actor.fp8_param else 0
     last = stage == job.stages - 1
     return {
-        "hand-over": context
-        | away
-        | kept
-        | (loaded if job.sleeps else awake)
-        | {"buckets": 2.0 * max(bucket, largest)},
+        "hand-over": context | away | kept | (loaded if job.sleeps else awake) | {"buckets": 2.0 * bucket},
         "generate": context | away | kept | awake,
         "score": context
         | weights
@@ -178,12 +174,12 @@ def _layer_bytes(job: Job) -> float:
     hidden = 4 * shape.hidden_size / job.sequence
     attention = 2 * (shape.num_attention_heads + shape.num_query_groups) * shape.head_dim / tensor
     if experts is None:
-        return _size(job) * (hidden + attention + 3 * shape.ffn_hidden_size / tensor)
+        return job.itemsize * (hidden + attention + 3 * shape.ffn_hidden_size / tensor)
     # As many copies of every token as it has experts are sent and received.
     cut = job.actor.expert_tensor_size
     received = experts.top_k * cut / job.sequence
     routed = received * (2 * shape.hidden_size + 3 * experts.ffn_hidden_size / cut)
-    return _size(job) * (hidden + attention + routed)
+    return job.itemsize * (hidden + attention + routed)
 
 
 def _working_bytes(job: Job) -> float:
@@ -195,9 +191,9 @@ def _working_bytes(job: Job) -> float:
 def _kept_bytes(job: Job, stage: int) -> float:
     """What a stage keeps for a token of one micro-batch until its backward, for all micro-batches that wait."""
     actor, layers = job.actor, sum(job.layers(stage)) / job.rounds
-    every, inputs = _layer_bytes(job), _size(job) * job.shape.hidden_size / job.sequence
+    every, inputs = _layer_bytes(job), job.itemsize * job.shape.hidden_size / job.sequence
     if actor.recompute_granularity == "none":  # attention keeps its parts of both levels of a prefix tree, too
-        every += 2 * _size(job) * job.shape.num_attention_heads * job.shape.head_dim / job.tensor
+        every += 2 * job.itemsize * job.shape.num_attention_heads * job.shape.head_dim / job.tensor
     if actor.recompute_granularity != "full":
         of_part = layers * every
     elif actor.recompute_method == "block":
@@ -219,13 +215,9 @@ def _head_bytes(job: Job, trains: bool) -> float:
     """A tile of logits (as products, fp32, exponentials), states of the rows and, in training, gradients of both."""
     shape, rows = job.shape, job.actor.max_tokens_per_micro_batch
     vocabulary = shape.vocab_size / job.tensor
-    tile = (_size(job) + 2 * FP32) * job.actor.head_chunk_rows * vocabulary
-    states = rows * shape.hidden_size * (_size(job) + ((FP32 + _size(job)) if trains else 0))
-    return tile + states + (_size(job) * vocabulary * shape.hidden_size if trains else 0)
-
-
-def _size(job: Job) -> int:
-    return BF16 if job.actor.dtype == "bfloat16" else FP32
+    tile = (job.itemsize + 2 * FP32) * job.actor.head_chunk_rows * vocabulary
+    states = rows * shape.hidden_size * (job.itemsize + ((FP32 + job.itemsize) if trains else 0))
+    return tile + states + (job.itemsize * vocabulary * shape.hidden_size if trains else 0)
 
 
 def checkpoint_share(job: Job, stage: int) -> float:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
 from megatron_rlpr.weights.architectures import ModelShape, parameter_table
+from megatron_rlpr.weights.mapping import ParamMapping
 from tools.plan.job import Job
 
 
@@ -29,45 +32,59 @@ class Weights:
         return Weights(self.dense * times, self.expert * times, self.linear * times)
 
 
+@cache
+def kinds(shape: ModelShape) -> dict[str, tuple[tuple[ParamMapping, int], ...]]:
+    """Before the layers ("first"), of a layer, behind them ("last"), and an output head that is a "copy" of the
+    embedding: one parameter of each kind, and how many such ones there are."""
+    counts: dict[tuple[Any, ...], int] = Counter()
+    found: dict[tuple[Any, ...], ParamMapping] = {}
+    for mapping in parameter_table(replace(shape, num_layers=1, layer_windows=())):
+        name = mapping.megatron[0]
+        inside = "layer" if name.startswith("decoder.layers.") else "first" if "embedding" in name else "last"
+        place = "copy" if mapping.is_copy else inside
+        kind = (place, mapping.layout, mapping.of_expert, ".linear_" in name, *(tensor.shape for tensor in mapping.hf))
+        counts[kind] += 1
+        found.setdefault(kind, mapping)
+    return {
+        place: tuple((mapping, counts[kind]) for kind, mapping in found.items() if kind[0] == place)
+        for place in ("first", "layer", "last", "copy")
+    }
+
+
 def of_stage(job: Job, stage: int) -> Weights:
     """What a rank of this pipeline stage holds."""
-    first, layer, last, copy = _pieces(
-        job.shape, job.tensor, job.actor.expert_tensor_size, job.actor.expert_model_parallel_size
-    )
-    held = layer * sum(job.layers(stage))
+    actor = job.actor
+    pieces = _pieces(job.shape, job.tensor, actor.expert_tensor_size, actor.expert_model_parallel_size)
+    held = pieces["layer"] * sum(job.layers(stage))
     if stage == 0:
-        held += first
+        held += pieces["first"]
     if stage == job.stages - 1:
-        held += last
+        held += pieces["last"]
         if stage:  # without the embedding, it needs a copy of what is tied to it
-            held += copy
+            held += pieces["copy"]
     return held
 
 
 @cache
-def _pieces(
-    shape: ModelShape, tensor: int, expert_tensor: int, expert: int
-) -> tuple[Weights, Weights, Weights, Weights]:
-    """Of one rank: before the layers, of a layer, behind them, and an output head that is a copy of the embedding."""
-    pieces = {"first": Weights(), "layer": Weights(), "last": Weights(), "copy": Weights()}
-    for mapping in parameter_table(replace(shape, num_layers=1, layer_windows=())):
-        name = mapping.megatron[0]
-        size = mapping.shard_numel(expert_tensor if mapping.of_expert else tensor)
-        in_layer = name.startswith("decoder.layers.")
-        linear = size if in_layer and ".linear_" in name and len(mapping.hf[0].shape) == 2 else 0
-        found = Weights(0, size, linear) if mapping.of_expert else Weights(size, 0, linear)
-        place = "copy" if mapping.is_copy else "layer" if in_layer else "first" if "embedding" in name else "last"
-        pieces[place] += found
-    layer = pieces["layer"]
-    layer_of_rank = Weights(layer.dense, layer.expert // expert, layer.linear - layer.expert + layer.expert // expert)
-    return pieces["first"], layer_of_rank, pieces["last"], pieces["copy"]
+def _pieces(shape: ModelShape, tensor: int, expert_tensor: int, expert: int) -> dict[str, Weights]:
+    """Of one rank, by place."""
+    pieces = {}
+    for place, parameters in kinds(shape).items():
+        pieces[place] = Weights()
+        for mapping, count in parameters:
+            size = mapping.shard_numel(expert_tensor if mapping.of_expert else tensor)
+            size *= count // (expert if mapping.of_expert else 1)
+            matrix = place == "layer" and ".linear_" in mapping.megatron[0] and len(mapping.hf[0].shape) == 2
+            held = {"expert" if mapping.of_expert else "dense": size, "linear": size if matrix else 0}
+            pieces[place] += Weights(**held)
+    return pieces
 
 
 @cache
 def of_model(shape: ModelShape) -> Weights:
     """All weights of the model, tied ones once."""
-    first, layer, last, _ = _pieces(shape, 1, 1, 1)
-    return first + layer * shape.num_layers + last
+    pieces = _pieces(shape, 1, 1, 1)
+    return pieces["first"] + pieces["layer"] * shape.num_layers + pieces["last"]
 
 
 def of_engine_rank(job: Job) -> float:

@@ -17,6 +17,7 @@ from math import ceil
 
 from megatron_rlpr.actor.costs import cost_model
 from tools.plan.gpus import DECODING, LAUNCH_SECONDS, LINKS, PRODUCTS, SCORE_EFFICIENCY, UPDATE_EFFICIENCY
+from tools.plan.handover import received
 from tools.plan.job import Job
 from tools.plan.memory import (
     BF16,
@@ -194,13 +195,15 @@ def _generate(job: Job, cache_tokens: float) -> Phase:
 
 
 def _hand_over(job: Job) -> Phase:
-    """Every rank gets all tensors, gathered within a stage and sent from stage to stage; sums of both sides."""
-    size = state_bytes(job, 0)["weights"] / of_stage(job, 0).total
-    moved = size * of_model(job.shape).total * (job.gpus > 1)
+    """What an export sends to the rank that gets most, within its stage and from others; sums of both sides."""
+    found = received(job)
+    gathered, experts, stages = (job.itemsize * part for part in (found.gathered, found.experts, found.stages))
+    spread = job.actor.expert_model_parallel_size * job.actor.expert_tensor_size
+    seconds = gathered / job.bandwidth(job.tensor) + experts / job.bandwidth(spread) + stages / job.bandwidth(job.gpus)
     restored = job.actor.offload != "none"
     copies = max(state_bytes(job, stage)["optimizer"] for stage in range(job.stages)) * 2 * restored
-    expected = moved / (LINKS * job.bandwidth(job.gpus)) + copies / (LINKS * job.gpu.host)
-    return Phase(0, moved, 0, expected, moved / job.bandwidth(job.gpus))
+    expected = (seconds + copies / job.gpu.host) / LINKS
+    return Phase(0, job.itemsize * found.total, 0, expected, seconds)
 
 
 def _checkpoint(job: Job) -> Phase:
