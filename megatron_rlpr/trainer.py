@@ -33,7 +33,7 @@ from megatron_rlpr.run import state
 from megatron_rlpr.run.engines import training_request
 from megatron_rlpr.run.parts import RunParts
 from megatron_rlpr.system import stop_signals
-from megatron_rlpr.system.decisions import first_rank_decides
+from megatron_rlpr.system.decisions import first_rank_decides, require_same
 from megatron_rlpr.system.process_environment import release_free_memory
 from megatron_rlpr.tracking.step_metrics import step_metrics
 from megatron_rlpr.types import FloatArray, RolloutGroup, ScoredGroup, ScoreRequest, UpdateResult, UserError
@@ -133,6 +133,7 @@ class Trainer:
                 scored = parts.scorer.score(groups, "train", progress.advance)
             fill.offer(scored, parts.std_filter.judge(scored, filter_stds(scored, config)))
         parts.std_filter.end_step()
+        require_same(fill.content, f"step {step}: rewards or kept groups")
         return fill
 
     def generate(self, step: int) -> list[RolloutGroup]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from megatron_rlpr.types import ScoredGroup
 
 
@@ -42,6 +44,12 @@ class BatchFill:
         """Whether each group of `history` passed the filter."""
         dropped = {id(group) for group in self.dropped}
         return [id(group) not in dropped for group in self.history]
+
+    @property
+    def content(self) -> bytes:
+        """Prompt, verdict and rewards of every offered group, in order: on all ranks the same to the last bit."""
+        heads = np.array([(g.group.prompt.index, kept) for g, kept in zip(self.history, self.kept, strict=True)])
+        return heads.tobytes() + b"".join(group.final_rewards.tobytes() for group in self.history)
 
     def offer(self, groups: Sequence[ScoredGroup], keep: Sequence[bool]) -> None:
         """Add one round: groups[i] is used if keep[i], else dropped."""

@@ -6,6 +6,7 @@ while another updates. So the first rank finds out, and tells the others.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -98,6 +99,24 @@ def shared_by_ranks(work: Callable[[Item], Result], items: Sequence[Item]) -> li
     group = dist.group.WORLD if together else None
     parts = gather_or_raise(lambda: [work(item) for item in items[rank::ranks]], group, "shared work")
     return [parts[number % ranks][number // ranks] for number in range(len(items))]
+
+
+def require_same(content: bytes, what: str) -> None:
+    """Collective over all ranks: RankError on every one, with the ranks that differ, unless all bring the same content.
+
+    Two numbers are exchanged, whatever the content's length. A process without torch.distributed is alone.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return
+    digest = int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big", signed=True)
+    extremes = torch.tensor([digest, ~digest])  # ~ turns the order around: the largest of it is of the smallest digest
+    extremes = extremes.cuda() if dist.get_backend() == "nccl" else extremes
+    dist.all_reduce(extremes, op=dist.ReduceOp.MAX)
+    largest, smallest = int(extremes[0]), ~int(extremes[1])
+    if largest != smallest:
+        digests = gather_or_raise(lambda: digest, dist.group.WORLD, what)
+        others = ", ".join(str(rank) for rank, other in enumerate(digests) if other != digests[0])
+        raise RankError(f"{what} differ between ranks: rank {others} has others than rank 0")
 
 
 def _attempt(work: Callable[[], Result]) -> tuple[Result | None, Failure | None, Exception | None]:

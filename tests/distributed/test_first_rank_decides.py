@@ -77,5 +77,10 @@ def test_what_one_rank_refuses_is_refused_on_all(found: list[dict[str, Any]]) ->
     assert [line["refusal"] for line in found] == [expected] * 2
 
 
+def test_content_that_differs_between_ranks_stops_all_of_them(found: list[dict[str, Any]]) -> None:
+    expected = "step 3: rewards differ between ranks: rank 1 has others than rank 0"
+    assert [line["content"] for line in found] == [expected] * 2
+
+
 def test_groups_of_our_own_are_as_patient_as_the_world(found: list[dict[str, Any]]) -> None:
     assert [line["patience"] for line in found] == [77.0] * 2

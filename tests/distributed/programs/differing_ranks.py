@@ -2,7 +2,7 @@
 
 grading: a grader has time on the first rank and none on the second. folders: the ranks see different checkpoints and
 different base probabilities. refusal: only the first rank sees a checkpoint that may not be resumed. patience: seconds
-that a group of its own waits.
+that a group of its own waits. content: the ranks bring the same, then other bytes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from megatron_rlpr.grading.tasks import GradeTasks
 from megatron_rlpr.run.build import base_tables, reward_manager
 from megatron_rlpr.run.folder import RunFolder
 from megatron_rlpr.run.state import resume_step
-from megatron_rlpr.system.decisions import host_group
+from megatron_rlpr.system.decisions import RankError, host_group, require_same
 from megatron_rlpr.tracking.console import Console
 from megatron_rlpr.types import Prompt, Response, RolloutGroup, UserError
 from megatron_rlpr.weights.architectures import model_shape
@@ -68,6 +68,15 @@ def refusal(place: Path) -> object:
         return str(error).split(":")[0].replace(str(place.parent), "")
 
 
+def content() -> object:
+    """What this rank raises for content that is the same everywhere, and for such that is not."""
+    require_same(b"rewards" * 1000, "rewards")
+    try:
+        return require_same(bytes([dist.get_rank()]), "step 3: rewards")
+    except RankError as error:
+        return str(error)
+
+
 def checkpoints(folder: RunFolder) -> CheckpointStore:
     return CheckpointStore(folder.checkpoints, model_shape(HfFolder(sys.argv[3]).config()), keep_last=2)
 
@@ -77,6 +86,7 @@ def main(tokenizer: str, place: str, _model: str) -> None:
     dist.init_process_group("cpu:gloo", timeout=timedelta(seconds=77))
     mine = Path(place) / str(dist.get_rank())
     found = {"grading": grading(tokenizer), "folders": folders(mine), "refusal": refusal(mine)}
+    found["content"] = content()
     found["patience"] = host_group()._get_backend(torch.device("cpu")).options._timeout.total_seconds()
     (mine / "found.json").write_text(json.dumps(found))
     dist.barrier()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 from scored_groups import scored_group
@@ -61,3 +62,19 @@ def test_a_batch_carried_over_needs_no_new_group() -> None:
     fill = BatchFill(train_batch_size=1, max_rounds=1, carried=[scored_group([0.0])])
     assert not fill.wants_more
     assert fill.kept_fraction == 1.0
+
+
+def test_content_tells_a_bit_of_a_reward_a_verdict_and_an_order_apart() -> None:
+    def content(rewards: list[float], keep: list[bool], order: int = 1) -> bytes:
+        fill = BatchFill(train_batch_size=2, max_rounds=1)
+        fill.offer([scored_group([reward], prompt=i) for i, reward in enumerate(rewards)][::order], keep)
+        return fill.content
+
+    same = content([0.5, 0.25], [True, False])
+    assert same == content([0.5, 0.25], [True, False])
+    others = [
+        content([0.5, np.nextafter(0.25, 1)], [True, False]),
+        content([0.5, 0.25], [True, True]),
+        content([0.5, 0.25], [True, False], -1),
+    ]
+    assert same not in others
