@@ -1,16 +1,19 @@
-"""Rollouts of a training step as one parquet file, one row per response.
+"""Rollouts of a training step as one parquet file a node, one row per response.
 
 Everything that was generated is stored, groups that the filter dropped included, in the order the step made them. The
-same file feeds a reader's eyes, the sample tables and `rollout.replay`.
+same file feeds a reader's eyes, the sample tables and `rollout.replay`. The first node's file lies in the folder itself
+and says of how many nodes there are files; those of the others lie in node_1/, node_2/, ...: a reader finds them all.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -19,6 +22,7 @@ from megatron_rlpr.system.step_folders import StepFolders
 from megatron_rlpr.types import Prompt, Response, RolloutGroup, ScoredGroup, UserError
 
 _FORMAT_KEY, _FORMAT = b"megatron_rlpr.rollouts", b"3"
+_NODES_KEY = b"megatron_rlpr.nodes"
 _LACKING: dict[bytes | None, tuple[str, ...]] = {b"2": ("reference_tokens", "reference_log_probs")}
 """Columns that files of older formats have not; they are read as null."""
 _SUFFIX = ".parquet"
@@ -53,6 +57,14 @@ SCHEMA = pa.schema(
 )
 
 
+@dataclass(frozen=True)
+class Nodes:
+    """Which of `count` nodes stores its part of a step."""
+
+    number: int = 0
+    count: int = 1
+
+
 def write_rollouts(
     folder: str | Path,
     step: int,
@@ -61,19 +73,26 @@ def write_rollouts(
     advantages: Sequence[Sequence[float] | None],
     kept: Sequence[bool],
     decode: Callable[[Sequence[int]], str],
+    numbers: Sequence[int] | None = None,
+    nodes: Nodes = Nodes(),
 ) -> Path:
     """Write <folder>/step_<step>.parquet in one piece (when interrupted, none or the old file); returns its path.
 
     advantages: per group the advantage of each response, None for a group that was not trained on.
     kept: per group, whether the filter kept it. decode: token ids -> text, special tokens kept.
+    numbers: the groups' positions in the step, where these are not all of it. nodes: another than the first writes to
+    a folder of its own in folder.
     """
     rows = []
-    for number, (scored, given, group_kept) in enumerate(zip(groups, advantages, kept, strict=True)):
+    numbers = range(len(groups)) if numbers is None else numbers
+    for number, scored, given, group_kept in zip(numbers, groups, advantages, kept, strict=True):
         prompt = decode(scored.group.prompt.token_ids)
         rows += _rows(step, number, scored, given, bool(group_kept), prompt, decode)
-    files = StepFolders(Path(folder), _SUFFIX)
+    files = StepFolders(_of_node(folder, nodes.number), _SUFFIX)
     with files.writing(step):
         table = pa.Table.from_pylist(rows, schema=SCHEMA)
+        if nodes.count > 1:
+            table = table.replace_schema_metadata({**SCHEMA.metadata, _NODES_KEY: str(nodes.count).encode()})
         pq.write_table(table, files.begin(step), compression="zstd", write_page_checksum=True)
         return files.finish(step)
 
@@ -89,7 +108,8 @@ def stored_steps(folder: str | Path) -> list[int]:
 
 def forget_after(folder: str | Path, step: int) -> None:
     """Remove the files of later steps: a run that goes on after `step` makes them again, or ends before."""
-    StepFolders(Path(folder), _SUFFIX).forget_after(step)
+    for of_node in (Path(folder), *Path(folder).glob("node_*")):
+        StepFolders(of_node, _SUFFIX).forget_after(step)
 
 
 def read_table(folder: str | Path, step: int, columns: Sequence[str] | None = None) -> pa.Table:
@@ -98,11 +118,29 @@ def read_table(folder: str | Path, step: int, columns: Sequence[str] | None = No
     if step not in steps:
         available = ", ".join(map(str, steps)) or "none"
         raise UserError(f"{folder}: no rollouts of step {step} are stored there; stored steps: {available}")
-    path = StepFolders(Path(folder), _SUFFIX).path(step)
+    first, nodes = _read_file(StepFolders(Path(folder), _SUFFIX).path(step), columns)
+    if nodes == 1:
+        return first
+    ordered = None if columns is None else [*columns, *{"group", "sample"}.difference(columns)]
+    paths = [StepFolders(_of_node(folder, number), _SUFFIX).path(step) for number in range(nodes)]
+    absent = [str(path) for path in paths if not path.exists()]
+    if absent:
+        raise UserError(f"{', '.join(absent)}: missing, a part of step {step} of {nodes} nodes; copy all folders of it")
+    table = pa.concat_tables([_read_file(path, ordered)[0] for path in paths])
+    return table.sort_by([("group", "ascending"), ("sample", "ascending")]).select(first.column_names)
+
+
+def _of_node(folder: str | Path, number: int) -> Path:
+    return Path(folder) / f"node_{number}" if number else Path(folder)
+
+
+def _read_file(path: Path, columns: Sequence[str] | None) -> tuple[pa.Table, int]:
+    """One node's rows, and of how many nodes there are files."""
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             stored = {field.name: field.type for field in file.schema_arrow}
-            version = (file.schema_arrow.metadata or {}).get(_FORMAT_KEY)
+            metadata = file.schema_arrow.metadata or {}
+            version, nodes = metadata.get(_FORMAT_KEY), int(metadata.get(_NODES_KEY, b"1"))
             wanted = [field for field in SCHEMA if columns is None or field.name in columns]
             table = file.read([field.name for field in wanted if field.name in stored])
     except (pa.ArrowException, OSError) as error:
@@ -119,7 +157,7 @@ def read_table(folder: str | Path, step: int, columns: Sequence[str] | None = No
     for field in wanted:
         if field.name in absent:
             table = table.append_column(field, pa.nulls(len(table), field.type))
-    return table.replace_schema_metadata(SCHEMA.metadata)
+    return table.replace_schema_metadata(SCHEMA.metadata), nodes
 
 
 def token_texts(token_ids: Sequence[int], decode: Callable[[Sequence[int]], str]) -> list[str]:
@@ -181,10 +219,8 @@ def _rows(
     return [
         {
             **shared,
-            **{
-                name: getattr(response, name)
-                for name in ("engine_log_probs", "finish_reason", "seed", "weight_versions")
-            },
+            **{name: getattr(response, name) for name in ("finish_reason", "seed", "weight_versions")},
+            "engine_log_probs": np.asarray(response.engine_log_probs, dtype=np.float64),
             **{name: getattr(reward, name) for name in (*_REWARDS, "splice_valid", "extracted_answer")},
             "sample": sample,
             "response": response.text,
