@@ -39,7 +39,7 @@ def train(argv: list[str]) -> None:
     from megatron_rlpr.trainer import Trainer
 
     parts = build_parts(config)
-    with parts.tracker:
+    with parts.tracker, parts.writer:
         Trainer(parts).run()
 
 

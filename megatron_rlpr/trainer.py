@@ -11,9 +11,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
-import torch.distributed as dist
+import numpy as np
 
 from megatron_rlpr.actor.policy_gradient import LossTerms
 from megatron_rlpr.algorithm.batch_fill import BatchFill
@@ -27,8 +28,8 @@ from megatron_rlpr.algorithm.training_batch import (
 )
 from megatron_rlpr.reward.metrics import length_metrics
 from megatron_rlpr.reward.reasoning import gain_metrics
+from megatron_rlpr.rollout.owned import whole
 from megatron_rlpr.rollout.requests import RolloutRequest, SamplingSettings
-from megatron_rlpr.rollout.store import write_rollouts
 from megatron_rlpr.run import state
 from megatron_rlpr.run.engines import training_request
 from megatron_rlpr.run.parts import RunParts
@@ -47,7 +48,6 @@ class Trainer:
 
     def __init__(self, parts: RunParts) -> None:
         self.parts = parts
-        self.writes = dist.get_rank() == 0
         self.skipped_steps = 0
 
     def run(self) -> None:
@@ -71,6 +71,7 @@ class Trainer:
                     parts.validation.after_step(step)
                     self.checkpoint(step)
                     stop_signals.agree()
+        parts.writer.settle()
         parts.validation.after_training(parts.total_steps)
 
     def base_probabilities(self) -> None:
@@ -88,7 +89,7 @@ class Trainer:
         with clock.phase("step"):
             fill = self.fill_batch(step)
             groups, surplus = fill.take()
-            parts.prompts.put_back(surplus)
+            parts.prompts.put_back(surplus, partial(whole, decode=parts.decode))
             baselines = self.greedy_baselines(groups, step)
             parts.rollouts.sleep()
             reference = self.reference_log_probs(groups)
@@ -107,17 +108,19 @@ class Trainer:
         mode, moved, phases = parts.config.reward.format_mode, parts.policy.memory.take_moved(), parts.clock.order
         metrics = {
             "epoch": parts.prompts.epoch,
-            **(length_metrics(parts.tokenizer, groups, mode) if self.writes else {}),
+            **length_metrics(parts.tokenizer, groups, mode, parts.shares),
             **gain_metrics(groups, without),
             **step_metrics(fill, batch, updates, lr, clock.take(), parts.std_filter, parts.prompts.cached),
-            "reward/ungraded": parts.graders.failures.total(),
+            "reward/ungraded": self.ungraded(),
             "weights/hand_overs_repeated": parts.hand_over.repeated,
             "weights/bytes_received": parts.hand_over.received,
             "rollout/engines_replaced": parts.rollouts.engines_replaced,
             "memory/device_in_use_asleep_gb": parts.rollouts.device_in_use_gb,
             **{f"memory/{what}_gb": nbytes / 1e9 for what, nbytes in asdict(moved).items()},
         }
-        first_rank_decides(lambda: self.record(step, fill, batch, metrics, phases))
+        if parts.config.tracking.save_rollouts:
+            parts.writer.begin(step, fill.history, batch.first_advantages(fill.history), fill.kept)
+        first_rank_decides(lambda: self.record(step, metrics, phases))
         release_free_memory()
 
     def fill_batch(self, step: int) -> BatchFill:
@@ -177,7 +180,7 @@ class Trainer:
         if not self.parts.config.tracking.reasoning_gain:
             return [None] * len(groups)
         with self.parts.console.phase("score without reasoning") as progress:
-            return self.parts.scorer.without_reasoning([group.group.prompt for group in groups], progress.advance)
+            return self.parts.scorer.without_reasoning([group.group for group in groups], progress.advance)
 
     def update(self, batch: TrainingBatch, lr: float) -> list[UpdateResult]:
         """One optimizer step for every mini-batch, in order."""
@@ -213,25 +216,14 @@ class Trainer:
         if self.parts.rollouts.asleep:
             self.hand_over(step)
 
-    def record(
-        self, step: int, fill: BatchFill, batch: TrainingBatch, metrics: Mapping[str, Any], phases: Sequence[str]
-    ) -> None:
-        """Write everything the step generated, in the order it came, and its metrics. For the first rank."""
-        if self.parts.config.tracking.save_rollouts:
-            self.store_rollouts(step, fill, batch)
+    def record(self, step: int, metrics: Mapping[str, Any], phases: Sequence[str]) -> None:
+        """Write the step's metrics. For the first rank."""
         self.parts.tracker.log_step(step, metrics)
         self.parts.tracker.log_phases(step, phases)
         for warning in self.parts.collapse_alarm.watch(step, metrics):
             self.parts.console.message(warning)
 
-    def store_rollouts(self, step: int, fill: BatchFill, batch: TrainingBatch) -> None:
-        """Write the rollouts of a step as parquet."""
-        parts = self.parts
-        write_rollouts(
-            parts.folder.rollouts,
-            step,
-            fill.history,
-            advantages=batch.first_advantages(fill.history),
-            kept=fill.kept,
-            decode=lambda ids: str(parts.tokenizer.decode(list(ids), skip_special_tokens=False)),
-        )
+    def ungraded(self) -> int:
+        """Answers that the graders of all ranks gave no verdict on so far."""
+        mine = np.array([self.parts.graders.failures.total()], dtype=np.int32)
+        return sum(int(failures[0]) for (failures,) in self.parts.shares.gather(lambda: [mine], "counting"))

@@ -8,6 +8,7 @@ can be tested alone and any record can be written to a parquet file.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,17 @@ import numpy.typing as npt
 FloatArray = npt.NDArray[np.float32]
 DoubleArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
+
+
+TokenIds = Sequence[int] | npt.NDArray[np.int32]
+
+
+def int32_row(token_ids: TokenIds) -> npt.NDArray[np.int32]:
+    """Token ids as an array: of an array itself, of other sequences without a look at every id."""
+    if isinstance(token_ids, np.ndarray):
+        return token_ids
+    return np.frombuffer(array("i", token_ids), dtype=np.int32)
+
 
 TokensDone = Callable[[int, int], None]
 """Called as (tokens of a piece of work that is finished, pieces in all)."""
@@ -51,7 +63,8 @@ class Response:
     """One sampled continuation of a prompt.
 
     token_ids: what the engine generated, the end-of-sequence token included when there is one.
-    text: token_ids decoded with special tokens kept.
+    text: token_ids decoded with special tokens kept. Of several ranks the group's owner alone has it; on the others
+    token_ids and engine_log_probs are arrays, and to read the text is an error (`rollout.owned`).
     engine_log_probs: the engine's log-probability of every token at the sampling temperature, among all tokens,
         len(token_ids); () where the engine does not give it.
     finish_reason: "stop" (end of sequence) or "length" (truncated).
@@ -70,25 +83,32 @@ class Response:
 
 @dataclass(frozen=True)
 class RolloutGroup:
-    """A prompt with its n responses, in sample order."""
+    """A prompt with its n responses, in sample order. owner: the rank that does the work with their texts."""
 
     prompt: Prompt
     responses: tuple[Response, ...]
+    owner: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True)
 class ScoreRequest:
-    """Ask the policy for log p(token_ids[t] | token_ids[:t]) for start <= t < stop (0 < start <= stop)."""
+    """Ask the policy for log p(token_ids[t] | token_ids[:t]) for start <= t < stop (0 < start <= stop).
+
+    token_ids: an int32 array where another rank owns the text.
+    """
 
     token_ids: tuple[int, ...]
     start: int
     stop: int
 
     @staticmethod
-    def of_response(prompt: Prompt, token_ids: Sequence[int]) -> ScoreRequest:
+    def of_response(prompt: Prompt, token_ids: TokenIds) -> ScoreRequest:
         """The request for the log-probs of a whole response."""
-        start = len(prompt.token_ids)
-        return ScoreRequest((*prompt.token_ids, *token_ids), start, start + len(token_ids))
+        start, stop = len(prompt.token_ids), len(prompt.token_ids) + len(token_ids)
+        if isinstance(token_ids, np.ndarray):
+            whole = np.concatenate((int32_row(prompt.token_ids), token_ids))
+            return ScoreRequest(whole, start, stop)  # type: ignore[arg-type]
+        return ScoreRequest((*prompt.token_ids, *token_ids), start, stop)
 
 
 @dataclass(frozen=True)
@@ -104,7 +124,8 @@ class ResponseReward:
     """The reward of one response and the parts it was made from.
 
     reward = combination of the parts, as `reward.manager` defines it; extracted_answer is the text between the
-    answer tags ("" when there are none); splice_valid tells whether the reference could be spliced in.
+    answer tags ("" when there are none, and on ranks that do not own the group); splice_valid tells whether the
+    reference could be spliced in.
     probability_reward, graded_reward: the two parts of a mixed reward, before their weights (algorithm.adv_estimator
     pr*_vr*).
     """

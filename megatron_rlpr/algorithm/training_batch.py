@@ -130,7 +130,7 @@ def _sequences(batch: TrainingBatch, index: int) -> list[TrainSequence]:
         scored.group.responses, scored.scores, advantages, references, strict=True
     ):
         row = ScoreRequest.of_response(scored.group.prompt, response.token_ids)
-        engine = np.asarray(response.engine_log_probs, dtype=np.float32) if response.engine_log_probs else None
+        engine = np.asarray(response.engine_log_probs, dtype=np.float32) if len(response.engine_log_probs) else None
         parts = (scores.log_probs, advantage, reference, engine)
         sequences.append(TrainSequence(row.token_ids, row.start, row.stop, *parts))
     return sequences

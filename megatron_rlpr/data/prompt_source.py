@@ -39,12 +39,14 @@ class PromptSource:
         """The prompts of the next generation round."""
         return [self._prompts.prompts[position] for position in self._sampler.next_batch()]
 
-    def put_back(self, surplus: Sequence[ScoredGroup]) -> None:
-        """Groups that passed the filter but did not fit into the batch."""
+    def put_back(
+        self, surplus: Sequence[ScoredGroup], whole: Callable[[ScoredGroup], ScoredGroup] | None = None
+    ) -> None:
+        """Groups that passed the filter but did not fit into the batch. whole: completes one that is kept."""
         if self._regenerate_surplus:
             self._sampler.add_to_cache(self._position_of[group.group.prompt.index] for group in surplus)
         else:
-            self._carried = list(surplus)
+            self._carried = [whole(group) for group in surplus] if whole else list(surplus)
 
     @property
     def carried(self) -> list[ScoredGroup]:

@@ -44,6 +44,11 @@ def load_tokenizer(path: str) -> Any:
     return tokenizer
 
 
+def text_of(tokenizer: Any, token_ids: Sequence[int]) -> str:
+    """Tokens as engines decode them: special ones are kept."""
+    return str(tokenizer.decode(list(token_ids), skip_special_tokens=False))
+
+
 def encode(tokenizer: Any, texts: Sequence[str]) -> list[Any]:
     """One tokenizers.Encoding per text, made in one call. No special tokens are added: a chat template has its own."""
     if not texts:

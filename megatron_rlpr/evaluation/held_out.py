@@ -24,6 +24,7 @@ from megatron_rlpr.grading.result import GradeResult
 from megatron_rlpr.grading.tasks import GradeTasks, prompt_text
 from megatron_rlpr.reward.scoring import GroupScorer
 from megatron_rlpr.rollout.engine import Rollouts
+from megatron_rlpr.rollout.owned import Decode, with_texts
 from megatron_rlpr.rollout.requests import RolloutRequest, SamplingSettings
 from megatron_rlpr.system.decisions import first_rank_decides
 from megatron_rlpr.system.step_folders import StepFolders
@@ -112,6 +113,7 @@ class HeldOutEvaluation:
 
     folder: holds a folder per step (`answers`). weights: the checksum of those that the engines hold. fingerprints: of
     model, tokenizer and prompt sets (`run.continuity`). scoring: how the policy scores, its precision above all.
+    decode: makes the texts that the first rank does not own.
     """
 
     config: Config
@@ -125,6 +127,7 @@ class HeldOutEvaluation:
     weights: Callable[[], str]
     fingerprints: Mapping[str, str]
     scoring: Mapping[str, Any]
+    decode: Decode
 
     def run(self, sets: Sequence[ValidationSet], step: int) -> list[ValidationResult]:
         """Results in the order of the sets, then of evaluation.strategies. step: that the weights are of.
@@ -199,6 +202,7 @@ class HeldOutEvaluation:
         self, answers: Answers, groups: Sequence[RolloutGroup], rewards: Sequence[tuple[ResponseReward, ...]] | None
     ) -> None:
         """Grade a piece and write it. For the first rank: graders and judge depend on time."""
+        groups = [with_texts(group, self.decode) for group in groups]
         tasks = [self.tasks.task(group.prompt, r, "validation") for group in groups for r in group.responses]
         failed = {"graders": self.graders.failures.copy()}
         results = self.graders.grade_many(tasks)

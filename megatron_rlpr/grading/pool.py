@@ -30,7 +30,7 @@ _STOP_SECONDS = 5.0
 _SHORT_LIMIT_S = 1.0
 _BATCH_LIMIT_S, _BATCH_LIMIT_PER_ANSWER_S = 60.0, 0.1
 _TIME_LIMIT = "time limit"
-_MOST_WORKERS = 8
+MOST_WORKERS = 8
 
 
 class GraderPool:
@@ -45,7 +45,7 @@ class GraderPool:
         workers: one a processor core of this process, up to 8, where nothing is given.
         """
         if workers is None:
-            workers = min(len(os.sched_getaffinity(0)), _MOST_WORKERS)
+            workers = min(len(os.sched_getaffinity(0)), MOST_WORKERS)
         if workers < 1 or timeout_s <= 0:
             given = f"{workers} workers and {timeout_s} s"
             raise ValueError(f"a grader pool needs at least one worker and a positive limit, not {given}")

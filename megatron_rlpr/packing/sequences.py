@@ -11,14 +11,13 @@ request are token_ids[: stop - 1], and a request that wants no row costs nothing
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from megatron_rlpr.types import IntArray, ScoreRequest
+from megatron_rlpr.types import IntArray, ScoreRequest, int32_row
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ def sort_sequences(requests: Sequence[ScoreRequest], share_prefixes: bool) -> So
             )
         if request.stop > request.start:
             wanted.append(i)
-    tokens = [np.frombuffer(array("i", requests[i].token_ids), dtype=np.int32)[: requests[i].stop] for i in wanted]
+    tokens = [int32_row(requests[i].token_ids)[: requests[i].stop] for i in wanted]
     order = list(range(len(wanted)))
     shared_with_targets = np.zeros(len(wanted), dtype=np.int64)
     if share_prefixes:

@@ -6,6 +6,7 @@ splice            the reference answer in place of the generated one, as text; s
 base_probability  the reference answer with no reasoning: what to score
 base_table        the probabilities of it: in memory, with the run, and where other runs find them
 base_pass         the pass that makes what a table lacks, shared by all ranks
+of_owners         what owners make of texts, on all ranks
 scoring           one call of the policy for all that a batch of groups needs
 probability       token log-probs -> one number; shaping: functions of the difference to the base
 repetition        the penalty for responses that repeat themselves

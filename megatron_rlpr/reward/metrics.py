@@ -6,10 +6,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from megatron_rlpr.data.tokenizer import encode
 from megatron_rlpr.grading.format import CLOSE_ANSWER, CLOSE_THINK, OPEN_ANSWER, OPEN_THINK, format_score
 from megatron_rlpr.reward.reasoning import reasoning_metrics
+from megatron_rlpr.system.shares import Array, Shares
 from megatron_rlpr.types import ScoredGroup
 
 BINS = 10
@@ -34,27 +36,45 @@ def final_reward_distribution(rewards: Iterable[float]) -> dict[str, float]:
     return {f"final_reward_dist/final_reward{name}": float(hits.mean()) for name, hits in shares.items()}
 
 
-def length_metrics(tokenizer: Any, groups: Sequence[ScoredGroup], format_mode: str) -> dict[str, float]:
+def length_metrics(
+    tokenizer: Any,
+    groups: Sequence[ScoredGroup],
+    format_mode: str,
+    shares: Shares = Shares(),  # noqa: B008 - of this process alone
+) -> dict[str, float]:
     """think_length/ and answer_length/ {mean, max, min} in tokens over all responses, and `reasoning_metrics`; empty
-    without any.
+    without any. Collective: every rank measures the texts that it owns.
 
     Reasoning is what the think tags hold, or with R1_nothink what comes before the answer tag; white space at the ends
     of both parts is not counted, and both are 0 for a response whose format is wrong.
     """
-    responses = [response for group in groups for response in group.group.responses]
-    right = [format_score(response.text, format_mode) == 1 for response in responses]
-    parts = [
-        text
-        for response, has_tags in zip(responses, right, strict=True)
-        for text in (_parts(response.text, format_mode) if has_tags else ("", ""))
-    ]
-    counts = [len(encoding) for encoding in encode(tokenizer, parts)]
-    metrics = reasoning_metrics(groups, counts[::2], right)
-    for name, values in (("think_length", counts[::2]), ("answer_length", counts[1::2])) if counts else ():
+
+    def work() -> list[Array]:
+        mine = [g for g in groups if shares.alone or g.group.owner == shares.rank]
+        return [_lengths(tokenizer, [response.text for g in mine for response in g.group.responses], format_mode)]
+
+    of_rank = [iter(rows.reshape(-1, 3).tolist()) for (rows,) in shares.gather(work, "measuring the responses")]
+    owners = [0 if shares.alone else g.group.owner for g in groups for _ in g.group.responses]
+    measured = [next(of_rank[owner]) for owner in owners]
+    reasoning, answers, right = (list(column) for column in zip(*measured, strict=True)) if measured else ([], [], [])
+    metrics = reasoning_metrics(groups, reasoning, right)
+    for name, values in (("think_length", reasoning), ("answer_length", answers)) if measured else ():
         metrics[f"{name}/mean"] = sum(values) / len(values)
         metrics[f"{name}/max"] = float(max(values))
         metrics[f"{name}/min"] = float(min(values))
     return metrics
+
+
+def _lengths(tokenizer: Any, texts: Sequence[str], format_mode: str) -> npt.NDArray[np.int32]:
+    """Tokens of reasoning and of answer, and whether the tags are right, of every text: int32 [3 * len(texts)]."""
+    right = [format_score(text, format_mode) == 1 for text in texts]
+    parts = [
+        part
+        for text, has_tags in zip(texts, right, strict=True)
+        for part in (_parts(text, format_mode) if has_tags else ("", ""))
+    ]
+    counts = np.array([len(encoding) for encoding in encode(tokenizer, parts)], dtype=np.int32).reshape(-1, 2)
+    return np.column_stack([counts, np.array(right, dtype=np.int32)]).reshape(-1)
 
 
 def _parts(text: str, format_mode: str) -> tuple[str, str]:

@@ -1,32 +1,38 @@
 """Rollout groups -> scored groups: one call of the policy for everything a batch of groups needs.
 
 Old log-probs of the responses, reference probabilities of the spliced sequences and (when it follows the current
-policy) the base probabilities go into a single `score`, so that they share their common prefixes.
+policy) the base probabilities go into a single `score`, so that they share their common prefixes. What is made of texts
+is made by each group's owner, and all ranks get it (`of_owners`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 
 from megatron_rlpr.reward import base_pass
 from megatron_rlpr.reward.base_table import BaseProbabilityTable
 from megatron_rlpr.reward.manager import RewardManager
+from megatron_rlpr.reward.of_owners import Requests, requests_of_owners, rewards_of_owners
 from megatron_rlpr.system.clock import Clock
+from megatron_rlpr.system.shares import Shares
 from megatron_rlpr.types import (
     Prompt,
     ReferenceScores,
+    ResponseReward,
     RolloutGroup,
     ScoredGroup,
     ScoreRequest,
     TokenScores,
     TokensDone,
     UserError,
+    int32_row,
 )
 
+Item = TypeVar("Item")
 BaseMode = Literal["initial", "current", "none"]
 
 _NO_NUMBERS = (
@@ -55,12 +61,14 @@ class GroupScorer:
         base: BaseMode,
         tables: Mapping[str, BaseProbabilityTable],
         clock: Clock,
+        shares: Shares = Shares(),  # noqa: B008 - of this process alone
     ) -> None:
         self._policy = policy
         self._rewards = rewards
         self._base = base
         self._tables = tables
         self._clock = clock
+        self._shares = shares
 
     def complete(self, prompt_set: str, prompts: Sequence[Prompt], progress: TokensDone | None = None) -> int:
         """Add the policy's base probabilities to those its table lacks and store them; returns how many were added.
@@ -82,21 +90,26 @@ class GroupScorer:
         prompt_set: name of the set the groups' prompts are from.
         """
         with self._clock.phase("reward"):
-            spliced = self._rewards.reference_requests(groups)
-            prompts = [group.prompt for group in groups]
-            base_requests = self._rewards.base_requests(prompts) if self._base == "current" else []
-        own = [ScoreRequest.of_response(g.prompt, response.token_ids) for g in groups for response in g.responses]
-        wanted = [request for requests in spliced for request in requests if request is not None]
+            sizes = [len(group.responses) for group in groups]
+            own = [ScoreRequest.of_response(g.prompt, response.token_ids) for g in groups for response in g.responses]
+            spliced = _by_group(self._spliced(groups, own), sizes)
+            base_requests = self._of_prompts(groups, self._rewards.base_requests) if self._base == "current" else []
+        asked = [*own, *(request for requests in spliced for request in requests), *base_requests]
         with self._clock.phase("score"):
-            scores = iter(self._policy.score([*own, *wanted, *base_requests], progress))
+            scores = iter(self._policy.score([request for request in asked if request is not None], progress))
         own_scores = [tuple(next(scores) for _ in group.responses) for group in groups]
         references = [[None if request is None else next(scores) for request in requests] for requests in spliced]
         with self._clock.phase("reward"):
             if base_requests:
                 base = [self._rewards.base_probability(answer) for answer in scores]
             else:
-                base = [self._stored_base(prompt, prompt_set) for prompt in prompts]
-            rewards = self._rewards.rewards(groups, references, base)
+                base = [self._stored_base(group.prompt, prompt_set) for group in groups]
+
+            def rewards_of(indices: list[int]) -> list[tuple[ResponseReward, ...]]:
+                picked = ([of[index] for index in indices] for of in (groups, references, base))
+                return self._rewards.rewards(*picked)  # type: ignore[arg-type]
+
+            rewards = rewards_of_owners(self._shares, groups, rewards_of)
         kept = [tuple(map(_reference_scores, *pairs)) for pairs in zip(spliced, references, strict=True)]
         scored = [ScoredGroup(*parts) for parts in zip(groups, own_scores, rewards, kept, strict=True)]
         for group in scored:
@@ -105,22 +118,51 @@ class GroupScorer:
                 raise UserError(f"prompt {group.group.prompt.index} of {prompt_set}: a response's {_NO_NUMBERS}")
         return scored
 
-    def without_reasoning(self, prompts: Sequence[Prompt], progress: TokensDone | None = None) -> list[float | None]:
-        """The policy's reference probability of every prompt when nothing is reasoned; None where there is none.
+    def without_reasoning(
+        self, groups: Sequence[RolloutGroup], progress: TokensDone | None = None
+    ) -> list[float | None]:
+        """The policy's reference probability of every group's prompt when nothing is reasoned; None where there is
+        none.
 
         A call of its own: in that of `score` its sequences would share the prompts, but they would also change which
         sequences are computed together, and with it the last digits of what the policy is trained on.
         """
-        requests = self._rewards.requests_without_reasoning(prompts)
+        requests = self._of_prompts(groups, self._rewards.requests_without_reasoning)
         with self._clock.phase("score"):
             scores = iter(self._policy.score([request for request in requests if request is not None], progress))
         return [None if request is None else self._rewards.reference_probability(next(scores)) for request in requests]
+
+    def _spliced(self, groups: Sequence[RolloutGroup], own: Sequence[ScoreRequest]) -> Requests:
+        """What to score for the reference probability of every response; None where nothing can be spliced in."""
+        known = _by_group([request.token_ids for request in own], [len(group.responses) for group in groups])
+        return requests_of_owners(
+            self._shares, groups, known, lambda mine: list(chain.from_iterable(self._rewards.reference_requests(mine)))
+        )
+
+    def _of_prompts(
+        self, groups: Sequence[RolloutGroup], make: Callable[[list[Prompt]], Sequence[ScoreRequest | None]]
+    ) -> Requests:
+        """What to score for every group's prompt."""
+        known = [[int32_row(group.prompt.token_ids)] for group in groups]
+        return requests_of_owners(
+            self._shares,
+            groups,
+            known,
+            lambda mine: list(make([group.prompt for group in mine])),  # type: ignore[arg-type]
+        )
 
     def _stored_base(self, prompt: Prompt, prompt_set: str) -> float:
         return self._tables[prompt_set].probability(prompt) if self._base == "initial" else 0.0
 
 
+def _by_group(each: Sequence[Item], sizes: Sequence[int]) -> list[list[Item]]:
+    """What there is of every response, as a list a group."""
+    rest = iter(each)
+    return [[next(rest) for _ in range(size)] for size in sizes]
+
+
 def _reference_scores(request: ScoreRequest | None, answer: TokenScores | None) -> ReferenceScores | None:
     if request is None or answer is None:
         return None
-    return ReferenceScores(request.token_ids[request.start : request.stop], answer.log_probs)
+    tokens = int32_row(request.token_ids)[request.start : request.stop]
+    return ReferenceScores(tuple(tokens.tolist()), answer.log_probs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,9 +18,10 @@ from megatron_rlpr.weights.receiver import Announcement
 class ReplayRollouts:
     """Answers every step with what a run stored for it (`rollout.replay=runs/<name>/rollouts`)."""
 
-    def __init__(self, folder: str | Path) -> None:
-        """UserError when the folder is missing or holds no stored step."""
+    def __init__(self, folder: str | Path, ranks: int = 1) -> None:
+        """ranks: own the groups in turn. UserError when the folder is missing or holds no stored step."""
         self._folder = Path(folder)
+        self._ranks = ranks
         self.weight_version = 0
         """The last hand-over; the stored responses keep the versions they were made with."""
         self.engines_replaced = 0
@@ -37,7 +39,8 @@ class ReplayRollouts:
 
         The stored step holds every round of its generation, so one call is the whole step.
         """
-        groups = read_rollouts(self._folder, asked.step)
+        stored = read_rollouts(self._folder, asked.step)
+        groups = [replace(group, owner=number % self._ranks) for number, group in enumerate(stored)]
         if on_progress is not None:
             responses = [response for group in groups for response in group.responses]
             on_progress(sum(len(response.token_ids) for response in responses), len(responses), len(responses))

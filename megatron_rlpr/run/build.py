@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,19 +26,20 @@ from megatron_rlpr.config import loading
 from megatron_rlpr.config.checks import descriptors
 from megatron_rlpr.config.schema import AlgorithmConfig, Config
 from megatron_rlpr.data.dataset import PromptSet
-from megatron_rlpr.data.tokenizer import SpecialTokens, load_tokenizer
+from megatron_rlpr.data.tokenizer import SpecialTokens, load_tokenizer, text_of
 from megatron_rlpr.evaluation.held_out import HeldOutEvaluation
 from megatron_rlpr.evaluation.judge import Judge
 from megatron_rlpr.evaluation.judge_answers import JudgeAnswers
 from megatron_rlpr.evaluation.judge_settings import judge_settings
 from megatron_rlpr.evaluation.schedule import ValidationSchedule
-from megatron_rlpr.grading.pool import GraderPool
+from megatron_rlpr.grading.pool import MOST_WORKERS, GraderPool
 from megatron_rlpr.grading.tasks import GradeTasks
 from megatron_rlpr.reward.base_table import BaseProbabilityTable, SharedBaseProbabilities
 from megatron_rlpr.reward.manager import RewardManager
 from megatron_rlpr.reward.scoring import GroupScorer
 from megatron_rlpr.rollout.store import forget_after
 from megatron_rlpr.rollout.vllm.limits import end_of_sequence_ids, read_model_config
+from megatron_rlpr.rollout.writing import RolloutWriter
 from megatron_rlpr.run import engines
 from megatron_rlpr.run.continuity import check_goes_on, fingerprints
 from megatron_rlpr.run.folder import RunFolder
@@ -57,6 +59,7 @@ from megatron_rlpr.system.decisions import first_rank_decides, gather_or_raise
 from megatron_rlpr.system.descriptors import allow
 from megatron_rlpr.system.disk import writing
 from megatron_rlpr.system.process_environment import default_threads
+from megatron_rlpr.system.shares import Shares, node_shape
 from megatron_rlpr.system.step_folders import StepFolders
 from megatron_rlpr.tracking.collapse_alarm import CollapseAlarm
 from megatron_rlpr.tracking.console import Console
@@ -112,10 +115,11 @@ def build_parts(config: Config) -> RunParts:
     described = f"{config.model.path}: {shape.architecture}, {shape.num_layers} layers"
     console.message(f"model {described}; {layout.world_size} ranks with {threads} CPU threads each")
     actor = policy(shape, config, layout, clock=clock)
-    graders = GraderPool()
+    shares = Shares.of_world()
+    graders = GraderPool(graders_of_rank(config, shares))
     rewards = reward_manager(config, tokenizer, graders, tasks)
     base = "none" if config.reward.format_only else config.reward.base_probability
-    scorer = GroupScorer(actor, rewards, base, tables, clock)
+    scorer = GroupScorer(actor, rewards, base, tables, clock, shares)
 
     if first:
         loading.save_resolved(config, folder.config)
@@ -128,7 +132,8 @@ def build_parts(config: Config) -> RunParts:
     resolved = loading.resolved(config)
     tracker = Tracker(config, folder, resolved, done, total_steps=steps, rank=layout.rank, console=console)
     actor.memory.offload()
-    rollouts = engines.rollouts(config, console, clock)
+    decode = partial(text_of, tokenizer)
+    rollouts = engines.rollouts(config, console, clock, decode)
     exporter = WeightExporter(actor.chunks, shape, config.weights.bucket_mb, actor.memory.weight)
     slices = engines.shared_slices(config, rollouts, shape, layout, console)
     to_engines = (
@@ -149,6 +154,7 @@ def build_parts(config: Config) -> RunParts:
         weights=lambda: hand_over.checksum,
         fingerprints=prints,
         scoring=scoring_settings(config),
+        decode=decode,
     )
     sets, alarm = [] if config.rollout.replay else held_out, CollapseAlarm(config.tracking)
     hf = HfExport(folder.hf, exporter, Path(config.model.path), config.trainer.keep_last)
@@ -156,12 +162,16 @@ def build_parts(config: Config) -> RunParts:
         config=config,
         folder=folder,
         tokenizer=tokenizer,
+        decode=decode,
         policy=actor,
         reference=policy(shape, config, layout, trainable=False, clock=clock)
         if config.algorithm.kl_loss_coef
         else None,
         kl_controller=kl_controller(config.algorithm),
         rollouts=rollouts,
+        shares=shares,
+        # Its thread decodes while this one encodes, which a fast tokenizer does not stand: it has one of its own.
+        writer=RolloutWriter(folder.rollouts, partial(text_of, deepcopy(tokenizer))),
         pipeline=engines.pipeline(config, rollouts, source, steps),
         graders=graders,
         scorer=scorer,
@@ -264,12 +274,22 @@ def judge(config: Config, folder: RunFolder) -> Judge | None:
     return Judge(settings, JudgeAnswers(kept, settings.asked))
 
 
+def graders_of_rank(config: Config, shares: Shares) -> int | None:
+    """Worker processes of this rank's graders: its part of the node's cores where training asks all ranks to grade,
+    None (the pool's own choice) where only validations do, on the first rank."""
+    reward = config.reward
+    if reward.format_only or (reward.reward_manager == "prob" and reward.reward_type != "pr+vr"):
+        return None
+    _, ranks_of_node = node_shape(shares.rank, shares.size)
+    return max(1, min(len(os.sched_getaffinity(0)) // ranks_of_node, MOST_WORKERS))
+
+
 def reward_manager(config: Config, tokenizer: Any, graders: GraderPool, tasks: GradeTasks) -> RewardManager:
-    """The rewards of a run; what has to be graded is graded on the first rank, in one batch a round."""
+    """The rewards of a run; what has to be graded is graded in one batch a round, by the ranks that own it."""
 
     def grade(pairs: Sequence[tuple[Prompt, Response]]) -> list[float]:
-        asked = (tasks.task(prompt, response, "train") for prompt, response in pairs)  # made where they are graded
-        return first_rank_decides(lambda: [result.accuracy for result in graders.grade_many(list(asked))])
+        asked = [tasks.task(prompt, response, "train") for prompt, response in pairs]
+        return [result.accuracy for result in graders.grade_many(asked)]
 
     longest = config.data.longest_prompt
     return RewardManager(config.reward, tokenizer, longest, config.data.max_response_length, grade)

@@ -12,6 +12,7 @@ from megatron_rlpr.config.checks.engine import engine_settings
 from megatron_rlpr.config.schema import Config
 from megatron_rlpr.data.prompt_source import PromptSource
 from megatron_rlpr.rollout.engine import Rollouts
+from megatron_rlpr.rollout.owned import Decode
 from megatron_rlpr.rollout.ray import cluster as ray_cluster
 from megatron_rlpr.rollout.ray.pipeline import RolloutPipeline
 from megatron_rlpr.rollout.ray.pool import EnginePool
@@ -21,6 +22,7 @@ from megatron_rlpr.rollout.requests import RolloutRequest, SamplingSettings
 from megatron_rlpr.rollout.vllm.colocated import ColocatedRollouts
 from megatron_rlpr.rollout.vllm.engine import VllmEngine
 from megatron_rlpr.system.clock import Clock
+from megatron_rlpr.system.shares import Shares
 from megatron_rlpr.tracking.console import Console
 from megatron_rlpr.types import Prompt, UserError
 from megatron_rlpr.weights.engine_slices import why_whole
@@ -28,17 +30,19 @@ from megatron_rlpr.weights.shape import ModelShape
 from megatron_rlpr.weights.transports.choice import Transports
 
 
-def rollouts(config: Config, console: Console, clock: Clock) -> Rollouts:
+def rollouts(config: Config, console: Console, clock: Clock, decode: Decode) -> Rollouts:
     """A store's rollouts, or those of the engines that this starts, here or in Ray. Collective.
+
+    decode: as engines do it.
 
     Those that sleep do so at once: what comes before the first hand-over (base probabilities, a checkpoint) may take
     the memory.
     """
     if config.rollout.replay:
-        return ReplayRollouts(config.rollout.replay)
+        return ReplayRollouts(config.rollout.replay, Shares.of_world().size)
     if config.rollout.placement == "ray":
         with console.phase(f"starting {config.rollout.engines} vLLM engines in Ray"):
-            return RayRollouts(partial(_pool, config, console))
+            return RayRollouts(partial(_pool, config, console), decode)
     with console.phase("starting vLLM"):
         settings, deal = engine_settings(config), config.rollout.deal
         as_there_is_room = deal == "outstanding_tokens" or (deal == "auto" and torch.cuda.is_available())

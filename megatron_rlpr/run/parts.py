@@ -17,9 +17,12 @@ from megatron_rlpr.evaluation.schedule import ValidationSchedule
 from megatron_rlpr.grading.pool import GraderPool
 from megatron_rlpr.reward.scoring import GroupScorer
 from megatron_rlpr.rollout.engine import Rollouts
+from megatron_rlpr.rollout.owned import Decode
 from megatron_rlpr.rollout.ray.pipeline import RolloutPipeline
+from megatron_rlpr.rollout.writing import RolloutWriter
 from megatron_rlpr.run.folder import RunFolder
 from megatron_rlpr.system.clock import Clock
+from megatron_rlpr.system.shares import Shares
 from megatron_rlpr.tracking.collapse_alarm import CollapseAlarm
 from megatron_rlpr.tracking.console import Console
 from megatron_rlpr.tracking.tracker import Tracker
@@ -40,10 +43,13 @@ class RunParts:
     config: Config
     folder: RunFolder
     tokenizer: Any
+    decode: Decode
     policy: MegatronPolicy
     reference: MegatronPolicy | None
     kl_controller: KLController
     rollouts: Rollouts
+    shares: Shares
+    writer: RolloutWriter
     pipeline: RolloutPipeline | None
     graders: GraderPool
     scorer: GroupScorer

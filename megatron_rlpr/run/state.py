@@ -132,6 +132,7 @@ def _kept(parts: RunParts, step: int, state: Callable[[], dict[str, Any]]) -> st
     """Write what is to be kept when the run stops after `step`; says what that is."""
     if step == 0:
         return "no step was complete, nothing is saved"
+    parts.writer.settle()
     if parts.config.trainer.save_freq < 0:
         return f"step {step} is complete, nothing is saved (trainer.save_freq=-1)"
     settle(parts, wait=True)
@@ -161,6 +162,7 @@ def _remembered(parts: RunParts, step: int) -> Callable[[], dict[str, Any]]:
 
 
 def _write(parts: RunParts, step: int, state: dict[str, Any], in_background: bool = False) -> None:
+    parts.writer.settle()  # a run that goes on from here does not make these rollouts again
     parts.rollouts.sleep()  # the optimizer comes back to where they have their caches
     with parts.clock.phase("checkpoint"):
         if parts.hf_export is not None:

@@ -70,7 +70,7 @@ def reward_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
 def log_prob_gap(groups: Sequence[ScoredGroup]) -> dict[str, float]:
     """How far the engine's log-probs of its own tokens are from the actor's (the invariant "engine equals actor")."""
     gaps = [
-        np.abs(np.asarray(response.engine_log_probs) - scores.log_probs)
+        np.abs(np.asarray(response.engine_log_probs, dtype=np.float64) - scores.log_probs)
         for group in groups
         for response, scores in zip(group.group.responses, group.scores, strict=True)
         if len(response.engine_log_probs) == len(scores.log_probs) > 0

@@ -56,7 +56,13 @@ def observe(models: Path, tensor_parallel_size: int) -> dict[str, Any]:
     def groups(of: list[Prompt], step: int = 1, source: ColocatedRollouts = rollouts) -> list[list[Any]]:
         made = source.generate(RolloutRequest(of, 3, step, 7, SamplingSettings(temperature=0.7, max_tokens=24)))
         return [
-            [g.prompt.index, [[r.seed, r.token_ids, r.engine_log_probs, r.weight_versions] for r in g.responses]]
+            [
+                g.prompt.index,
+                [
+                    [r.seed, list(map(int, r.token_ids)), list(map(float, r.engine_log_probs)), r.weight_versions]
+                    for r in g.responses
+                ],
+            ]
             for g in made
         ]
 

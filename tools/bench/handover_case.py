@@ -52,7 +52,7 @@ def run(folder: Path, actor: ActorConfig, bucket_mb: int, repetitions: int, thre
     here = HandOver(exporter, ColocatedRollouts(VllmEngine(_settings(folder, actor, threads))))
     ray_cluster.connect("", cpus=2 * threads)
     there = {
-        name: HandOver(exporter, RayRollouts(partial(_pool, folder, actor, bucket_mb, threads, name)))
+        name: HandOver(exporter, RayRollouts(partial(_pool, folder, actor, bucket_mb, threads, name), str))
         for name in _OTHER_PROCESS
     }
     nbytes = bucket_mb * 2**20

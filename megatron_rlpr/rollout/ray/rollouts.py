@@ -1,4 +1,5 @@
-"""Rollouts from a pool of engines in Ray: the first rank talks to the pool, all ranks get the same groups.
+"""Rollouts from a pool of engines in Ray: the first rank talks to the pool, all ranks get the same groups,
+as arrays; their texts are decoded by those who own them (`owned`).
 
 An engine that died in the middle of a step needs the current weights again. The policy still has them, and all ranks
 are here while the first one waits for the engines: it tells the others whenever the weights are to be exported once
@@ -15,9 +16,11 @@ import torch
 import torch.distributed as dist
 
 from megatron_rlpr.rollout.engine import ProgressCallback, RolloutError
+from megatron_rlpr.rollout.owned import Decode, spread_groups
 from megatron_rlpr.rollout.ray.pool import EnginePool, Ticket
 from megatron_rlpr.rollout.requests import RolloutRequest, group_requests
 from megatron_rlpr.system.decisions import gather_or_raise, host_group
+from megatron_rlpr.system.shares import Shares
 from megatron_rlpr.types import Response, RolloutGroup
 from megatron_rlpr.weights.checksum import ChecksummedStream
 from megatron_rlpr.weights.receiver import Announcement, Confirmation
@@ -29,9 +32,10 @@ _DONE, _EXPORT = 0, 1
 class RayRollouts:
     """Every method is collective over all ranks; an error on the first rank raises on all."""
 
-    def __init__(self, make_pool: Callable[[], EnginePool]) -> None:
+    def __init__(self, make_pool: Callable[[], EnginePool], decode: Decode) -> None:
         """make_pool: called on the first rank alone. Collective: makes a gloo group for groups and errors."""
         self._group = host_group()
+        self._shares, self._decode = Shares(self._group), decode
         self._pool: EnginePool | None = None
         self.weight_version = 0
         """The hand-over that gave the engines their weights; 0 = the initial weights."""
@@ -65,7 +69,7 @@ class RayRollouts:
         def work(pool: EnginePool) -> list[Response]:
             return pool.finish(pool.begin(group_requests(asked), asked.sampling), on_progress, self._ask)
 
-        return asked.groups(self._with_the_pool(work, "generation"))
+        return self._responses(asked, work)
 
     def begin(self, asked: RolloutRequest) -> None:
         """Start to generate in a thread of the first rank, whatever else the ranks do; `collect` waits for it."""
@@ -93,7 +97,18 @@ class RayRollouts:
             worker.result()
             return responses
 
-        return asked.groups(self._with_the_pool(work, "generation"))
+        return self._responses(asked, work)
+
+    def _responses(self, asked: RolloutRequest, work: Callable[[EnginePool], list[Response]]) -> list[RolloutGroup]:
+        """What the first rank gets from the pool by work, on all ranks."""
+        made: list[Response] = []
+
+        def keep(pool: EnginePool) -> int:
+            made.extend(work(pool))
+            return len(made)
+
+        self._with_the_pool(keep, "generation")
+        return spread_groups(self._shares, asked, made if self._pool is not None else None, self._decode)
 
     def update_weights(self, announced: Announcement, tensors: Iterable[tuple[str, torch.Tensor]]) -> Confirmation:
         """Hand new weights to every engine, from the first rank's view of the stream; the other ranks consume theirs.

@@ -1,7 +1,8 @@
 """Rollouts from engines that live in the training processes.
 
 Every rank, or every tensor_parallel_size consecutive ranks, holds one engine. Whole prompts are dealt to the engines
-(`dealing`), so that the n responses of a prompt share its key/value blocks, and all groups come back to all ranks.
+(`dealing`), so that the n responses of a prompt share its key/value blocks, and all groups come back to all ranks. A
+prompt's texts stay with the rank whose engine answered it; ranks that share an engine own its prompts in turn.
 """
 
 from __future__ import annotations
@@ -9,15 +10,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from functools import partial
 
+import numpy as np
 import torch
-import torch.distributed as dist
 
 from megatron_rlpr.rollout.engine import ProgressCallback
+from megatron_rlpr.rollout.owned import share_groups
 from megatron_rlpr.rollout.requests import GenerationRequest, RolloutRequest, SamplingSettings, group_requests
 from megatron_rlpr.rollout.vllm.dealing import STEPS_PER_ROUND, Deal
 from megatron_rlpr.rollout.vllm.engine import VllmEngine
 from megatron_rlpr.system.clock import Clock
 from megatron_rlpr.system.decisions import gather_or_raise, host_group
+from megatron_rlpr.system.shares import Array, Shares
 from megatron_rlpr.types import Response, RolloutGroup
 from megatron_rlpr.weights.engine_slices import EngineRank
 from megatron_rlpr.weights.receiver import Announcement, Confirmation
@@ -35,17 +38,17 @@ class ColocatedRollouts:
 
         room: sequences an engine is given at once (`dealing`); None: its whole share in advance.
         clock: gets the phases `sleep`, `wake_weights`, `load` and `wake_cache`, where engines sleep.
-        Collective: makes a gloo group over all ranks for ids, texts and errors.
+        Collective: makes a gloo group over all ranks for ids, log-probs and errors.
         """
         self._engine = engine
         self._clock = clock or Clock()
         self._room = room
         tensor_parallel_size = engine.settings.tensor_parallel_size
         self._group = host_group()
-        world_size, rank = (dist.get_world_size(), dist.get_rank()) if self._group is not None else (1, 0)
-        self._rank: int = rank
+        self._shares = Shares(self._group)
+        self._rank: int = self._shares.rank
         self._tensor_parallel_size = tensor_parallel_size
-        self._number_of_engines = world_size // tensor_parallel_size
+        self._number_of_engines = self._shares.size // tensor_parallel_size
         self.device_in_use_gb = 0.0
         """In use on this rank's GPU when its engine last fell asleep: what grows from step to step is lost."""
         self.engines_replaced = 0
@@ -57,45 +60,55 @@ class ColocatedRollouts:
         return self._engine.weight_version
 
     def generate(self, asked: RolloutRequest, on_progress: ProgressCallback | None = None) -> list[RolloutGroup]:
-        """n responses for every prompt, in prompt order, the same list on every rank. All ranks ask for the same.
+        """n responses for every prompt, in prompt order, on every rank; the texts with their owners (`owned`). All
+        ranks ask for the same.
 
         on_progress sees this rank's own engine.
         """
         requests = group_requests(asked)
         sizes = [len(prompt.token_ids) + asked.sampling.max_tokens for prompt in asked.prompts]
         deal = Deal(sizes, asked.n, self._number_of_engines, self._room)
-        found: dict[int, Response] = {}
+        mine: dict[int, Response] = {}
+        owners = [0] * len(requests)
+        dealt, left = [0] * self._number_of_engines, len(requests) * asked.n
         progress = _Progress(on_progress)
         try:
-            while len(found) < len(requests) * asked.n:
-                engine, place = divmod(self._rank, self._tensor_parallel_size)
-                mine = deal.give()[engine]
-                new = {prompt * asked.n + sample: r for prompt in mine for sample, r in enumerate(requests[prompt])}
+            while left:
+                given = deal.give()
+                for engine, prompts in enumerate(given):
+                    for prompt in prompts:
+                        place = dealt[engine] % self._tensor_parallel_size
+                        owners[prompt] = engine * self._tensor_parallel_size + place
+                        dealt[engine] += 1
+                prompts = given[self._rank // self._tensor_parallel_size]
+                new = {prompt * asked.n + sample: r for prompt in prompts for sample, r in enumerate(requests[prompt])}
                 progress.begin(len(new))
                 steps = None if deal.all_dealt else STEPS_PER_ROUND
-                outcomes = gather_or_raise(
-                    partial(self._work, new, asked.sampling, progress, steps, place == 0), self._group, "generation"
+                outcomes = self._shares.gather(
+                    partial(self._work, new, mine, asked.sampling, progress, steps), "generation"
                 )
-                for number, (finished, written) in enumerate(outcomes[:: self._tensor_parallel_size]):
-                    found |= finished
-                    deal.took(number, finished, written)
+                for engine, (finished, written) in enumerate(outcomes[:: self._tensor_parallel_size]):
+                    deal.took(engine, finished.tolist(), int(written[0]))
+                    left -= len(finished)
         except BaseException:
             self._engine.abort()
             raise
-        return asked.groups(found[number] for number in range(len(found)))
+        return share_groups(self._shares, asked, owners, mine)
 
     def _work(
         self,
         new: dict[int, GenerationRequest],
+        mine: dict[int, Response],
         sampling: SamplingSettings,
         progress: _Progress,
         steps: int | None,
-        reports: bool,
-    ) -> tuple[dict[int, Response], int]:
-        """This rank's part of a round: what its engine finished, and the tokens of what it goes on with."""
+    ) -> list[Array]:
+        """This rank's part of a round: the requests that its engine finished, whose responses join `mine`, and the
+        tokens of what it goes on with."""
         finished = self._engine.work(new, sampling, progress.report, steps)
         progress.end(finished.values())
-        return (finished, self._engine.in_flight[1]) if reports else ({}, 0)
+        mine |= finished
+        return [np.array(list(finished), dtype=np.int32), np.array([self._engine.in_flight[1]], dtype=np.int32)]
 
     def update_weights(self, announced: Announcement, tensors: Iterable[tuple[str, torch.Tensor]]) -> Confirmation:
         """Hand the same HF-named weights to every engine; each rank passes its own view of the stream, or

@@ -1,8 +1,8 @@
 """Two ranks that see different things must do the same: each writes found.json with what it found in all cases.
 
-grading: a grader has time on the first rank and none on the second. folders: the ranks see different checkpoints and
-different base probabilities. refusal: only the first rank sees a checkpoint that may not be resumed. patience: seconds
-that a group of its own waits. content: the ranks bring the same, then other bytes.
+grading: a grader has time on the first rank, which owns the prompt, and none on the second. folders: the ranks see
+different checkpoints and different base probabilities. refusal: only the first rank sees a checkpoint that may not be
+resumed. patience: seconds that a group of its own waits. content: the ranks bring the same, then other bytes.
 """
 
 from __future__ import annotations
@@ -22,12 +22,14 @@ from megatron_rlpr.data.dataset import PromptSet
 from megatron_rlpr.data.tokenizer import SpecialTokens, load_tokenizer
 from megatron_rlpr.grading.pool import GraderPool
 from megatron_rlpr.grading.tasks import GradeTasks
+from megatron_rlpr.reward.of_owners import rewards_of_owners
 from megatron_rlpr.run.build import base_tables, reward_manager
 from megatron_rlpr.run.folder import RunFolder
 from megatron_rlpr.run.state import resume_step
 from megatron_rlpr.system.decisions import RankError, host_group, require_same
+from megatron_rlpr.system.shares import Shares
 from megatron_rlpr.tracking.console import Console
-from megatron_rlpr.types import Prompt, Response, RolloutGroup, UserError
+from megatron_rlpr.types import Prompt, Response, ResponseReward, RolloutGroup, UserError
 from megatron_rlpr.weights.architectures import model_shape
 from megatron_rlpr.weights.hf_folder import HfFolder
 
@@ -44,7 +46,13 @@ def grading(tokenizer: str) -> object:
     group = RolloutGroup(prompt, tuple(Response((3,), text, (0.0,), "stop", 0) for text in texts))
     tasks = GradeTasks(SpecialTokens.of(loaded), config.reward.format_mode)
     with closing(GraderPool(timeout_s=60.0 if dist.get_rank() == 0 else 1e-6)) as graders:
-        rewards = reward_manager(config, loaded, graders, tasks).rewards([group], [[None, None]], [0.0])
+        manager = reward_manager(config, loaded, graders, tasks)
+
+        def rewards_of(indices: list[int]) -> list[tuple[ResponseReward, ...]]:
+            number = len(indices)
+            return manager.rewards([group] * number, [[None, None]] * number, [0.0] * number)
+
+        rewards = rewards_of_owners(Shares.of_world(), [group], rewards_of)
         return [[r.accuracy for r in rewards[0]], graders.started]
 
 

@@ -89,7 +89,7 @@ def observe(models: Path) -> dict[str, Any]:
         transports = Transports("auto", ray_cluster.node_address(), bucket_nbytes=2**17, timeout_s=NEVER_S)
         return EnginePool(2, settings, timeout_s=STILL_S, transports=transports, on_event=events.append)
 
-    rollouts = RayRollouts(make_pool)
+    rollouts = RayRollouts(make_pool, str)
     pool = rollouts._pool
     assert pool is not None
     alone = ColocatedRollouts(VllmEngine(EngineSettings(str(models / "a"), "float32", **SETTINGS)))
@@ -179,7 +179,7 @@ def tensor_parallel(models: Path, manifest: Any, tensors: Any, groups: Callable[
         transports = Transports("collective", ray_cluster.node_address(), bucket_nbytes=2**17, timeout_s=NEVER_S)
         return EnginePool(1, settings, timeout_s=NEVER_S, transports=transports, on_event=events.append)
 
-    rollouts = RayRollouts(make_pool)
+    rollouts = RayRollouts(make_pool, str)
     assert rollouts._pool is not None
     (engine,) = rollouts._pool.processes
     workers = [

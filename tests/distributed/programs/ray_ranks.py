@@ -76,7 +76,7 @@ def observe(models: Path, rank: int) -> dict[str, Any]:
         transports = Transports("auto", ray_cluster.node_address(), bucket_nbytes=2**16, timeout_s=STILL_S)
         return EnginePool(2, settings, timeout_s=STILL_S, transports=transports, on_event=events.append)
 
-    rollouts = RayRollouts(make_pool)
+    rollouts = RayRollouts(make_pool, str)
     pool = rollouts._pool
     tensors = {name: load_file(models / name / "model.safetensors") for name in "ab"}
     manifest = {name: tuple(tensor.shape) for name, tensor in tensors["a"].items()}
@@ -86,7 +86,10 @@ def observe(models: Path, rank: int) -> dict[str, Any]:
         return plain(rollouts.generate(RolloutRequest(PROMPTS, 2, step, 7, SAMPLING), on_progress))
 
     def plain(of: list[Any]) -> list[Any]:
-        return [[g.prompt.index, [[r.seed, r.token_ids, r.weight_versions] for r in g.responses]] for g in of]
+        return [
+            [g.prompt.index, [[r.seed, list(map(int, r.token_ids)), r.weight_versions] for r in g.responses]]
+            for g in of
+        ]
 
     def hand_over(policy: Policy, version: int) -> list[Any]:
         before = policy.exports

@@ -69,7 +69,7 @@ def validate(
         console = Console(enabled=False, file=printed)
         tasks = GradeTasks(SpecialTokens(["<|im_end|>"]), "R1_nothink")
         parts = (ReplayRollouts(folder), no_scorer, graders, console, tasks, judge)
-        evaluation = HeldOutEvaluation(config, *parts, folder / "validation", lambda: weights, {}, {})
+        evaluation = HeldOutEvaluation(config, *parts, folder / "validation", lambda: weights, {}, {}, str)
         return evaluation.run([one], 0)[0], printed.getvalue()
 
 
@@ -82,7 +82,7 @@ def test_scores_of_another_precision_are_not_gone_on_from(tmp_path: Path, scored
     for recipe in ("blockwise", "tensorwise"):
         config.actor = ActorConfig(fp8="hybrid", fp8_recipe=recipe)
         parts = (nobody,) * 6
-        evaluation = HeldOutEvaluation(config, *parts, tmp_path, lambda: "weights", {}, scoring_settings(config))
+        evaluation = HeldOutEvaluation(config, *parts, tmp_path, lambda: "weights", {}, scoring_settings(config), str)
         keys.append(evaluation.answers(one, "greedy", 0).key)
     assert (keys[0] != keys[1]) == scored
 

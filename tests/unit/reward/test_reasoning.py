@@ -86,7 +86,7 @@ def test_the_gain_is_what_a_direct_computation_finds(tokenizer: Any, policy: Tin
     asked = [prompt(tokenizer, "4+4=?", "8"), prompt(tokenizer, "5+4=?", "nine")]
     groups = [group(tokenizer, asked[0], GOOD, BAD, OTHER), group(tokenizer, asked[1], GOOD)]
     scored = made.score(groups, "train")
-    without = made.without_reasoning(asked)
+    without = made.without_reasoning([RolloutGroup(one, ()) for one in asked])
 
     def directly(start: str, answer: str) -> float:
         """The mean probability of the answer's tokens in plain text."""
@@ -121,7 +121,7 @@ def test_it_costs_one_short_sequence_a_prompt_in_one_call(tokenizer: Any, policy
         assert request.token_ids[: len(one.token_ids)] == one.token_ids
         assert len(request.token_ids) - len(one.token_ids) < 40
     before = policy.calls
-    scorer(tokenizer, policy).without_reasoning(asked)
+    scorer(tokenizer, policy).without_reasoning([RolloutGroup(one, ()) for one in asked])
     assert policy.calls == before + 1
 
 
@@ -130,7 +130,7 @@ def test_nothing_is_said_where_nothing_can_be(tokenizer: Any, policy: TinyModel)
     broken = scorer(tokenizer, policy).score([group(tokenizer, asked, BAD, BAD)], "train")
     assert gain_metrics(broken, [0.5]) == {}, "the reference answer could not be spliced in"
     assert gain_metrics(broken, [None]) == gain_metrics([], []) == {}
-    assert scorer(tokenizer, policy, reward_manager="naive").without_reasoning([asked]) == [None]
+    assert scorer(tokenizer, policy, reward_manager="naive").without_reasoning([RolloutGroup(asked, ())]) == [None]
 
 
 def test_length_and_share_are_those_of_responses_with_the_right_tags(tokenizer: Any) -> None:
