@@ -8,11 +8,13 @@
     python -m tools.bench convert --model models/smollm2-135m
     python -m tools.bench checkpoint
     python -m tools.bench handover_plan
+    python -m tools.bench controller --model models/smollm2-135m
 
 score    log-probs, entropies and reference probabilities of whole groups, against two padded passes with full logits
 update   gradients of the policy loss, against forward and backward with full logits
 head     the output head on selected rows: time and peak memory (no baseline: its logits would not fit)
 packing  planning a batch of 6,144 sequences for 8, 16 and 32 data-parallel ranks
+controller  what a rank of 8, 64 and 512 does and receives in a step besides model and engine, before owners and now
 reward   splicing references and combining rewards, everything but the forward, on one core
 convert  both conversions: peak memory beyond the start of their process, time; the model, and Llamas of --layers
 handover new weights for an engine in this process and for one in another, against a plain copy of the same bytes
@@ -36,7 +38,19 @@ from typing import Any
 from megatron_rlpr.system import process_environment
 from megatron_rlpr.system.command_line import exit_status, tool_parser
 
-CASES = ("score", "update", "head", "packing", "reward", "convert", "handover", "handover_plan", "checkpoint", "table")
+CASES = (
+    "score",
+    "update",
+    "head",
+    "packing",
+    "reward",
+    "controller",
+    "convert",
+    "handover",
+    "handover_plan",
+    "checkpoint",
+    "table",
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -50,7 +64,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument("case", choices=CASES)
     parser.add_argument("--model", type=Path, default=Path("models/smollm2-135m"), help="Hugging Face folder")
     parser.add_argument("--data", type=Path, help="folder of *.jsonl files with text; without it token ids are random")
-    parser.add_argument("--groups", type=int, default=0, help="prompts; 0: 8, for reward 125")
+    parser.add_argument("--groups", type=int, default=0, help="prompts; 0: 8, for reward 125, for controller 768")
     parser.add_argument("--n", type=int, default=8, help="responses of a prompt")
     parser.add_argument("--prompt", type=int, default=205, help="mean tokens of a prompt")
     parser.add_argument("--response", type=int, default=300, help="mean tokens of a response")
@@ -96,6 +110,7 @@ def _measure(options: Namespace) -> dict[str, Any]:
     from megatron_rlpr.system.dtypes import DTYPES
     from tools.bench import (
         checkpoint_case,
+        controller_case,
         convert_case,
         handover_case,
         handover_plan,
@@ -123,6 +138,9 @@ def _measure(options: Namespace) -> dict[str, Any]:
     match options.case:
         case "packing":
             return about | packing_case.run(options.sequences, max(options.max_tokens, 16384))
+        case "controller":
+            longest = max(options.max_tokens, 16384)
+            return {"case": options.case} | controller_case.run(options.model, options.groups or 768, longest)
         case "head":
             return about | head_case.run(
                 options.rows, options.vocab, options.hidden, DTYPES[actor.dtype], options.chunk_rows
