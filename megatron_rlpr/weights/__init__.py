@@ -16,5 +16,6 @@ buckets          the stream in pieces of bounded size, gathered one ahead
 checksum         of the tensors in a stream, in any order
 save_hf          stream -> safetensors; hf_export: the folders of a run, one beside each checkpoint
 handover         stream -> engines, announced, confirmed, repeated; receiver: what it asks of them
+delta_code       what separates two versions of a tensor, as bytes
 transports/      the stream's way into other processes
 """
