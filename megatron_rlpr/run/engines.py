@@ -67,6 +67,7 @@ def _pool(config: Config, console: Console) -> EnginePool:
         timeout_s=rollout.engine_timeout_s,
         transports=transports,
         on_event=console.message,
+        delta=config.weights.delta,
     )
 
 

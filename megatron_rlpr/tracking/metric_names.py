@@ -77,6 +77,10 @@ STEP_METRICS: dict[str, str] = {
     "weights/bytes_received": (
         "most bytes of weights that a rank got from other ranks for the step's hand-over, whole tensors or slices"
     ),
+    "weights/bytes_sent": "bytes of the step's hand-over that went to every worker of an engine (weights.delta=true)",
+    "weights/delta_density": (
+        "share of the weights that the step's hand-over changed; 1: they went whole, since an engine was new, say"
+    ),
     "time/step": "seconds of the whole step, checkpoint and validation apart",
     "memory/peak_gb": "peak resident memory of the first rank's process so far, in GB (1e9 bytes)",
     "memory/peak_all_ranks_gb": "sum of the ranks' peak resident memories so far, in GB",

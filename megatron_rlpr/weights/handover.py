@@ -18,7 +18,7 @@ import torch.distributed as dist
 from megatron_rlpr.types import UserError
 from megatron_rlpr.weights.checksum import ChecksummedStream
 from megatron_rlpr.weights.export import WeightExporter
-from megatron_rlpr.weights.receiver import Announcement, Confirmation, WeightHandoverError, WeightReceiver
+from megatron_rlpr.weights.receiver import Announcement, Confirmation, Sent, WeightHandoverError, WeightReceiver
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,18 @@ class HandOver:
         policy."""
         self.received = 0
         """Most bytes that a rank got from others in the last hand-over, for the export."""
+        self._sent: Sent | None = None
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Of the last hand-over, by their names in `tracking.metric_names`."""
+        found: dict[str, float] = {
+            "weights/hand_overs_repeated": self.repeated,
+            "weights/bytes_received": self.received,
+        }
+        if self._sent is not None:
+            found |= {"weights/bytes_sent": self._sent.nbytes, "weights/delta_density": self._sent.density}
+        return found
 
     def send(self, version: int) -> HandOverReport:
         """Replace the engines' weights; afterwards their responses carry `version`.
@@ -88,9 +100,11 @@ class HandOver:
         exporter, failure = self._exporter, None
         stream = ChecksummedStream(exporter)
         confirmation: Confirmation | None = None
+        self._sent = None
         try:
             announced = Announcement(exporter.manifest(), version, exporter.engine)
             confirmation = self._rollouts.update_weights(announced, stream)
+            self._sent = None if confirmation is None else confirmation.sent
         except Exception as error:
             failure = error
         # A receiver without engines, on every rank alike, took nothing, and the export costs nothing.

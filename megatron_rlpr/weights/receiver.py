@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from torch import Tensor
@@ -28,11 +28,24 @@ class Announcement:
 
 
 @dataclass(frozen=True)
+class Sent:
+    """How a stream of weights left for engines elsewhere. nbytes: to each worker. density: the share of the weights
+    that changed; 1: they went whole, without a look at the last ones."""
+
+    nbytes: int
+    density: float
+
+
+@dataclass(frozen=True)
 class Confirmation:
-    """What the engines of one rank say they hold. checksum: of the tensors that reached them (`weights.checksum`)."""
+    """What the engines of one rank say they hold. checksum: of the tensors that reached them (`weights.checksum`).
+
+    sent: how these left, where only changes do (`weights.delta`); no part of what is confirmed.
+    """
 
     version: int
     checksum: str
+    sent: Sent | None = field(default=None, compare=False)
 
 
 class WeightReceiver(Protocol):

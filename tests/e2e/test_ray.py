@@ -24,6 +24,14 @@ PIPELINE = [
     "data.val_files=[]",
     "trainer.save_freq=1",
 ]
+IN_BF16 = [
+    "rollout.placement=ray",
+    "actor.dtype=bfloat16",
+    "actor.lr=1e-5",
+    "data.val_files=[]",
+    "trainer.save_freq=-1",
+    "trainer.total_training_steps=4",
+]
 
 
 def engines() -> list[psutil.Process]:
@@ -96,6 +104,24 @@ def test_the_run_is_the_same_although_an_engine_died(workplace: Workplace, undis
     for mine, others in zip(workplace.validations(in_ray), workplace.validations(undisturbed), strict=True):
         for metric, value in mine.items():
             assert metric.startswith("time") or value == pytest.approx(others[metric], rel=1e-4, abs=1e-6), metric
+
+
+def test_a_run_that_hands_over_what_changed_has_the_digits_of_one_that_hands_over_everything(
+    workplace: Workplace,
+) -> None:
+    for name, delta in (("of_changes", "true"), ("of_everything", "false")):
+        status, output = workplace.start_warm(name, 0, *IN_BF16, f"weights.delta={delta}", ray_workers=True)
+        assert status == 0, output[-4000:]
+    of_changes, of_everything = workplace.timeless("of_changes"), workplace.timeless("of_everything")
+    densities = [step.pop("weights/delta_density") for step in of_changes]
+    nbytes = [step.pop("weights/bytes_sent") for step in of_changes]
+    assert of_changes == of_everything
+    for step in range(1, 5):
+        for column in ("response_tokens", "engine_log_probs", "weight_versions"):
+            assert rollouts(workplace, "of_changes", step, column) == rollouts(workplace, "of_everything", step, column)
+    assert all(0 < density < 0.3 for density in densities), densities
+    in_fp32 = sum(file.stat().st_size for file in (workplace.folder / "model").glob("*.safetensors"))
+    assert max(nbytes) < in_fp32 / 2 / 4, nbytes
 
 
 @pytest.fixture(scope="module")

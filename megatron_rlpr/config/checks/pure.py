@@ -24,6 +24,7 @@ _RAY_ONLY = (
     "rollout.engine_timeout_s",
     "rollout.ray_address",
     "weights.transport",
+    "weights.delta",
 )
 
 

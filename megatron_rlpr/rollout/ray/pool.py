@@ -1,8 +1,8 @@
 """A pool of vLLM engines in Ray actors: answers requests, and hands new weights to its engines while they work.
 
-Nobody here keeps a copy of the weights. Whoever needs them waits for the policy's owner to export them once more, which
-is collective over the trainer's ranks: `deliver` and `finish` ask for it through a callback, whenever `lacking` names
-engines, and `supply` streams them.
+Nobody here keeps a copy of the weights to give out again (with `weights.delta` there is one to compare with). Whoever
+needs them waits for the policy's owner to export them once more, which is collective over the trainer's ranks:
+`deliver` and `finish` ask for it through a callback, whenever `lacking` names engines, and `supply` streams them.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from megatron_rlpr.system import stop_signals
 from megatron_rlpr.types import Response
 from megatron_rlpr.weights.receiver import Announcement, Confirmation
 from megatron_rlpr.weights.transports.choice import Transports
+from megatron_rlpr.weights.transports.delta import DeltaSender
 from megatron_rlpr.weights.transports.interface import NamedTensor, WeightTransportError
 
 
@@ -29,9 +30,16 @@ class EnginePool:
     """Lives on the first rank. Thread-safe: one thread may `finish` a ticket while another delivers weights."""
 
     def __init__(
-        self, engines: int, settings: EngineSettings, timeout_s: float, transports: Transports, on_event: EventCallback
+        self,
+        engines: int,
+        settings: EngineSettings,
+        timeout_s: float,
+        transports: Transports,
+        on_event: EventCallback,
+        delta: bool = False,
     ) -> None:
         """Start `engines` engines and wait for all. Ray is connected. timeout_s: `Silence` of an engine that hangs.
+        delta: send engines only what has changed since the weights that they hold (`weights.transports.delta`).
 
         UserError when the cluster is too small.
         """
@@ -41,6 +49,7 @@ class EnginePool:
         self._vocab_size = read_model_config(settings.model_path).vocab_size
         self._workers = settings.tensor_parallel_size
         self._transports = transports
+        self._delta = DeltaSender() if delta else None
         self._on_event = on_event
         self._lock = _TurnLock()
         self._scheduler = EngineScheduler(engines, settings, timeout_s, on_event)
@@ -102,7 +111,8 @@ class EnginePool:
             with self._lock:
                 self._scheduler.turn()
         assert edition.checksum is not None, "an engine has confirmed it"
-        return Confirmation(edition.version, edition.checksum)
+        sent = None if self._delta is None else self._delta.sent
+        return Confirmation(edition.version, edition.checksum, sent)
 
     @property
     def delivered(self) -> bool:
@@ -128,11 +138,14 @@ class EnginePool:
             readers = [f"{engine.name}, worker {worker}" for engine in taking for worker in range(self._workers)]
             if not readers:
                 return
+            held = [engine.edition for engine in taking]
+            stream = None if self._delta is None else self._delta.stream(tensors, edition.number, held)
             try:
                 with transport.sender(readers) as sender:
                     for position, engine in enumerate(taking):
-                        engine.load(edition, sender.source(position * self._workers))
-                    lost = sender.send(tensors, lambda: self._ended(taking))
+                        source = sender.source(position * self._workers)
+                        engine.load(edition, stream.source(source) if stream else source)
+                    lost = sender.send(stream or tensors, lambda: self._ended(taking))
             except WeightTransportError as error:
                 self._on_event(f"hand-over {edition.version} broke off and is repeated: {error}")
                 return

@@ -45,6 +45,7 @@ def contradictions(config: Config, world: int) -> list[str]:
             or rollout.engine_timeout_s != DEFAULTS.rollout.engine_timeout_s
             or rollout.ray_address != ""
             or config.weights.transport != "auto"
+            or config.weights.delta
         ),
         "no GPUs to share": ray and (rollout.sleep == "true" or rollout.deal != "auto"),
         "shared experts": rollout.data_parallel_size > 1

@@ -41,6 +41,7 @@ PP2 = ("actor.pipeline_model_parallel_size=2",)
         (["actor.ppo_mini_batch_size=4", "data.train_batch_size=12"], 1),
         (["rollout.placement=ray", "rollout.engines=3", "rollout.cpus_per_engine=2", "rollout.engine_timeout_s=60"], 2),
         (["rollout.placement=ray", "weights.transport=shared_memory"], 1),
+        (["rollout.placement=ray", "weights.delta=true"], 1),
         (["rollout.placement=ray", "rollout.tensor_parallel_size=2"], 1),
         (["algorithm.adv_estimator=reinforce_plus_plus", "rollout.n=1"], 1),
         (["algorithm.adv_estimator=prstd_vrstd", "reward.reward_manager=mix"], 1),
@@ -76,6 +77,7 @@ def test_what_can_work_is_accepted(run: Run, overrides: list[str], world_size: i
         (["rollout.tensor_parallel_size=2"], 3, ["rollout.tensor_parallel_size=2", "3 processes"]),
         (["rollout.engines=2"], 1, ["rollout.engines=2 has no effect", "rollout.placement=ray"]),
         (["weights.transport=collective"], 1, ["weights.transport=collective has no effect", "rollout.placement=ray"]),
+        (["weights.delta=true"], 1, ["weights.delta=true has no effect", "set rollout.placement=ray"]),
         (["rollout.ray_address=auto"], 1, ["rollout.ray_address=auto has no effect", "rollout.placement=ray"]),
         (
             ["rollout.pipeline=1", "algorithm.importance_cap=2"],
