@@ -22,8 +22,8 @@ import numpy as np
 
 from megatron_rlpr.reward.base_table import BaseProbabilityTable
 from megatron_rlpr.reward.manager import RewardManager
-from megatron_rlpr.system.array_exchange import Array, gather_arrays, share_of
 from megatron_rlpr.system.decisions import first_rank_decides
+from megatron_rlpr.system.shares import Array, Shares
 from megatron_rlpr.types import Prompt, ScoreRequest, TokenScores, TokensDone, UserError
 
 CHUNK = 4096
@@ -39,6 +39,7 @@ def complete(
     score: Score,
     rewards: RewardManager,
     fault: str,
+    shares: Shares,
     progress: TokensDone | None = None,
     chunk: int = CHUNK,
 ) -> int:
@@ -54,32 +55,33 @@ def complete(
         missing = table.missing(piece)  # a prompt may stand in an earlier piece, too
         if not missing:
             continue
-        scores = score(_requests(rewards, missing), advance)
-        probabilities = partial(_probabilities, prompt_set, missing, scores, rewards, fault)
-        table.record(missing, np.concatenate(gather_arrays(probabilities, "the base probabilities")).tolist())
+        scores = score(_requests(rewards, missing, shares), advance)
+        mine = shares.part_of(len(missing))
+        probabilities = partial(_probabilities, prompt_set, missing[mine], scores[mine], rewards, fault)
+        of_ranks = shares.gather(probabilities, "the base probabilities")
+        table.record(missing, np.concatenate([array for (array,) in of_ranks]).tolist())
         first_rank_decides(partial(table.save, missing))
         added += len(missing)
     return added
 
 
-def _requests(rewards: RewardManager, prompts: Sequence[Prompt]) -> list[ScoreRequest]:
+def _requests(rewards: RewardManager, prompts: Sequence[Prompt], shares: Shares) -> list[ScoreRequest]:
     """What to score for all of the prompts; this rank tokenises its share."""
-    mine = prompts[share_of(len(prompts))]
-    of_ranks = gather_arrays(lambda: _as_array(rewards.base_requests(mine)), "tokenising the reference answers")
-    return [request for array in of_ranks for request in _from_array(array)]
+    mine = prompts[shares.part_of(len(prompts))]
+    made = shares.gather(lambda: [_as_array(rewards.base_requests(mine))], "tokenising the reference answers")
+    return [request for (array,) in made for request in _from_array(array)]
 
 
 def _probabilities(
     prompt_set: str, prompts: Sequence[Prompt], scores: Sequence[TokenScores], rewards: RewardManager, fault: str
-) -> Array:
-    """float64: the base probabilities of this rank's share."""
-    mine = share_of(len(prompts))
+) -> list[Array]:
+    """float64: the base probabilities of these prompts."""
     made = []
-    for prompt, answer in zip(prompts[mine], scores[mine], strict=True):
+    for prompt, answer in zip(prompts, scores, strict=True):
         if not np.isfinite(answer.log_probs).all():
             raise UserError(f"prompt {prompt.index} of {prompt_set}: the reference answer's {fault}")
         made.append(rewards.base_probability(answer))
-    return np.array(made, dtype=np.float64)
+    return [np.array(made, dtype=np.float64)]
 
 
 def _as_array(requests: Sequence[ScoreRequest]) -> Array:

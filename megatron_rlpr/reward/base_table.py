@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from megatron_rlpr.system.array_exchange import Array
 from megatron_rlpr.system.atomic_file import write_text
+from megatron_rlpr.system.shares import Array
 from megatron_rlpr.types import Prompt, UserError
 
-FINGERPRINT = "S16"
+_FINGERPRINT = "S16"
 """numpy's name for a fingerprint: 16 hexadecimal digits."""
 
 
@@ -81,15 +81,17 @@ class BaseProbabilityTable:
         write_text(self._path, json.dumps({"settings": self._settings, "entries": self._entries}))
 
     def arrays(self) -> list[Array]:
-        """Fingerprints (FINGERPRINT) and probabilities (float64) of all entries."""
+        """Fingerprints (their digits, uint8) and probabilities (float64) of all entries."""
         return [
-            np.array(list(self._entries), dtype=FINGERPRINT),
+            np.array(list(self._entries), dtype=_FINGERPRINT).view(np.uint8),
             np.fromiter(self._entries.values(), dtype=np.float64, count=len(self._entries)),
         ]
 
     def take_arrays(self, fingerprints: Array, probabilities: Array) -> None:
         """Replace the entries by those of another rank's `arrays`."""
-        self._entries = dict(zip(fingerprints.astype(str).tolist(), probabilities.tolist(), strict=True))
+        self._entries = dict(
+            zip(fingerprints.view(_FINGERPRINT).astype(str).tolist(), probabilities.tolist(), strict=True)
+        )
 
 
 class SharedBaseProbabilities:

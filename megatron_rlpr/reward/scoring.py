@@ -78,7 +78,7 @@ class GroupScorer:
         if self._base != "initial":
             return 0
         table, score, rewards = self._tables[prompt_set], self._policy.score, self._rewards
-        return base_pass.complete(table, prompt_set, prompts, score, rewards, _NO_NUMBERS, progress)
+        return base_pass.complete(table, prompt_set, prompts, score, rewards, _NO_NUMBERS, self._shares, progress)
 
     def score(
         self, groups: Sequence[RolloutGroup], prompt_set: str, progress: TokensDone | None = None

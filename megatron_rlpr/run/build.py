@@ -53,7 +53,6 @@ from megatron_rlpr.run.prompts import (
     validation_sets,
 )
 from megatron_rlpr.run.state import resume_step, stored_state
-from megatron_rlpr.system.array_exchange import arrays_of_first_rank
 from megatron_rlpr.system.clock import Clock
 from megatron_rlpr.system.decisions import first_rank_decides, gather_or_raise
 from megatron_rlpr.system.descriptors import allow
@@ -110,12 +109,12 @@ def build_parts(config: Config) -> RunParts:
         for change in check_goes_on(config, steps, stored, prints, checkpoints.path(done)):
             console.message(f"changed after step {done}: {change}")
     base_sets = prompt_sets(config, prompts, held_out)
-    tables = base_tables(config, folder, base_sets, prints)
+    shares = Shares.of_world()
+    tables = base_tables(config, folder, base_sets, prints, shares)
 
     described = f"{config.model.path}: {shape.architecture}, {shape.num_layers} layers"
     console.message(f"model {described}; {layout.world_size} ranks with {threads} CPU threads each")
     actor = policy(shape, config, layout, clock=clock)
-    shares = Shares.of_world()
     graders = GraderPool(graders_of_rank(config, shares))
     rewards = reward_manager(config, tokenizer, graders, tasks)
     base = "none" if config.reward.format_only else config.reward.base_probability
@@ -241,7 +240,7 @@ def scoring_settings(config: Config) -> dict[str, Any]:
 
 
 def base_tables(
-    config: Config, folder: RunFolder, sets: Mapping[str, PromptSet], prints: Mapping[str, str]
+    config: Config, folder: RunFolder, sets: Mapping[str, PromptSet], prints: Mapping[str, str], shares: Shares
 ) -> dict[str, BaseProbabilityTable]:
     """By prompt set, the base probabilities that the run folder holds, or other runs have computed. Collective: the
     first rank reads them.
@@ -259,9 +258,14 @@ def base_tables(
     place = Path(config.reward.base_probability_cache or folder.shared_base_probabilities)
     shared = SharedBaseProbabilities(place, settings)
     tables = {name: BaseProbabilityTable(settings, folder.base_probabilities(name), shared) for name in sets}
-    for name, table in tables.items():
-        prompts = sets[name].prompts
-        table.take_arrays(*arrays_of_first_rank(lambda: table.open(prompts).arrays()))  # noqa: B023 - called at once
+
+    def read() -> None:
+        for name, table in tables.items():
+            table.open(sets[name].prompts)
+
+    first_rank_decides(read)
+    for table in tables.values():
+        table.take_arrays(*shares.from_first(table.arrays() if shares.rank == 0 else None))
     return tables
 
 

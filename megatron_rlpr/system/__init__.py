@@ -3,7 +3,6 @@
 process_environment   what must be set before torch loads, and how a process ends
 stop_signals          SIGTERM and Ctrl-C: where a run may stop, and what it says then
 decisions             what ranks decide together: the first one for all, or all or none
-array_exchange        arrays between ranks, ragged and unpickled
 descriptors           how many files and sockets a process may open, and what groups of ranks take
 shares                what every rank makes for its share, on all ranks, as arrays
 disk                  what a file system refuses, in one line; room before it is needed

@@ -45,6 +45,10 @@ class Shares:
         """Whether there is nobody to share with."""
         return self.size == 1
 
+    def part_of(self, count: int) -> slice:
+        """Which of count items are this rank's: neighbours, as many as others have or one more, in rank order."""
+        return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
+
     def gather(self, work: Work, what: str, first_only: bool = False) -> list[tuple[Array, ...]]:
         """Collective: run work on every rank; the arrays of all, in rank order, on every rank.
 

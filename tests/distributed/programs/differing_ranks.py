@@ -61,7 +61,7 @@ def folders(place: Path) -> object:
     config, folder = Config(), RunFolder(place)
     prompts = PromptSet(tuple(Prompt(index, (index,), (), "", "") for index in range(3)), 0)
     prints = {"model": "model", "tokenizer": "tokenizer"}
-    table = base_tables(config, folder, {"train": prompts}, prints)["train"]
+    table = base_tables(config, folder, {"train": prompts}, prints, Shares.of_world())["train"]
     missing = [prompt.index for prompt in table.missing(prompts.prompts)]
     return [resume_step(config.trainer, checkpoints(folder), Console(False, dist.get_rank())), missing]
 

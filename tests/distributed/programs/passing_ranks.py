@@ -23,7 +23,7 @@ from megatron_rlpr.data.tokenizer import load_tokenizer
 from megatron_rlpr.reward.base_pass import complete
 from megatron_rlpr.reward.base_table import BaseProbabilityTable, SharedBaseProbabilities
 from megatron_rlpr.reward.manager import RewardManager
-from megatron_rlpr.system.array_exchange import arrays_of_first_rank
+from megatron_rlpr.system.shares import Shares
 from megatron_rlpr.types import Prompt, ScoreRequest, TokenScores, TokensDone
 from megatron_rlpr.weights.architectures import model_shape
 from megatron_rlpr.weights.hf_folder import HfFolder
@@ -72,8 +72,9 @@ def main(model: str, place: Path, chunk: int, kill_after: int) -> None:
     pieces: list[tuple[int, ...]] = []
     shared = SharedBaseProbabilities(place.parent / "shared", {"model": "tiny"})
     table = BaseProbabilityTable({"model": "tiny"}, place / "base.json", shared)
-    table.take_arrays(*arrays_of_first_rank(lambda: table.open(prompts).arrays()))
-    added = complete(table, "train", prompts, score, rewards, "fault", lambda *piece: pieces.append(piece), chunk)
+    shares = Shares.of_world()
+    table.take_arrays(*shares.from_first(table.open(prompts).arrays() if layout.rank == 0 else None))
+    added = complete(table, "train", prompts, score, rewards, "fault", shares, lambda *p: pieces.append(p), chunk)
     did = {
         "added": added,
         "tokenised": rewards.tokenised,

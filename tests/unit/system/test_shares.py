@@ -45,3 +45,14 @@ def test_ranks_are_on_the_nodes_that_torchrun_names(
     if of_node:
         monkeypatch.setenv("LOCAL_WORLD_SIZE", of_node)
     assert node_shape(rank, 64) == expected
+
+
+@given(st.integers(0, 50), st.integers(1, 9))
+def test_every_item_is_one_ranks(count: int, ranks: int) -> None:
+    parts = []
+    for rank in range(ranks):
+        of_rank = Shares()
+        of_rank.rank, of_rank.size = rank, ranks
+        parts.append(range(count)[of_rank.part_of(count)])
+    assert [item for part in parts for item in part] == list(range(count))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
