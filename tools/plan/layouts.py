@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby, product
 from typing import Any
@@ -16,19 +16,13 @@ from tools.plan.memory import memory
 from tools.plan.times import phases, step_seconds
 
 _MOST_PROPOSED = 3
-_TP, _PP, _VPP, _SP, _EP, _LAYOUT, _BUDGET, _RECOMPUTE, _OFFLOAD, _SHARED, _ENGINE, _SHARE = (
-    "actor.tensor_model_parallel_size",
-    "actor.pipeline_model_parallel_size",
-    "actor.virtual_pipeline_model_parallel_size",
+_TP, _PP, _VPP, _EP = (
+    f"actor.{kind}_model_parallel_size" for kind in ("tensor", "pipeline", "virtual_pipeline", "expert")
+)
+_SP, _LAYOUT, _ENGINE = (
     "actor.sequence_parallel",
-    "actor.expert_model_parallel_size",
     "actor.pipeline_model_parallel_layout",
-    "actor.max_tokens_per_micro_batch",
-    "actor.recompute_granularity",
-    "actor.offload",
-    "actor.use_distributed_optimizer",
     "rollout.tensor_parallel_size",
-    "rollout.gpu_memory_utilization",
 )
 
 
@@ -73,29 +67,31 @@ def _distance(changes: dict[str, Any]) -> int:
 
 def _candidates(job: Job) -> Iterator[dict[str, Any]]:
     """Changed keys alone."""
-    actor, rollout, powers = job.actor, job.config.rollout, (1, 2, 4, 8, 16, 32)
+    actor, rollout, layers, powers = job.actor, job.config.rollout, job.shape.num_layers, [1, 2, 4, 8, 16, 32]
     longest = job.config.data.longest_prompt + job.config.data.max_response_length
-    budgets = {actor.max_tokens_per_micro_batch} | {b for b in (32768, 16384, 8192) if longest <= b}
-    budgets = {budget for budget in budgets if budget <= actor.max_tokens_per_micro_batch}
-    tensor = [t for t in powers if t <= GPUS_OF_A_NODE and job.gpus % t == 0]
-    expert = [e for e in powers if job.shape.experts and job.shape.experts.count % e == 0] or [1]
-    choices = product(
-        *(tensor, powers, expert, sorted({actor.recompute_granularity, "full"}), sorted({actor.offload, "optimizer"})),
-        *(sorted({actor.use_distributed_optimizer, True}), [*dict.fromkeys([rollout.tensor_parallel_size, *tensor])]),
-        *(sorted(budgets), sorted({rollout.gpu_memory_utilization, 0.65, 0.55})),
-    )
-    for tp, pp, ep, recompute, offload, shared, engine, budget, share in choices:
-        if job.gpus % (tp * pp) or (job.gpus // (tp * pp)) % ep or pp > job.shape.num_layers or job.gpus % engine:
+    budget = actor.max_tokens_per_micro_batch
+    tensor = [size for size in powers if size <= GPUS_OF_A_NODE and job.gpus % size == 0]
+    choices: dict[str, Iterable[Any]] = {
+        _TP: tensor,
+        _PP: powers,
+        _EP: [size for size in powers if job.shape.experts and job.shape.experts.count % size == 0] or [1],
+        "actor.recompute_granularity": {actor.recompute_granularity, "full"},
+        "actor.offload": {actor.offload, "optimizer"},
+        "actor.use_distributed_optimizer": {actor.use_distributed_optimizer, True},
+        _ENGINE: dict.fromkeys([rollout.tensor_parallel_size, *tensor]),
+        "actor.max_tokens_per_micro_batch": {budget, *(b for b in (32768, 16384, 8192) if longest <= b < budget)},
+        "rollout.gpu_memory_utilization": {rollout.gpu_memory_utilization, 0.65, 0.55},
+    }
+    for chosen in product(*map(sorted, choices.values())):
+        values: dict[str, Any] = dict(zip(choices, chosen, strict=True))
+        tp, pp, engine = values[_TP], values[_PP], values[_ENGINE]
+        if job.gpus % (tp * pp) or job.gpus // (tp * pp) % values[_EP] or pp > layers or job.gpus % engine:
             continue
-        values: dict[str, Any] = {_TP: tp, _PP: pp, _EP: ep, _RECOMPUTE: recompute, _OFFLOAD: offload, _SHARED: shared}
-        values |= {_ENGINE: engine, _BUDGET: budget, _SP: tp > 1, _SHARE: share}
+        values[_SP] = tp > 1
         if pp != actor.pipeline_model_parallel_size:
             rounds = actor.virtual_pipeline_model_parallel_size if pp > 1 else 1
-            whole = job.shape.num_layers % (pp * rounds) == 0
-            values |= {_VPP: rounds if whole else 1}
-            values |= {
-                _LAYOUT: "" if job.shape.num_layers % pp == 0 else pipeline.nearly_even(job.shape.num_layers, pp)
-            }
+            values[_VPP] = rounds if layers % (pp * rounds) == 0 else 1
+            values[_LAYOUT] = "" if layers % pp == 0 else pipeline.nearly_even(layers, pp)
         changes = {key: value for key, value in values.items() if value != all_keys()[key].value(job.config)}
         if changes and _can_be_cut(job, tp, engine):
             yield changes
