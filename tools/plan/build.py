@@ -47,6 +47,7 @@ def build(job: Job, pretend: Callable[[str], Any] | None) -> dict[str, Any]:
         "layers": "Transformer Engine" if pretend is not None else "Megatron-Core",
         "stages": [{key: value for key, value in stage.items() if key not in ("held", "faults")} for stage in stages],
         "imbalance": max(parameters) / (sum(parameters) / len(parameters)),
+        "largest_difference": max(share for *_, share in _compared(job, stages)),
         "mismatches": [*differences(job, stages), *misplaced(job, [stage["held"] for stage in stages])],
         "seconds": time.monotonic() - begin,
         "peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
@@ -62,22 +63,28 @@ def summary(report: dict[str, Any]) -> str:
     for stage in report["stages"]:
         built = ", ".join(f"{name} {size / GIB:.2f}" for name, size in stage["bytes"].items())
         lines.append(f"rank {stage['rank']}: {stage['parameters']:,} parameters; GiB: {built}")
-    return "\n".join([*lines, *(f"MISMATCH {found}" for found in report["mismatches"] or ()), _verdict(report)])
-
-
-def _verdict(report: dict[str, Any]) -> str:
-    count = len(report["mismatches"])
-    return f"{count} mismatches" if count else "every name, shape and byte is as planned"
+    lines += [f"MISMATCH {found}" for found in report["mismatches"]]
+    verdict = (
+        f"{len(report['mismatches'])} mismatches" if report["mismatches"] else "every name and shape is as planned"
+    )
+    return "\n".join([*lines, f"{verdict}; bytes differ by at most {report['largest_difference']:.2%}"])
 
 
 def differences(job: Job, stages: list[dict[str, Any]]) -> Iterator[str]:
     """What a stage found, and its bytes where they are not the planned ones."""
     for number, stage in enumerate(stages):
         yield from (f"stage {number}: {fault}" for fault in stage["faults"])
+    for number, name, size, planned, share in _compared(job, stages):
+        if share > TOLERANCE:
+            yield f"stage {number}: {name} take {size:,} bytes, planned were {planned:,.0f}"
+
+
+def _compared(job: Job, stages: list[dict[str, Any]]) -> Iterator[tuple[int, str, int, float, float]]:
+    """Stage, name, bytes that were built and planned, and by which share of the planned ones they differ."""
+    for number, stage in enumerate(stages):
         planned = state_bytes(job, number)
         for name, size in stage["bytes"].items():
-            if abs(size - planned[name]) > TOLERANCE * planned[name]:
-                yield f"stage {number}: {name} take {size:,} bytes, planned were {planned[name]:,.0f}"
+            yield number, name, size, planned[name], abs(size - planned[name]) / planned[name]
 
 
 def misplaced(job: Job, held: list[list[set[str]]]) -> Iterator[str]:

@@ -35,7 +35,11 @@ class Plan:
         if not self.faults:
             return ""
         found = [proposal.text for proposal in self.proposals]
-        instead = f"; these fit, best first: {'; or '.join(found)}" if found else "; no layout of so many GPUs fits"
+        instead = (
+            f"; these fit, best first: {'; or '.join(found)}"
+            if found
+            else "; no layout of so many GPUs fits, with engines within a node"
+        )
         budget = f"; the largest actor.max_tokens_per_micro_batch that fits is {self.budget}" if self.budget else ""
         return f"{_title(self.job)}: {'; '.join(self.faults)}{budget}{instead}"
 
