@@ -43,24 +43,28 @@ _REFERENCE_ANSWERS = ("42", "3/4", "The mitochondria", "x = -2", "1,024 dollars"
 
 
 class SimulatedShares(Shares):
-    """Rank 0 of a world: an exchange makes what every rank brings, and counts rank 0's time and the slowest rank's."""
+    """Rank 0 of a world: an exchange makes what every rank brings; of their time the mean counts."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
         self.size = size
         self.seconds_not_ours = 0.0
+        self.seconds_of_waiting = 0.0
+        """What the slowest ranks take longer than the mean."""
 
     def gather(
         self, work: Callable[[], Sequence[Array]], what: str, first_only: bool = False
     ) -> list[tuple[Array, ...]]:
-        """What all ranks bring, rank 0 last. Of their time that of the slowest counts: all wait for it."""
+        """What all ranks bring, rank 0 last."""
         begun, seconds, brought = time.process_time(), [], []
         for rank in reversed(range(self.size)):
             self.rank = rank
             start = time.process_time()
             brought.append(pack(work()))
             seconds.append(time.process_time() - start)
-        self.seconds_not_ours += time.process_time() - begun - max(seconds)
+        mean = sum(seconds) / self.size
+        self.seconds_not_ours += time.process_time() - begun - mean
+        self.seconds_of_waiting += max(seconds) - mean
         self.bytes_received += sum(map(len, brought))
         return [unpack(packed) for packed in reversed(brought)]
 
@@ -134,7 +138,7 @@ def run(folder: Path, prompts: int, max_tokens: int, worlds: Sequence[int] = WOR
 def _now(
     tokenizer: Any, asked: RolloutRequest, responses: list[Response], ranks: int, max_tokens: int
 ) -> tuple[dict[str, float], SimulatedShares]:
-    """Seconds of rank 0 in a world of so many, and what it received."""
+    """Seconds of a rank in a world of so many, and what it received."""
     shares = SimulatedShares(ranks)
     start = time.process_time()
     owners = [number % ranks for number in range(len(asked.prompts))]
@@ -151,7 +155,9 @@ def _now(
         start = time.process_time()
         kept, nothing = [True] * len(mine), [None] * len(mine)
         write_rollouts(folder, 1, mine, advantages=nothing, kept=kept, decode=partial(text_of, tokenizer))
-        return {"seconds": seconds, "seconds_of_the_writing_thread": time.process_time() - start}, shares
+        writing = time.process_time() - start
+    found = {"seconds": seconds, "seconds_with_waiting": seconds + shares.seconds_of_waiting}
+    return found | {"seconds_of_the_writing_thread": writing}, shares
 
 
 def _step(tokenizer: Any, shares: Shares, groups: list[RolloutGroup], policy: PlanningPolicy) -> list[ScoredGroup]:
