@@ -93,7 +93,7 @@ def start(model: Path, engines: int, workers: int, transport: Any, events: list[
         transports = Transports(transport, ray_cluster.node_address(), bucket_nbytes=2**17, timeout_s=NEVER_S)
         return EnginePool(engines, settings, NEVER_S, transports, events.append, delta=True)
 
-    rollouts = RayRollouts(make_pool)
+    rollouts = RayRollouts(make_pool, str)
     assert rollouts._pool is not None
     return rollouts, rollouts._pool
 
