@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,6 @@ from megatron_rlpr.algorithm.training_batch import (
 )
 from megatron_rlpr.reward.metrics import length_metrics
 from megatron_rlpr.reward.reasoning import gain_metrics
-from megatron_rlpr.rollout.owned import whole
 from megatron_rlpr.rollout.requests import RolloutRequest, SamplingSettings
 from megatron_rlpr.run import state
 from megatron_rlpr.run.engines import training_request
@@ -89,7 +87,7 @@ class Trainer:
         with clock.phase("step"):
             fill = self.fill_batch(step)
             groups, surplus = fill.take()
-            parts.prompts.put_back(surplus, partial(whole, decode=parts.decode))
+            parts.prompts.put_back(surplus)
             baselines = self.greedy_baselines(groups, step)
             parts.rollouts.sleep()
             reference = self.reference_log_probs(groups)

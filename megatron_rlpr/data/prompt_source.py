@@ -18,10 +18,18 @@ class PromptSource:
     step as they are.
     """
 
-    def __init__(self, prompts: PromptSet, sampler: PromptSampler, regenerate_surplus: bool) -> None:
+    def __init__(
+        self,
+        prompts: PromptSet,
+        sampler: PromptSampler,
+        regenerate_surplus: bool,
+        whole: Callable[[ScoredGroup], ScoredGroup] = lambda group: group,
+    ) -> None:
+        """whole: gives a group the texts that other ranks own, where it is to be stored."""
         self._prompts = prompts
         self._sampler = sampler
         self._regenerate_surplus = regenerate_surplus
+        self._whole = whole
         self._carried: list[ScoredGroup] = []
         self._position_of = {prompt.index: position for position, prompt in enumerate(prompts.prompts)}
 
@@ -39,14 +47,12 @@ class PromptSource:
         """The prompts of the next generation round."""
         return [self._prompts.prompts[position] for position in self._sampler.next_batch()]
 
-    def put_back(
-        self, surplus: Sequence[ScoredGroup], whole: Callable[[ScoredGroup], ScoredGroup] | None = None
-    ) -> None:
-        """Groups that passed the filter but did not fit into the batch. whole: completes one that is kept."""
+    def put_back(self, surplus: Sequence[ScoredGroup]) -> None:
+        """Groups that passed the filter but did not fit into the batch."""
         if self._regenerate_surplus:
             self._sampler.add_to_cache(self._position_of[group.group.prompt.index] for group in surplus)
         else:
-            self._carried = [whole(group) for group in surplus] if whole else list(surplus)
+            self._carried = list(surplus)
 
     @property
     def carried(self) -> list[ScoredGroup]:
@@ -56,7 +62,7 @@ class PromptSource:
     def remembered(self) -> Callable[[], dict[str, Any]]:
         """Makes the present `state_dict` when it is called, whatever has been drawn until then: groups are long."""
         sampler, carried = self._sampler.state_dict(), self._carried
-        return lambda: {"sampler": sampler, "carried": to_state(carried)}
+        return lambda: {"sampler": sampler, "carried": to_state([self._whole(group) for group in carried])}
 
     def state_dict(self) -> dict[str, Any]:
         """Where the sampler stands and what it carries, JSON-serialisable."""

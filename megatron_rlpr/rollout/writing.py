@@ -65,7 +65,12 @@ class RolloutWriter:
         """Wait for what is under way; its error is raised on all ranks."""
         under_way, self._under_way = self._under_way, None
         group = None if self._world.alone else dist.group.WORLD
-        gather_or_raise(lambda: None if under_way is None else str(under_way.result()), group, "writing the rollouts")
+
+        def finish() -> None:
+            if under_way is not None:
+                under_way.result()
+
+        gather_or_raise(finish, group, "writing the rollouts")
 
     def __enter__(self) -> RolloutWriter:
         return self

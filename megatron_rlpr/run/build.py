@@ -94,13 +94,14 @@ def build_parts(config: Config) -> RunParts:
         first_rank_decides(checkpoints.require_room)
 
     tokenizer = load_tokenizer(config.model.path)
+    decode = partial(text_of, tokenizer)
     tasks = GradeTasks(SpecialTokens.of(tokenizer), config.reward.format_mode)
     held_out = validation_sets(config, tokenizer, tasks)
     prompts = training_prompts(config, tokenizer, tasks, held_out)
     if not (config.rollout.replay or config.trainer.val_only):
         longer = f"{prompts.dropped} longer than {config.data.max_prompt_length} tokens dropped"
         console.message(f"{len(prompts)} training prompts, {longer}")
-    source, steps = prompt_source(config, prompts), total_steps(config, prompts)
+    source, steps = prompt_source(config, prompts, decode), total_steps(config, prompts)
     end_of_sequence_ids(config.model.path, read_model_config(config.model.path), tokenizer)  # refuses unknown ones
     check_token_ids(config, tokenizer, shape.vocab_size, prompts, held_out)
     prints = fingerprints(config, tokenizer, prompts, held_out)
@@ -131,7 +132,6 @@ def build_parts(config: Config) -> RunParts:
     resolved = loading.resolved(config)
     tracker = Tracker(config, folder, resolved, done, total_steps=steps, rank=layout.rank, console=console)
     actor.memory.offload()
-    decode = partial(text_of, tokenizer)
     rollouts = engines.rollouts(config, console, clock, decode)
     exporter = WeightExporter(actor.chunks, shape, config.weights.bucket_mb, actor.memory.weight)
     slices = engines.shared_slices(config, rollouts, shape, layout, console)
@@ -161,7 +161,6 @@ def build_parts(config: Config) -> RunParts:
         config=config,
         folder=folder,
         tokenizer=tokenizer,
-        decode=decode,
         policy=actor,
         reference=policy(shape, config, layout, trainable=False, clock=clock)
         if config.algorithm.kl_loss_coef

@@ -17,7 +17,6 @@ from megatron_rlpr.evaluation.schedule import ValidationSchedule
 from megatron_rlpr.grading.pool import GraderPool
 from megatron_rlpr.reward.scoring import GroupScorer
 from megatron_rlpr.rollout.engine import Rollouts
-from megatron_rlpr.rollout.owned import Decode
 from megatron_rlpr.rollout.ray.pipeline import RolloutPipeline
 from megatron_rlpr.rollout.writing import RolloutWriter
 from megatron_rlpr.run.folder import RunFolder
@@ -43,7 +42,6 @@ class RunParts:
     config: Config
     folder: RunFolder
     tokenizer: Any
-    decode: Decode
     policy: MegatronPolicy
     reference: MegatronPolicy | None
     kl_controller: KLController

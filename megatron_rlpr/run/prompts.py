@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from megatron_rlpr.data.tokenizer import encode, tokens_beyond
 from megatron_rlpr.evaluation.held_out import ValidationSet
 from megatron_rlpr.grading.tasks import GradeTasks
 from megatron_rlpr.reward.manager import asks_for_grade
+from megatron_rlpr.rollout.owned import Decode, whole
 from megatron_rlpr.rollout.store import read_rollouts, stored_steps
 from megatron_rlpr.system.decisions import first_rank_decides
 from megatron_rlpr.types import Prompt, UserError
@@ -109,13 +111,16 @@ def prompt_sets(config: Config, prompts: PromptSet, sets: list[ValidationSet]) -
     return training | {one.prompt_set: one.prompts for one in sets if config.evaluation.score_reward}
 
 
-def prompt_source(config: Config, prompts: PromptSet) -> PromptSource:
-    """The order of the training prompts. Where none is drawn (replay, validation only), any batch size will do."""
+def prompt_source(config: Config, prompts: PromptSet, decode: Decode) -> PromptSource:
+    """The order of the training prompts. Where none is drawn (replay, validation only), any batch size will do.
+
+    decode: makes the texts of carried groups that other ranks own, for a checkpoint.
+    """
     size = config.data.train_batch_size
     if config.rollout.replay or config.trainer.val_only:
         size = min(size, len(prompts))
     sampler = PromptSampler(len(prompts), size, config.data.shuffle, config.data.seed)
-    return PromptSource(prompts, sampler, config.filter.cache_regenerate)
+    return PromptSource(prompts, sampler, config.filter.cache_regenerate, partial(whole, decode=decode))
 
 
 def total_steps(config: Config, prompts: PromptSet) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,3 +18,15 @@ def report_of(program: str, work: Path, *arguments: object, timeout_s: int) -> d
     assert status == 0, text[-4000:]
     found: dict[str, Any] = json.loads(text.rpartition("RESULT ")[2])
     return found
+
+
+def on_two_models(program: str, work: Path, result: str = "result.json", ranks: int = 0) -> Path:
+    """Run a program with engines in Ray on two small models; the folder of these, where it has written its result."""
+    sys.path.insert(0, str(PROGRAMS.parents[1] / "unit" / "rollout"))
+    from tiny_models import save_two_llamas
+
+    models = save_two_llamas(work)
+    arguments = [models, models / result]
+    status, text = start(str(PROGRAMS / program), arguments, models / "log", ranks=ranks, ray_workers=True).end()
+    assert status == 0, text[-6000:]
+    return models

@@ -4,15 +4,10 @@ these; changes of what they do not hold are noticed, and all weights are sent in
 from __future__ import annotations
 
 import json
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
-from warm_start import start
-
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tests" / "unit" / "rollout"))
+from program_report import on_two_models
 
 pytestmark = pytest.mark.distributed
 
@@ -21,14 +16,8 @@ WHOLE = {"right": True, "bytes": 1.0, "density": 1.0}
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    from tiny_models import save_two_llamas
-
-    models = save_two_llamas(tmp_path_factory.mktemp("models"))
-    result = models / "result.json"
-    program = ROOT / "tests" / "distributed" / "programs" / "ray_delta.py"
-    status, output = start(str(program), [models, result], models / "log", ray_workers=True).end()
-    assert status == 0, output[-4000:]
-    return json.loads(result.read_text())
+    models = on_two_models("ray_delta.py", tmp_path_factory.mktemp("models"))
+    return json.loads((models / "result.json").read_text())
 
 
 def is_of_changes(said: dict[str, Any]) -> bool:

@@ -3,29 +3,18 @@
 from __future__ import annotations
 
 import json
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
-from warm_start import start
-
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tests" / "unit" / "rollout"))
+from program_report import on_two_models
 
 pytestmark = pytest.mark.distributed
 
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    from tiny_models import save_two_llamas
-
-    models = save_two_llamas(tmp_path_factory.mktemp("models"))
-    result = models / "result.json"
-    program = ROOT / "tests" / "distributed" / "programs" / "ray_pool.py"
-    status, output = start(str(program), [models, result], models / "log", ray_workers=True).end()
-    assert status == 0, output[-4000:]
-    return json.loads(result.read_text())
+    models = on_two_models("ray_pool.py", tmp_path_factory.mktemp("models"))
+    return json.loads((models / "result.json").read_text())
 
 
 def tokens(groups: list[list[Any]]) -> list[Any]:

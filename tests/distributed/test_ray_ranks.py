@@ -4,15 +4,10 @@ had happened."""
 from __future__ import annotations
 
 import json
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
-from warm_start import start
-
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tests" / "unit" / "rollout"))
+from program_report import on_two_models
 
 pytestmark = pytest.mark.distributed
 
@@ -20,12 +15,7 @@ pytestmark = pytest.mark.distributed
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of the two ranks saw."""
-    from tiny_models import save_two_llamas
-
-    models = save_two_llamas(tmp_path_factory.mktemp("models"))
-    program = ROOT / "tests" / "distributed" / "programs" / "ray_ranks.py"
-    status, output = start(str(program), [models, models / "result"], models / "log", ranks=2, ray_workers=True).end()
-    assert status == 0, output[-6000:]
+    models = on_two_models("ray_ranks.py", tmp_path_factory.mktemp("models"), "result", ranks=2)
     return [json.loads((models / f"result.{rank}.json").read_text()) for rank in range(2)]
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from megatron_rlpr.actor.group_sizes import group_sizes
 from megatron_rlpr.config.schema import Config
 from megatron_rlpr.system.descriptors import most_allowed, of_groups
+from megatron_rlpr.system.shares import node_shape
 
 _OTHERS = 512
 """What else a rank opens: the engine and its compiler, CUDA, graders, checkpoints, logs, with room to spare: on
@@ -20,7 +21,7 @@ def needed(config: Config, world_size: int) -> int:
     if world_size == 1:
         return _OTHERS
     sizes, rollout = group_sizes(config.actor, world_size), config.rollout
-    sizes.append(world_size)  # our own group of rollouts
+    sizes += [world_size, node_shape(0, world_size)[1]]  # our own: of rollouts, and of a node that stores them
     if rollout.placement == "colocated" and (config.data.val_files or not rollout.replay):
         engine = rollout.tensor_parallel_size * rollout.data_parallel_size
         # Each of vLLM's groups is two: for devices (gloo's without CUDA), and for the host.

@@ -62,7 +62,7 @@ def build(config: Config, world: int, place: Place) -> None:
         assert len(rewards.base_requests(place.prompts.prompts[:2])) == 2
 
     if config.data.train_batch_size <= ROWS and not config.rollout.replay:
-        drawn = prompt_source(config, place.prompts).next_batch()
+        drawn = prompt_source(config, place.prompts, str).next_batch()
         assert len({prompt.index for prompt in drawn}) == config.data.train_batch_size
         if config.rollout.n <= 100:
             asked = group_requests(training_request(config, drawn, 1))

@@ -7,6 +7,7 @@ import json
 import pytest
 from training_records import prompt, scored
 
+from megatron_rlpr.data.carried_groups import to_state
 from megatron_rlpr.data.dataset import PromptSet
 from megatron_rlpr.data.prompt_source import PromptSource
 from megatron_rlpr.data.sampler import PromptSampler
@@ -44,6 +45,19 @@ def test_surplus_groups_are_carried_once() -> None:
     assert indices(made) == [2, 3], "the sampler knows nothing of them"
     made.put_back([])
     assert made.carried == []
+
+
+def test_carried_groups_get_the_texts_of_others_only_where_they_are_stored() -> None:
+    whole = {11: scored(11, [0.5], [1]), 3: scored(3, [1.0], [2])}
+    prompts = PromptSet(tuple(prompt(index) for index in INDICES), dropped=8)
+    sampler = PromptSampler(len(prompts), 2, shuffle=False, seed=0)
+    made = PromptSource(prompts, sampler, False, lambda group: whole[group.group.prompt.index])
+    carried = [scored(index, [0.0], [7]) for index in whole]
+    made.put_back(carried)
+    remembered = made.remembered()
+    assert made.carried == carried
+    made.put_back([])
+    assert remembered()["carried"] == to_state(list(whole.values()))
 
 
 @pytest.mark.parametrize("regenerate", [True, False])
