@@ -76,7 +76,7 @@ class Trainer:
         """How likely every reference answer is to the initial policy with no reasoning; what is stored stays."""
         for name, prompts in self.parts.prompt_sets.items():
             with self.parts.console.phase(f"base probabilities of {name}") as progress:
-                self.parts.scorer.complete(name, prompts.prompts, progress.advance)
+                self.parts.scorer.complete(name, prompts.prompts, progress.part)
 
     def train_step(self, step: int) -> None:
         """One step on one batch; afterwards the engines have the new weights and the numbers are written.

@@ -15,20 +15,22 @@ Invariants (tests/distributed/test_base_pass.py):
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
 
 from megatron_rlpr.reward.base_table import BaseProbabilityTable
 from megatron_rlpr.reward.manager import RewardManager
+from megatron_rlpr.reward.of_owners import requests_of_prompts
 from megatron_rlpr.system.decisions import first_rank_decides
 from megatron_rlpr.system.shares import Array, Shares
-from megatron_rlpr.types import Prompt, ScoreRequest, TokenScores, TokensDone, UserError
+from megatron_rlpr.types import Prompt, RolloutGroup, ScoreRequest, TokenScores, TokensDone, UserError
 
 CHUNK = 4096
 """Prompts of a piece: minutes of work at most, and enough to fill the micro-batches of many ranks."""
 
+Part = Callable[[int], TokensDone]
 Score = Callable[[Sequence[ScoreRequest], TokensDone | None], list[TokenScores]]
 
 
@@ -40,21 +42,22 @@ def complete(
     rewards: RewardManager,
     fault: str,
     shares: Shares,
-    progress: TokensDone | None = None,
+    part: Part | None = None,
     chunk: int = CHUNK,
 ) -> int:
     """Compute and store what the table lacks; returns how many prompts that were. Collective over all ranks.
 
     score: the policy's. Raises UserError on every rank when a prompt has no answer to score, or a score that is no
-    number: fault says what that means.
+    number: fault says what that means. part: given how many pieces are left, what the policy tells its progress to.
     """
     pieces = [prompts[start : start + chunk] for start in range(0, len(prompts), chunk)]
     lacking = [piece for piece in pieces if table.missing(piece)]
     added = 0
-    for piece, advance in zip(lacking, _parts(progress, len(lacking)), strict=True):
+    for number, piece in enumerate(lacking):
         missing = table.missing(piece)  # a prompt may stand in an earlier piece, too
         if not missing:
             continue
+        advance = None if part is None else part(len(lacking) - number)
         scores = score(_requests(rewards, missing, shares), advance)
         mine = shares.part_of(len(missing))
         probabilities = partial(_probabilities, prompt_set, missing[mine], scores[mine], rewards, fault)
@@ -66,10 +69,10 @@ def complete(
 
 
 def _requests(rewards: RewardManager, prompts: Sequence[Prompt], shares: Shares) -> list[ScoreRequest]:
-    """What to score for all of the prompts; this rank tokenises its share."""
-    mine = prompts[shares.part_of(len(prompts))]
-    made = shares.gather(lambda: [_as_array(rewards.base_requests(mine))], "tokenising the reference answers")
-    return [request for (array,) in made for request in _from_array(array)]
+    """What to score for all of the prompts, which the ranks tokenise in turn."""
+    in_turn = [RolloutGroup(prompt, (), number % shares.size) for number, prompt in enumerate(prompts)]
+    made = requests_of_prompts(shares, in_turn, rewards.base_requests)
+    return [request for request in made if request is not None]
 
 
 def _probabilities(
@@ -82,31 +85,3 @@ def _probabilities(
             raise UserError(f"prompt {prompt.index} of {prompt_set}: the reference answer's {fault}")
         made.append(rewards.base_probability(answer))
     return [np.array(made, dtype=np.float64)]
-
-
-def _as_array(requests: Sequence[ScoreRequest]) -> Array:
-    """int32: of every request its number of tokens, start, stop, then its tokens."""
-    parts = [(len(r.token_ids), r.start, r.stop, *r.token_ids) for r in requests]
-    return np.fromiter((number for part in parts for number in part), dtype=np.int32)
-
-
-def _from_array(array: Array) -> Iterator[ScoreRequest]:
-    position = 0
-    while position < len(array):
-        length, start, stop = array[position : position + 3].tolist()
-        position += 3 + length
-        yield ScoreRequest(tuple(array[position - length : position].tolist()), start, stop)
-
-
-def _parts(progress: TokensDone | None, count: int) -> Iterator[TokensDone | None]:
-    """`progress` for each of several calls in a row; those that follow are taken to have as many pieces."""
-    done = 0
-
-    def advance(before: int, left: int, tokens: int, pieces: int) -> None:
-        nonlocal done
-        done += 1
-        if progress is not None:
-            progress(tokens, before + pieces * left)
-
-    for left in range(count, 0, -1):
-        yield partial(advance, done, left)

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_rlpr.system.shares import Array, Shares
-from megatron_rlpr.types import ResponseReward, RolloutGroup, ScoreRequest, TokenIds, int32_row
+from megatron_rlpr.types import Prompt, ResponseReward, RolloutGroup, ScoreRequest, TokenIds, int32_row
 
 Requests = list[ScoreRequest | None]
 _INVALID = -1
@@ -40,8 +40,16 @@ def requests_of_owners(
         owned = [pair for pair in zip(groups, known, strict=True) if pair[0].owner == shares.rank]
         return _packed(make([group for group, _ in owned]), [row for _, rows in owned for row in rows])
 
-    made = [_Unpacked(arrays) for arrays in shares.gather(work, "making the spliced sequences")]
+    made = [_Unpacked(arrays) for arrays in shares.gather(work, "making the sequences to score")]
     return [made[group.owner].next(row) for group, rows in zip(groups, known, strict=True) for row in rows]
+
+
+def requests_of_prompts(
+    shares: Shares, groups: Sequence[RolloutGroup], make: Callable[[list[Prompt]], Sequence[ScoreRequest | None]]
+) -> Requests:
+    """Collective: one request of every group's prompt, which the group's owner makes of it; responses do not matter."""
+    known = [[group.prompt.token_ids] for group in groups]
+    return requests_of_owners(shares, groups, known, lambda mine: [*make([group.prompt for group in mine])])
 
 
 def rewards_of_owners(

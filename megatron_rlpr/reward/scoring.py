@@ -7,7 +7,7 @@ is made by each group's owner, and all ranks get it (`of_owners`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Literal, Protocol, TypeVar
 
@@ -16,7 +16,7 @@ import numpy as np
 from megatron_rlpr.reward import base_pass
 from megatron_rlpr.reward.base_table import BaseProbabilityTable
 from megatron_rlpr.reward.manager import RewardManager
-from megatron_rlpr.reward.of_owners import Requests, requests_of_owners, rewards_of_owners
+from megatron_rlpr.reward.of_owners import Requests, requests_of_owners, requests_of_prompts, rewards_of_owners
 from megatron_rlpr.system.clock import Clock
 from megatron_rlpr.system.shares import Shares
 from megatron_rlpr.types import (
@@ -70,15 +70,15 @@ class GroupScorer:
         self._clock = clock
         self._shares = shares
 
-    def complete(self, prompt_set: str, prompts: Sequence[Prompt], progress: TokensDone | None = None) -> int:
+    def complete(self, prompt_set: str, prompts: Sequence[Prompt], part: base_pass.Part | None = None) -> int:
         """Add the policy's base probabilities to those its table lacks and store them; returns how many were added.
 
-        Call before the policy changes. With another base than "initial" there is nothing to do.
+        Call before the policy changes. With another base than "initial" there is nothing to do. part: as `base_pass`.
         """
         if self._base != "initial":
             return 0
         table, score, rewards = self._tables[prompt_set], self._policy.score, self._rewards
-        return base_pass.complete(table, prompt_set, prompts, score, rewards, _NO_NUMBERS, self._shares, progress)
+        return base_pass.complete(table, prompt_set, prompts, score, rewards, _NO_NUMBERS, self._shares, part)
 
     def score(
         self, groups: Sequence[RolloutGroup], prompt_set: str, progress: TokensDone | None = None
@@ -93,7 +93,11 @@ class GroupScorer:
             sizes = [len(group.responses) for group in groups]
             own = [ScoreRequest.of_response(g.prompt, response.token_ids) for g in groups for response in g.responses]
             spliced = _by_group(self._spliced(groups, own), sizes)
-            base_requests = self._of_prompts(groups, self._rewards.base_requests) if self._base == "current" else []
+            base_requests = (
+                requests_of_prompts(self._shares, groups, self._rewards.base_requests)
+                if self._base == "current"
+                else []
+            )
         asked = [*own, *(request for requests in spliced for request in requests), *base_requests]
         with self._clock.phase("score"):
             scores = iter(self._policy.score([request for request in asked if request is not None], progress))
@@ -127,7 +131,7 @@ class GroupScorer:
         A call of its own: in that of `score` its sequences would share the prompts, but they would also change which
         sequences are computed together, and with it the last digits of what the policy is trained on.
         """
-        requests = self._of_prompts(groups, self._rewards.requests_without_reasoning)
+        requests = requests_of_prompts(self._shares, groups, self._rewards.requests_without_reasoning)
         with self._clock.phase("score"):
             scores = iter(self._policy.score([request for request in requests if request is not None], progress))
         return [None if request is None else self._rewards.reference_probability(next(scores)) for request in requests]
@@ -137,18 +141,6 @@ class GroupScorer:
         known = _by_group([request.token_ids for request in own], [len(group.responses) for group in groups])
         return requests_of_owners(
             self._shares, groups, known, lambda mine: list(chain.from_iterable(self._rewards.reference_requests(mine)))
-        )
-
-    def _of_prompts(
-        self, groups: Sequence[RolloutGroup], make: Callable[[list[Prompt]], Sequence[ScoreRequest | None]]
-    ) -> Requests:
-        """What to score for every group's prompt."""
-        known = [[int32_row(group.prompt.token_ids)] for group in groups]
-        return requests_of_owners(
-            self._shares,
-            groups,
-            known,
-            lambda mine: list(make([group.prompt for group in mine])),  # type: ignore[arg-type]
         )
 
     def _stored_base(self, prompt: Prompt, prompt_set: str) -> float:

@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -24,6 +25,7 @@ from megatron_rlpr.reward.base_pass import complete
 from megatron_rlpr.reward.base_table import BaseProbabilityTable, SharedBaseProbabilities
 from megatron_rlpr.reward.manager import RewardManager
 from megatron_rlpr.system.shares import Shares
+from megatron_rlpr.tracking.console import PhaseProgress
 from megatron_rlpr.types import Prompt, ScoreRequest, TokenScores, TokensDone
 from megatron_rlpr.weights.architectures import model_shape
 from megatron_rlpr.weights.hf_folder import HfFolder
@@ -65,22 +67,22 @@ def main(model: str, place: Path, chunk: int, kill_after: int) -> None:
     def score(requests: Sequence[ScoreRequest], progress: TokensDone | None) -> list[TokenScores]:
         if kill_after and len(scored) == kill_after and layout.rank == 0:
             os.kill(os.getpid(), signal.SIGKILL)
-        scored.append([[*request.token_ids, request.start, request.stop] for request in requests])
+        scored.append([[*map(int, request.token_ids), request.start, request.stop] for request in requests])
         return policy.score(requests, progress)
 
     prompts = prompts_of(model)
-    pieces: list[tuple[int, ...]] = []
+    progress = PhaseProgress("base probabilities", None, lambda _: None, time.monotonic)
     shared = SharedBaseProbabilities(place.parent / "shared", {"model": "tiny"})
     table = BaseProbabilityTable({"model": "tiny"}, place / "base.json", shared)
     shares = Shares.of_world()
     table.take_arrays(*shares.from_first(table.open(prompts).arrays() if layout.rank == 0 else None))
-    added = complete(table, "train", prompts, score, rewards, "fault", shares, lambda *p: pieces.append(p), chunk)
+    added = complete(table, "train", prompts, score, rewards, "fault", shares, progress.part, chunk)
     did = {
         "added": added,
         "tokenised": rewards.tokenised,
         "scored": scored,
         "probabilities": [table.probability(prompt) for prompt in prompts],
-        "pieces": pieces,
+        "progress": [progress.done, progress.total],
     }
     with (place / f"did_{layout.rank}.jsonl").open("a") as file:
         file.write(json.dumps(did) + "\n")
