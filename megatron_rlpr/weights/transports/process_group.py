@@ -161,14 +161,16 @@ def _within(seconds: float, question: Callable[[], Any]) -> Any:
 
 
 def _make_backend(backend: str, store: Any, rank: int, size: int, address: str, timeout_s: float) -> Any:
+    # Never before ours, which begins later: NCCL's watchdog would end the process; gloo would close the connections,
+    # and the other members report that instead of who waited for what.
+    patience = timedelta(seconds=3 * timeout_s)
     if backend == "nccl":
         options = dist.ProcessGroupNCCL.Options()
-        # Of the watchdog, which would end the process: never before ours.
-        options._timeout = timedelta(seconds=3 * timeout_s)
+        options._timeout = patience
         return dist.ProcessGroupNCCL(store, rank, size, options)
     options = dist.ProcessGroupGloo._Options()
     options._devices = [dist.ProcessGroupGloo.create_device(hostname=address)]
-    options._timeout = timedelta(seconds=timeout_s)
+    options._timeout = patience
     return dist.ProcessGroupGloo(store, rank, size, options)
 
 

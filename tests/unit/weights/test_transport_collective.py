@@ -63,8 +63,12 @@ def test_the_group_goes_on_while_its_members_stay_and_is_made_anew_for_others(st
 
 
 @pytest.mark.parametrize("misdeed", ["dies", "leaves", "stops"])
-def test_a_lost_member_is_an_error_for_all_within_the_timeout(started: Readers, misdeed: str) -> None:
+def test_a_lost_member_is_an_error_for_all_within_the_timeout(
+    started: Readers, misdeed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whoever stops cannot say so; the sender waits for it for the whole timeout, and tells the others then."""
+    if misdeed == "stops":  # it looks seldom: were gloo's limit the same, its closed connections would be the reason
+        monkeypatch.setattr("megatron_rlpr.weights.transports.process_group._POLL_S", 0.7 * GIVEN_UP_S)
     kept = transport(timeout_s=GIVEN_UP_S if misdeed == "stops" else LAST_RESORT_S)
     with kept.sender(["a", "b", "c"]) as sender:
         for worker in range(3):
