@@ -31,15 +31,21 @@ def cut_into_pieces(until: DoubleArray, again: DoubleArray, num_pieces: int, pie
 
     until: [n + 1] cost of everything before a position; again: [n] cost of computing what a cut there separates again.
     """
-    size = until[-1] / num_pieces
-    starts = {0}
-    for i in range(1, num_pieces):
-        low, high = np.searchsorted(until, [(i - 0.5) * size, (i + 0.5) * size])
-        low, high = max(int(low), 1), min(int(high) + 1, len(again))
-        if low < high:
-            penalty = np.abs(until[low:high] - i * size) / pieces_per_rank + again[low:high]
-            starts.add(low + int(penalty.argmin()))
-    return sorted(starts)
+    size, number = until[-1] / num_pieces, np.arange(1, num_pieces)
+    low = np.maximum(np.searchsorted(until, (number - 0.5) * size), 1)
+    high = np.minimum(np.searchsorted(until, (number + 0.5) * size) + 1, len(again))
+    number, low, high = (values[low < high] for values in (number, low, high))
+    if not len(low):
+        return [0]
+    # The places around every target, one window after the other; each window's first cheapest place is a start.
+    width = high - low
+    first = np.cumsum(width) - width
+    window = np.repeat(np.arange(len(width)), width)
+    place = np.arange(len(window)) + (low - first)[window]
+    penalty = np.abs(until[place] - (number * size)[window]) / pieces_per_rank + again[place]
+    cheapest = np.flatnonzero(penalty == np.minimum.reduceat(penalty, first)[window])
+    starts = place[cheapest[np.unique(window[cheapest], return_index=True)[1]]]
+    return [0, *np.unique(starts).tolist()]
 
 
 def assign_pieces(cost: DoubleArray, num_ranks: int) -> IntArray:
@@ -73,8 +79,8 @@ def distribute(
         piece_cost = np.diff(until[[*starts, len(sequences)]]) + np.maximum(costs.again[starts] - in_every_rank, 0)
         rank_of = np.repeat(assign_pieces(piece_cost, num_ranks), np.diff([*starts, len(sequences)]))
         shares = [sequences.subset(np.flatnonzero(rank_of == rank)) for rank in range(num_ranks)]
-        fullest = max(share_flops(share, model, max_tokens, run_flops) for share in shares)
-        if fullest < cheapest * (1 - FINER_MUST_GAIN):
+        fullest = _fullest(shares, model, max_tokens, run_flops, cheapest * (1 - FINER_MUST_GAIN))
+        if fullest is not None:
             best, cheapest = shares, fullest
         if num_pieces == len(sequences):
             break
@@ -86,6 +92,18 @@ def share_flops(share: SortedSequences, model: CostModel, max_tokens: int, run_f
     costs = SequenceCosts.of(share, model)
     starts = cut_under_budget(share.length, share.shared, costs.again + run_flops, max_tokens)
     return costs.run_flops(starts) + run_flops * len(starts)
+
+
+def _fullest(
+    shares: list[SortedSequences], model: CostModel, max_tokens: int, run_flops: float, limit: float
+) -> float | None:
+    """Cost of the costliest share, None where one reaches the limit: most splits fail on the first that is looked at."""
+    fullest = 0.0
+    for share in sorted(shares, key=lambda share: -float((share.length - share.shared).sum())):
+        fullest = max(fullest, share_flops(share, model, max_tokens, run_flops))
+        if fullest >= limit:
+            return None
+    return fullest
 
 
 def _with_budget_cuts(sequences: SortedSequences, model: CostModel, max_tokens: int, run_flops: float) -> SequenceCosts:

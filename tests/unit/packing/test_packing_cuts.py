@@ -65,3 +65,24 @@ def test_few_pieces_are_cut_where_they_are_even_and_many_where_little_is_separat
     until = np.concatenate([[0.0], np.cumsum(cost)])
     assert cut_into_pieces(until, again, num_pieces=2, pieces_per_rank=1) == [0, 6]
     assert cut_into_pieces(until, again, num_pieces=2, pieces_per_rank=4) == [0, 4]
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 6), st.integers(0, 4)), min_size=1, max_size=40),
+    st.integers(1, 45),
+    st.sampled_from([1, 4, 64]),
+)
+@settings(max_examples=300, deadline=None)
+def test_a_piece_starts_at_the_first_cheapest_place_around_its_target(
+    costs: list[tuple[int, int]], num_pieces: int, pieces_per_rank: int
+) -> None:
+    added, again = (np.array(column, dtype=np.float64) for column in zip(*costs, strict=True))
+    until = np.concatenate([[0.0], np.cumsum(added)])
+    size = until[-1] / num_pieces
+    expected = {0}
+    for number in range(1, num_pieces):
+        low, high = np.searchsorted(until, [(number - 0.5) * size, (number + 0.5) * size]).tolist()
+        around = range(max(low, 1), min(high + 1, len(again)))
+        if around:
+            expected.add(min(around, key=lambda at: abs(until[at] - number * size) / pieces_per_rank + again[at]))
+    assert cut_into_pieces(until, again, num_pieces, pieces_per_rank) == sorted(expected)
