@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -24,9 +25,9 @@ from megatron_rlpr.grading.result import GradeResult
 from megatron_rlpr.grading.tasks import GradeTasks, prompt_text
 from megatron_rlpr.reward.scoring import GroupScorer
 from megatron_rlpr.rollout.engine import Rollouts
-from megatron_rlpr.rollout.owned import Decode, with_texts
 from megatron_rlpr.rollout.requests import RolloutRequest, SamplingSettings
 from megatron_rlpr.system.decisions import first_rank_decides
+from megatron_rlpr.system.shares import Array, Shares
 from megatron_rlpr.system.step_folders import StepFolders
 from megatron_rlpr.tracking.console import Console
 from megatron_rlpr.types import Prompt, ResponseReward, RolloutGroup
@@ -108,12 +109,11 @@ class ValidationResult:
 
 @dataclass(frozen=True)
 class HeldOutEvaluation:
-    """Runs every configured strategy on every validation set. All ranks call it together; the first one grades, and
-    stores every answer.
+    """Runs every configured strategy on every validation set. All ranks call it together; those that own the texts
+    grade them, the first one asks the judge and stores every answer.
 
     folder: holds a folder per step (`answers`). weights: the checksum of those that the engines hold. fingerprints: of
     model, tokenizer and prompt sets (`run.continuity`). scoring: how the policy scores, its precision above all.
-    decode: makes the texts that the first rank does not own.
     """
 
     config: Config
@@ -127,7 +127,7 @@ class HeldOutEvaluation:
     weights: Callable[[], str]
     fingerprints: Mapping[str, str]
     scoring: Mapping[str, Any]
-    decode: Decode
+    shares: Shares
 
     def run(self, sets: Sequence[ValidationSet], step: int) -> list[ValidationResult]:
         """Results in the order of the sets, then of evaluation.strategies. step: that the weights are of.
@@ -153,7 +153,9 @@ class HeldOutEvaluation:
             label = one.name if len(pieces) == 1 else f"{one.name}, part {number} of {len(pieces)}"
             groups = self._generate(one, piece, strategy, label)
             rewards = self._rewards(one, groups, label)
-            first_rank_decides(partial(self._store, answers, groups, rewards))
+            graded = partial(self._graded, groups, rewards)
+            of_ranks = self.shares.gather(graded, "grading the answers", first_only=True)
+            first_rank_decides(partial(self._store, answers, of_ranks))
         return first_rank_decides(partial(self._result, one, strategy, answers))
 
     def answers(self, one: ValidationSet, strategy: str, step: int) -> Answers:
@@ -198,38 +200,51 @@ class HeldOutEvaluation:
         with self.console.phase(f"score {label}") as progress:
             return [group.rewards for group in self.scorer.score(groups, one.prompt_set, progress.advance)]
 
-    def _store(
-        self, answers: Answers, groups: Sequence[RolloutGroup], rewards: Sequence[tuple[ResponseReward, ...]] | None
-    ) -> None:
-        """Grade a piece and write it. For the first rank: graders and judge depend on time."""
-        groups = [with_texts(group, self.decode) for group in groups]
-        tasks = [self.tasks.task(group.prompt, r, "validation") for group in groups for r in group.responses]
-        failed = {"graders": self.graders.failures.copy()}
-        results = self.graders.grade_many(tasks)
-        if self.judge is not None:
-            failed["judge"] = self.judge.failures.copy()
-            results = self.judge.judge_many(tasks, results)
-        now = {"graders": self.graders.failures, "judge": self.judge.failures if self.judge else Counter[str]()}
-        verdicts, mode = iter(results), self.config.reward.format_mode
+    def _graded(
+        self, groups: Sequence[RolloutGroup], rewards: Sequence[tuple[ResponseReward, ...]] | None
+    ) -> list[Array]:
+        """What the rules say of this rank's prompts of a piece: rows of `answers.SCHEMA` and failures, as JSON."""
+        mine = [number for number, group in enumerate(groups) if self.shares.alone or group.owner == self.shares.rank]
+        tasks = [self.tasks.task(groups[n].prompt, r, "validation") for n in mine for r in groups[n].responses]
+        before = self.graders.failures.copy()
+        results, mode = iter(self.graders.grade_many(tasks)), self.config.reward.format_mode
         rows = [
             {
-                **_verdict(next(verdicts)),
-                "prompt_row": group.prompt.index,
+                **_verdict(next(results)),
+                "prompt_row": groups[number].prompt.index,
                 "sample": sample,
-                "data_source": group.prompt.data_source,
-                "prompt": prompt_text(group.prompt.messages),
+                "data_source": groups[number].prompt.data_source,
+                "prompt": prompt_text(groups[number].prompt.messages),
                 "response": response.text,
-                "reference_answer": group.prompt.reference_answer,
+                "reference_answer": groups[number].prompt.reference_answer,
                 "format": format_score(response.text, mode),
                 "reward": rewards[number][sample].reward if rewards else None,
                 "reference_probability": rewards[number][sample].reference_probability if rewards else None,
                 "response_tokens": len(response.token_ids),
                 "finish_reason": response.finish_reason,
             }
-            for number, group in enumerate(groups)
-            for sample, response in enumerate(group.responses)
+            for number in mine
+            for sample, response in enumerate(groups[number].responses)
         ]
-        answers.add(rows, {who: now[who] - before for who, before in failed.items()})
+        return [np.frombuffer(json.dumps([rows, self.graders.failures - before]).encode(), dtype=np.uint8)]
+
+    def _store(self, answers: Answers, of_ranks: Sequence[Sequence[Array]]) -> None:
+        """Ask the judge about a piece and write it. For the first rank: the judge has one limit and one memory."""
+        graded = [json.loads(packed.tobytes()) for (packed,) in of_ranks]
+        rows = [row for of_rank, _ in graded for row in of_rank]
+        failures: Failures = {"graders": sum((Counter(failed) for _, failed in graded), Counter())}
+        if self.judge is not None:
+            before = self.judge.failures.copy()
+            texts = ((row[text] for text in ("data_source", "prompt", "response", "reference_answer")) for row in rows)
+            tasks = [self.tasks.of_texts(*of_row) for of_row in texts]
+            results = [
+                GradeResult(row["accuracy"], row["format"], row["extracted_answer"], row["no_verdict"]) for row in rows
+            ]
+            rows = [
+                row | _verdict(judged) for row, judged in zip(rows, self.judge.judge_many(tasks, results), strict=True)
+            ]
+            failures["judge"] = self.judge.failures - before
+        answers.add(rows, failures)
 
     def _result(self, one: ValidationSet, strategy: str, answers: Answers) -> ValidationResult:
         rows, failures = answers.complete()

@@ -20,9 +20,15 @@ class GradeTasks:
 
     def task(self, prompt: Prompt, response: Response, phase: Phase) -> GradeTask:
         """What to ask about one response."""
-        text, reference = map(self._special_tokens.removed_from, (response.text, prompt.reference_answer))
         asked = prompt_text(prompt.messages)
-        return GradeTask(prompt.data_source, text, reference, asked, phase, self._format_mode)
+        return self.of_texts(prompt.data_source, asked, response.text, prompt.reference_answer, phase)
+
+    def of_texts(
+        self, data_source: str, asked: str, response: str, reference: str, phase: Phase = "validation"
+    ) -> GradeTask:
+        """The same from texts. asked: `prompt_text` of the messages."""
+        response, reference = map(self._special_tokens.removed_from, (response, reference))
+        return GradeTask(data_source, response, reference, asked, phase, self._format_mode)
 
     def check(self, prompt: Prompt) -> None:
         """Raise UserError for a prompt whose responses nobody grades, or none of which could ever be right."""

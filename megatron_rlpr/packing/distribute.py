@@ -97,7 +97,7 @@ def share_flops(share: SortedSequences, model: CostModel, max_tokens: int, run_f
 def _fullest(
     shares: list[SortedSequences], model: CostModel, max_tokens: int, run_flops: float, limit: float
 ) -> float | None:
-    """Cost of the costliest share, None where one reaches the limit: most splits fail on the first that is looked at."""
+    """Cost of the costliest share, None where one reaches the limit: most fail on the first looked at."""
     fullest = 0.0
     for share in sorted(shares, key=lambda share: -float((share.length - share.shared).sum())):
         fullest = max(fullest, share_flops(share, model, max_tokens, run_flops))

@@ -116,7 +116,7 @@ def build_parts(config: Config) -> RunParts:
     described = f"{config.model.path}: {shape.architecture}, {shape.num_layers} layers"
     console.message(f"model {described}; {layout.world_size} ranks with {threads} CPU threads each")
     actor = policy(shape, config, layout, clock=clock)
-    graders = GraderPool(graders_of_rank(config, shares))
+    graders = GraderPool(graders_of_rank(shares))
     rewards = reward_manager(config, tokenizer, graders, tasks)
     base = "none" if config.reward.format_only else config.reward.base_probability
     scorer = GroupScorer(actor, rewards, base, tables, clock, shares)
@@ -148,12 +148,12 @@ def build_parts(config: Config) -> RunParts:
         graders,
         console,
         tasks,
-        judge=judge(config, folder) if first else None,  # the first rank grades
+        judge=judge(config, folder) if first else None,
         folder=folder.answers,
         weights=lambda: hand_over.checksum,
         fingerprints=prints,
         scoring=scoring_settings(config),
-        decode=decode,
+        shares=shares,
     )
     sets, alarm = [] if config.rollout.replay else held_out, CollapseAlarm(config.tracking)
     hf = HfExport(folder.hf, exporter, Path(config.model.path), config.trainer.keep_last)
@@ -277,12 +277,8 @@ def judge(config: Config, folder: RunFolder) -> Judge | None:
     return Judge(settings, JudgeAnswers(kept, settings.asked))
 
 
-def graders_of_rank(config: Config, shares: Shares) -> int | None:
-    """Worker processes of this rank's graders: its part of the node's cores where training asks all ranks to grade,
-    None (the pool's own choice) where only validations do, on the first rank."""
-    reward = config.reward
-    if reward.format_only or (reward.reward_manager == "prob" and reward.reward_type != "pr+vr"):
-        return None
+def graders_of_rank(shares: Shares) -> int:
+    """Worker processes of this rank's graders: its part of the node's cores."""
     _, ranks_of_node = node_shape(shares.rank, shares.size)
     return max(1, min(len(os.sched_getaffinity(0)) // ranks_of_node, MOST_WORKERS))
 

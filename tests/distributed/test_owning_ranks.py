@@ -7,6 +7,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from warm_start import start
 
@@ -56,6 +57,14 @@ def test_stored_rollouts_are_those_of_one_rank_with_a_file_a_node(worlds: dict[s
     ranks, of_node = WORLDS[name]
     files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.parquet"))
     assert files == [*(f"node_{n}/step_000003.parquet" for n in range(1, ranks // of_node)), "step_000003.parquet"]
+
+
+@pytest.mark.parametrize("name", list(WORLDS)[1:])
+def test_the_answers_of_a_validation_are_graded_as_by_one_rank(worlds: dict[str, Any], name: str) -> None:
+    folders = [worlds[world][0].parent / "validation" / "step_000000" for world in ("1 rank", name)]
+    alone, shared = (pd.read_csv(f / "unit.sampling.csv", dtype=str, keep_default_na=False) for f in folders)
+    assert shared.equals(alone)
+    assert alone.accuracy.map(float).sum() == 6, "one of four, but that of prompt 2 is empty"
 
 
 def test_every_text_is_with_one_rank_which_grades_it(worlds: dict[str, Any]) -> None:

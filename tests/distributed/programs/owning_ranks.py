@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,11 @@ from megatron_rlpr.algorithm.std_filter import StdFilter
 from megatron_rlpr.algorithm.training_batch import with_advantages
 from megatron_rlpr.config.schema import Config
 from megatron_rlpr.data.carried_groups import to_state
-from megatron_rlpr.data.tokenizer import load_tokenizer, text_of
+from megatron_rlpr.data.dataset import PromptSet
+from megatron_rlpr.data.tokenizer import SpecialTokens, load_tokenizer, text_of
+from megatron_rlpr.evaluation.held_out import HeldOutEvaluation, ValidationSet
+from megatron_rlpr.grading.pool import GraderPool
+from megatron_rlpr.grading.tasks import GradeTasks
 from megatron_rlpr.reward.manager import RewardManager
 from megatron_rlpr.reward.metrics import length_metrics
 from megatron_rlpr.reward.scoring import GroupScorer
@@ -31,7 +36,8 @@ from megatron_rlpr.rollout.writing import RolloutWriter
 from megatron_rlpr.system.clock import Clock
 from megatron_rlpr.system.decisions import require_same
 from megatron_rlpr.system.shares import Shares
-from megatron_rlpr.types import Prompt, Response, ScoreRequest, TokenScores, UserError, int32_row
+from megatron_rlpr.tracking.console import Console
+from megatron_rlpr.types import Prompt, Response, RolloutGroup, ScoreRequest, TokenScores, UserError, int32_row
 
 PROMPTS, N = 7, 4
 
@@ -63,7 +69,7 @@ def prompts(tokenizer: Any) -> list[Prompt]:
     ids = [
         tuple(tokenizer.apply_chat_template(list(q), add_generation_prompt=True, return_dict=False)) for q in questions
     ]
-    return [Prompt(n, ids[n], questions[n], str(2 * n), "unit", {"n": n}) for n in range(PROMPTS)]
+    return [Prompt(n, ids[n], questions[n], str(N * n + 1), "quickstart/unit", {"n": n}) for n in range(PROMPTS)]
 
 
 def step(tokenizer: Any, shares: Shares, folder: Path) -> dict[str, Any]:
@@ -95,6 +101,7 @@ def step(tokenizer: Any, shares: Shares, folder: Path) -> dict[str, Any]:
     writer = RolloutWriter(folder, decode)
     writer.begin(3, fill.history, trained.first_advantages(fill.history), fill.kept)
     writer.settle()
+    validate(config, tokenizer, scorer, groups, shares, folder.parent / "validation")
     return {
         "rewards": [[reward.hex() for reward in group.final_rewards.tolist()] for group in scored],
         "kept": fill.kept,
@@ -105,6 +112,29 @@ def step(tokenizer: Any, shares: Shares, folder: Path) -> dict[str, Any]:
         "graded_here": sorted(set(graded)),
         "spread": spread(shares, asked, everything, decode),
     }
+
+
+class GivenRollouts:
+    """Answers with groups that are there already."""
+
+    def __init__(self, groups: list[RolloutGroup]) -> None:
+        self._groups = groups
+
+    def generate(self, asked: RolloutRequest, on_progress: Any = None) -> list[RolloutGroup]:
+        return [self._groups[prompt.index] for prompt in asked.prompts]
+
+
+def validate(
+    config: Config, tokenizer: Any, scorer: GroupScorer, groups: list[RolloutGroup], shares: Shares, folder: Path
+) -> None:
+    """Grade the groups as the answers to a validation in three pieces, and store them in folder."""
+    config.evaluation.strategies, config.evaluation.prompts_per_piece = ["sampling"], 3
+    tasks = GradeTasks(SpecialTokens.of(tokenizer), "R1")
+    one = ValidationSet("unit", PromptSet(tuple(group.prompt for group in groups), 0), N)
+    rollouts: Any = GivenRollouts(groups)
+    with closing(GraderPool(workers=1)) as graders:
+        rest: Any = (tasks, None, folder, lambda: "weights", {}, {}, shares)
+        HeldOutEvaluation(config, rollouts, scorer, graders, Console(enabled=False), *rest).run([one], 0)
 
 
 def owns_texts(response: Response) -> bool:

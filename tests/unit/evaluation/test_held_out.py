@@ -29,6 +29,7 @@ from megatron_rlpr.grading.tasks import GradeTasks
 from megatron_rlpr.rollout.replay import ReplayRollouts
 from megatron_rlpr.rollout.store import write_rollouts
 from megatron_rlpr.run.build import scoring_settings
+from megatron_rlpr.system.shares import Shares
 from megatron_rlpr.tracking.console import Console
 from megatron_rlpr.tracking.metric_names import undocumented
 from megatron_rlpr.types import Prompt, Response, ResponseReward, RolloutGroup, ScoredGroup, TokenScores
@@ -69,7 +70,7 @@ def validate(
         console = Console(enabled=False, file=printed)
         tasks = GradeTasks(SpecialTokens(["<|im_end|>"]), "R1_nothink")
         parts = (ReplayRollouts(folder), no_scorer, graders, console, tasks, judge)
-        evaluation = HeldOutEvaluation(config, *parts, folder / "validation", lambda: weights, {}, {}, str)
+        evaluation = HeldOutEvaluation(config, *parts, folder / "validation", lambda: weights, {}, {}, Shares())
         return evaluation.run([one], 0)[0], printed.getvalue()
 
 
@@ -82,7 +83,8 @@ def test_scores_of_another_precision_are_not_gone_on_from(tmp_path: Path, scored
     for recipe in ("blockwise", "tensorwise"):
         config.actor = ActorConfig(fp8="hybrid", fp8_recipe=recipe)
         parts = (nobody,) * 6
-        evaluation = HeldOutEvaluation(config, *parts, tmp_path, lambda: "weights", {}, scoring_settings(config), str)
+        scoring = scoring_settings(config)
+        evaluation = HeldOutEvaluation(config, *parts, tmp_path, lambda: "weights", {}, scoring, Shares())
         keys.append(evaluation.answers(one, "greedy", 0).key)
     assert (keys[0] != keys[1]) == scored
 
