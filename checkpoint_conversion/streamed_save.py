@@ -31,6 +31,7 @@ from torch.futures import Future
 from checkpoint_conversion.model_outline import ModelOutline, OutlinedParameter
 from megatron_rlpr.types import UserError
 from megatron_rlpr.weights.buckets import in_buckets
+from megatron_rlpr.weights.plan_check import planned_quickly
 
 Values = Callable[[OutlinedParameter], torch.Tensor]
 """The values of a whole Megatron parameter; asked for once each, in table order."""
@@ -64,9 +65,10 @@ class _StreamedSave(TorchDistSaveShardedStrategy):
             if is_main_replica(part.replica_id):
                 by_key[part.unique_key if isinstance(part, ShardedObject) else part.key].append(part)
         writer = _FilesOfLayers(str(checkpoint_dir), thread_count=1)
-        checkpoint.save(
-            mcore_to_pyt_state_dict(by_key), storage_writer=writer, planner=_Planner(self._outline, self._values)
-        )
+        with planned_quickly():
+            checkpoint.save(
+                mcore_to_pyt_state_dict(by_key), storage_writer=writer, planner=_Planner(self._outline, self._values)
+            )
 
 
 class _Planner(MCoreSavePlanner):

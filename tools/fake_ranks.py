@@ -78,7 +78,7 @@ def policy_of_rank(shape: ModelShape, actor: ActorConfig, world_size: int, rank:
             ),
             "torch.distributed.all_gather": lambda *_, **__: None,
             "torch.nn.Module.bfloat16": lambda module: module,  # which it is, and fake weights cannot be exchanged
-            "torch.distributed.checkpoint.default_planner._validate_global_plan": lambda *_: [],
+            "megatron_rlpr.weights.plan_check.plan_errors": lambda *_: [],
             "megatron.core.dist_checkpointing.strategies.filesystem_async._results_queue": queue.Queue(),
             nothing.format("state_dict_utils"): lambda *_, **__: None,
             nothing.format("strategies.fully_parallel"): lambda *_, **__: None,

@@ -22,6 +22,7 @@ from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShard
 
 from megatron_rlpr.system import sealed_folder
 from megatron_rlpr.system.decisions import gather_or_raise
+from megatron_rlpr.weights.plan_check import planned_quickly
 
 
 class CheckpointShare:
@@ -39,9 +40,10 @@ class CheckpointShare:
         self._sums: dict[str, str] = {}
         self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
-        self._request = dist_checkpointing.save(
-            entries, str(folder), strategy, async_sharded_save=True, async_strategy="mcore"
-        )
+        with planned_quickly():
+            self._request = dist_checkpointing.save(
+                entries, str(folder), strategy, async_sharded_save=True, async_strategy="mcore"
+            )
         gather_or_raise(lambda: self._copy(in_background), dist.group.WORLD, "copying the checkpoint to the host")
         if in_background:
             self._thread = threading.Thread(target=self.write, name="checkpoint", daemon=True)

@@ -7,7 +7,7 @@ architectures/   the table of all parameters of a model in both worlds
 local_parameters which of them this rank's model chunks hold
 load_hf          Hugging Face folder -> chunks
 load_megatron    Megatron checkpoint -> chunks, whatever layout wrote it
-stored_boxes     how layers and experts lie in one
+stored_boxes     how layers and experts lie in one; plan_check: whether all pieces fill one
 parallel_load    every data-parallel rank reads a part and sends it on; damage: what goes wrong there, in one line
 engine_slices    which part of each a rank of a tensor-parallel engine holds
 export           chunks -> stream of full Hugging Face tensors, or of those slices, on every rank

@@ -223,13 +223,15 @@ _TABLE: dict[str, tuple[tuple[str, ...], ...]] = {
         ("torch._subclasses.fake_tensor.FakeTensorMode", "tensors of any size without storage"),
         ("torch.testing._internal.distributed.fake_pg.FakeStore", "a world of any size in one process"),
         (
-            "torch.distributed.checkpoint.default_planner._validate_global_plan",
-            "the plans of other ranks are not there to be complete",
-            "global_plan metadata",
-        ),
-        (
             "megatron.core.dist_checkpointing.strategies.filesystem_async._results_queue",
             "keeps Megatron from starting a process for it",
+        ),
+    ),
+    "weights.plan_check": (
+        (
+            "torch.distributed.checkpoint.default_planner._validate_global_plan",
+            "ours takes its place, which is quick with experts",
+            "global_plan metadata",
         ),
     ),
     "weights.transports.process_group": (
