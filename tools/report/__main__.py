@@ -22,7 +22,7 @@ from megatron_rlpr.types import UserError
 MOST_ROWS = 4096
 MOST_CHARACTERS = 8_000_000
 """Of all prompts and responses of a page, so that it opens quickly."""
-_SCREEN = "1400,2600"
+_SCREEN = "1400,2760"
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -108,7 +108,7 @@ def _curves(chart: Chart, runs: Sequence[RunRecord]) -> go.Figure:
             figure.add_trace(go.Scatter(x=steps, y=values, name=label, mode=mode, line=line))
     positive = all(value > 0 for trace in figure.data for value in trace.y)
     figure.update_yaxes(title_text=chart.unit, type="log" if chart.log and positive else "linear")
-    figure.update_xaxes(title_text="step")
+    figure.update_xaxes(title={"text": "step", "standoff": 4})
     return _laid_out(figure)
 
 
@@ -131,7 +131,7 @@ def _phases(runs: Sequence[RunRecord]) -> go.Figure:
             style = {"name": phase, "marker_color": _COLOURS[place], "legendgroup": phase, "showlegend": row == 1}
             figure.add_trace(go.Bar(x=steps[::width], y=bars, **style), row=row, col=1)
     figure.update_yaxes(title_text="s")
-    figure.update_xaxes(title_text="step", row=len(timed), col=1)
+    figure.update_xaxes(title={"text": "step", "standoff": 4}, row=len(timed), col=1)
     return _laid_out(figure, barmode="stack", height=140 + 180 * len(timed))
 
 
@@ -145,6 +145,6 @@ def _bin_note(steps: int) -> str:
 
 def _laid_out(figure: go.Figure, height: int = 320, **layout: Any) -> go.Figure:
     margin = {"l": 60, "r": 20, "t": 30, "b": 40}
-    legend = {"orientation": "h", "y": -0.22, "font": {"size": 11}}
+    legend = {"orientation": "h", "y": -0.3, "yanchor": "top", "font": {"size": 11}}  # several lines grow downwards
     shown = {"template": "none", "hovermode": "x unified", "showlegend": True}
     return figure.update_layout(height=height, margin=margin, legend=legend, **shown, **layout)
