@@ -51,7 +51,7 @@ def outcomes(summaries: Mapping[Path, dict[str, Any]], controls: Sequence[Path] 
     """By label, in order: before training, then every run. Raises UserError where the runs began differently."""
     (first, summary), *others = summaries.items()
     for folder, other in others:
-        if (other["prompts"], other["before"]) != (summary["prompts"], summary["before"]):
+        if other["prompts"] != summary["prompts"] or any(other["before"][m] != summary["before"][m] for m in DRAWN):
             raise UserError(
                 f"{folder}: began with other answers than {first} to the same prompts, or had other prompts: compare "
                 "runs of one model, data and precision on one machine"

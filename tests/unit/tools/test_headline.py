@@ -22,7 +22,8 @@ def run(folder: Path, better: float, before: dict[str, list[float]] = BEFORE) ->
 
 
 def test_every_run_is_a_row_with_its_interval(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    seeds, control = [run(tmp_path / name, 0.5) for name in ("s1", "s2")], run(tmp_path / "format", 0.25)
+    seeds = [run(tmp_path / name, 0.5, BEFORE | {"reward": [0.1, 0.1, 0.3]}) for name in ("s1", "s2")]
+    control = run(tmp_path / "format", 0.25, BEFORE | {"reward": BEFORE["format"]})  # it has another reward
     picture = tmp_path / "made" / "headline.svg"
     assert main(["--out", str(picture), *map(str, seeds), "--control", str(control)]) == 0
     header, _, *rows = capsys.readouterr().out.splitlines()
