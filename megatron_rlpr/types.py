@@ -97,7 +97,7 @@ class ScoreRequest:
     token_ids: an int32 array where another rank owns the text.
     """
 
-    token_ids: tuple[int, ...]
+    token_ids: TokenIds
     start: int
     stop: int
 
@@ -107,7 +107,7 @@ class ScoreRequest:
         start, stop = len(prompt.token_ids), len(prompt.token_ids) + len(token_ids)
         if isinstance(token_ids, np.ndarray):
             whole = np.concatenate((int32_row(prompt.token_ids), token_ids))
-            return ScoreRequest(whole, start, stop)  # type: ignore[arg-type]
+            return ScoreRequest(whole, start, stop)
         return ScoreRequest((*prompt.token_ids, *token_ids), start, stop)
 
 
@@ -176,7 +176,7 @@ class TrainSequence:
     engine_log_probs likewise, where the engine's are known.
     """
 
-    token_ids: tuple[int, ...]
+    token_ids: TokenIds
     start: int
     stop: int
     old_log_probs: FloatArray

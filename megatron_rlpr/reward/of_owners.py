@@ -112,7 +112,7 @@ class _Unpacked:
             return None
         after = self._following[self._at : self._at + follows]
         self._at += follows
-        return ScoreRequest(np.concatenate((int32_row(known)[:begins], after)), start, stop)  # type: ignore[arg-type]
+        return ScoreRequest(np.concatenate((int32_row(known)[:begins], after)), start, stop)
 
 
 def common_length(left: npt.NDArray[np.int32], right: npt.NDArray[np.int32]) -> int:
