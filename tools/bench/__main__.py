@@ -9,6 +9,7 @@
     python -m tools.bench checkpoint
     python -m tools.bench handover_plan
     python -m tools.bench controller --model models/smollm2-135m
+    python -m tools.bench delta --folders runs/NAME/hf
 
 score    log-probs, entropies and reference probabilities of whole groups, against two padded passes with full logits
 update   gradients of the policy loss, against forward and backward with full logits
@@ -19,6 +20,7 @@ reward   splicing references and combining rewards, everything but the forward, 
 convert  both conversions: peak memory beyond the start of their process, time; the model, and Llamas of --layers
 handover new weights for an engine in this process and for one in another, against a plain copy of the same bytes
 handover_plan  bytes that a rank gets from others for one: 72B and 235B at several layouts, without either
+delta    bytes of `weights.delta` between the steps of a run, from the Hugging Face folders that it wrote
 checkpoint  what saving and loading adds to a rank's memory: Qwen2.5-7B at TP2 DP4, 72B at TP8 PP8 DP8, without either
 table    tokens of both sides over response lengths 128 to 4,096 and 1 to 32 responses, our time where that is quick
 
@@ -48,6 +50,7 @@ CASES = (
     "convert",
     "handover",
     "handover_plan",
+    "delta",
     "checkpoint",
     "table",
 )
@@ -96,6 +99,7 @@ def _parser() -> ArgumentParser:
         default=(16, 64),
         help="convert: layers of the models that are made, 24 MiB each",
     )
+    parser.add_argument("--folders", type=Path, default=Path("runs/quickstart/hf"), help="delta: folders of steps")
     parser.add_argument("--seed", type=int, default=0, help="of lengths and tokens")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: all cores of this machine")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -112,6 +116,7 @@ def _measure(options: Namespace) -> dict[str, Any]:
         checkpoint_case,
         controller_case,
         convert_case,
+        delta_case,
         handover_case,
         handover_plan,
         head_case,
@@ -156,6 +161,8 @@ def _measure(options: Namespace) -> dict[str, Any]:
             return {"case": options.case} | convert_case.run(options.model, tuple(options.layers))
         case "handover_plan":
             return {"case": options.case} | handover_plan.run()
+        case "delta":
+            return about | delta_case.run(options.folders, DTYPES[actor.dtype])
         case "checkpoint":
             return {"case": options.case} | checkpoint_case.run()
     options.groups = options.groups or (125 if options.case == "reward" else 8)

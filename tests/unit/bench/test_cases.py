@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +12,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from megatron_rlpr.types import UserError
+from tools.bench import delta_case
 from tools.bench.workload import Sizes, make_groups, random_tokens
 
 ROOT = Path(__file__).parents[3]
@@ -110,6 +114,22 @@ def test_gradients_equal_the_baselines(reports: dict[str, dict[str, Any]]) -> No
     assert 0 < report["gradient_error_baseline"] < 1e-4
     assert report["max_abs_diff"] < 1e-5
     assert report["tokens_ours"] < report["tokens_baseline"]
+
+
+def test_what_a_delta_sends_is_counted_between_the_steps_that_were_kept(model: Path, tmp_path: Path) -> None:
+    weights = load_file(model / "model.safetensors")
+    total = sum(tensor.numel() for tensor in weights.values())
+    for step in (1, 2, 3):
+        weights["model.norm.weight"][step] += 1.0
+        shutil.copytree(model, tmp_path / f"step_{step:06d}")
+        save_file(weights, tmp_path / f"step_{step:06d}" / "model.safetensors")
+    first, second = delta_case.run(tmp_path, torch.bfloat16)["points"]
+    assert (first["steps"], second["steps"]) == ("1 to 2", "2 to 3")
+    assert first["delta_density"] == second["delta_density"] == 1 / total
+    changed, tensors = 8 + 2 + 1, len(weights)  # a value and a gap behind the number of values
+    assert round(first["mb_sent"] * 1e6) == 8 * (tensors - 1) + changed
+    with pytest.raises(UserError, match="expected the folders of two steps or more"):
+        delta_case.run(tmp_path / "nowhere", torch.bfloat16)
 
 
 def test_a_missing_model_is_named(tmp_path: Path) -> None:
