@@ -18,6 +18,7 @@ LAYOUTS = {
     "tp2_sp": (2, [TP2, "actor.sequence_parallel=true"]),
     "pp2_vpp2": (2, [PP2, VPP2]),
     "dp2": (2, []),
+    "cp2": (2, ["actor.context_parallel_size=2"]),
     "tp2_pp2": (4, [TP2, PP2]),
 }
 STEPS = 5
