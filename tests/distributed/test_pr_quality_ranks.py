@@ -1,4 +1,4 @@
-"""tools.pr_quality from end to end on a small random model: one process, and two that share its layers."""
+"""tools.pr_quality from end to end on a small random model: one process, and two that share its responses or layers."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ TOKENIZER = ROOT / "tests" / "goldens" / "tokenizers" / "bpe_chat"
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 LAYOUTS: dict[str, tuple[list[str], list[str]]] = {
     "one process": ([], []),
+    "DP2": (TORCHRUN, []),
     "TP2": (TORCHRUN, ["actor.tensor_model_parallel_size=2"]),
 }
 
@@ -95,8 +96,9 @@ def test_all_that_can_be_scored_is_and_the_rest_is_counted(reports: Reports, pla
         assert 0 < row["min token probability"] <= row["geometric mean"] <= row["mean probability"] < 1
 
 
-def test_two_ranks_give_the_numbers_of_one(reports: Reports) -> None:
-    alone, shared = reports["one process"][1], reports["TP2"][1]
+@pytest.mark.parametrize("layout", ["DP2", "TP2"])
+def test_two_ranks_give_the_numbers_of_one(reports: Reports, layout: str) -> None:
+    alone, shared = reports["one process"][1], reports[layout][1]
     assert len(alone) == len(shared)
     for one, other in zip(alone, shared, strict=True):
         assert other == {name: pytest.approx(value, abs=1e-5, rel=1e-5) for name, value in one.items()}

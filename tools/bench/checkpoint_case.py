@@ -25,6 +25,7 @@ from megatron_rlpr.actor.policy import MegatronPolicy
 from megatron_rlpr.config.schema import ActorConfig
 from megatron_rlpr.weights.architectures import model_shape
 from megatron_rlpr.weights.load_megatron import chunks_by_key, weights_state
+from megatron_rlpr.weights.plan_check import planned_quickly
 from tools.fake_ranks import GPU, HOST, policy_of_rank, share_of_checkpoint
 
 _QWEN2 = {
@@ -105,7 +106,7 @@ def _gathered_entries(policy: MegatronPolicy, is_loading: bool) -> dict[str, Any
 
 def _gathered_save(policy: MegatronPolicy) -> Any:
     entries = _gathered_entries(policy, is_loading=False)
-    with TemporaryDirectory() as folder:
+    with TemporaryDirectory() as folder, planned_quickly():
         request = dist_checkpointing.save(entries, folder, async_sharded_save=True, async_strategy="mcore")
         return request.preload_fn()
 
