@@ -13,6 +13,7 @@ import os
 import shlex
 import signal
 import sys
+import time
 from types import ModuleType
 from typing import NoReturn, cast
 
@@ -21,6 +22,7 @@ import psutil
 _MARK = "MEGATRON_RLPR_ENVIRONMENT"
 _GIB = 2**30
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_PROGRAM_BEGINS_S = 1.0
 _HELPERS_END_S = 5.0
 
 # Large activations are allocated and freed all the time; by default glibc maps and unmaps each of them, and touching
@@ -108,6 +110,10 @@ def leave(status: int) -> NoReturn:
 
 def _tracks_resources(process: psutil.Process) -> bool:
     with contextlib.suppress(psutil.Error):
+        # one that was forked just now looks like this process until it begins its own program
+        ours = psutil.Process().cmdline()
+        while process.cmdline() == ours and time.time() - process.create_time() < _PROGRAM_BEGINS_S:
+            time.sleep(0.01)
         return "multiprocessing.resource_tracker" in " ".join(process.cmdline())
     return False
 

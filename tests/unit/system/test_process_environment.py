@@ -105,6 +105,23 @@ process_environment.leave(0)
     assert not semaphore.exists()
 
 
+def test_a_tracker_is_known_before_it_has_begun_its_program() -> None:
+    """It is forked first, and looks like its parent until then; a worker does so for ever."""
+    code = """
+import os, psutil, time
+tracker = os.fork()
+if tracker == 0:
+    time.sleep(0.3)
+    os.execv(sys.executable, [sys.executable, "-c", "import time; time.sleep(60)", ".".join(sys.argv[1:])])
+worker = os.fork()
+if worker == 0:
+    time.sleep(60)
+print([process_environment._tracks_resources(psutil.Process(pid)) for pid in (tracker, worker)])
+process_environment.leave(0)
+"""
+    assert python("import sys" + code, "multiprocessing", "resource_tracker").stdout == "[True, False]\n"
+
+
 def test_megatron_finds_no_wandb_and_its_import_leaves_nothing_behind(tmp_path: Path) -> None:
     done = python("import megatron.core.timers; process_environment.leave(0)", TMPDIR=str(tmp_path))
     assert done.returncode == 0, done.stderr
