@@ -201,30 +201,31 @@ class HeldOutEvaluation:
             return [group.rewards for group in self.scorer.score(groups, one.prompt_set, progress.advance)]
 
     def _graded(
-        self, groups: Sequence[RolloutGroup], rewards: Sequence[tuple[ResponseReward, ...]] | None
+        self, groups: Sequence[RolloutGroup], rewards: Sequence[tuple[ResponseReward, ...] | None] | None
     ) -> list[Array]:
         """What the rules say of this rank's prompts of a piece: rows of `answers.SCHEMA` and failures, as JSON."""
-        mine = [number for number, group in enumerate(groups) if self.shares.alone or group.owner == self.shares.rank]
-        tasks = [self.tasks.task(groups[n].prompt, r, "validation") for n in mine for r in groups[n].responses]
+        given = rewards or [None] * len(groups)
+        mine = [pair for pair in zip(groups, given, strict=True) if pair[0].owner == self.shares.rank]
+        tasks = [self.tasks.task(group.prompt, r, "validation") for group, _ in mine for r in group.responses]
         before = self.graders.failures.copy()
         results, mode = iter(self.graders.grade_many(tasks)), self.config.reward.format_mode
         rows = [
             {
                 **_verdict(next(results)),
-                "prompt_row": groups[number].prompt.index,
+                "prompt_row": group.prompt.index,
                 "sample": sample,
-                "data_source": groups[number].prompt.data_source,
-                "prompt": prompt_text(groups[number].prompt.messages),
+                "data_source": group.prompt.data_source,
+                "prompt": prompt_text(group.prompt.messages),
                 "response": response.text,
-                "reference_answer": groups[number].prompt.reference_answer,
+                "reference_answer": group.prompt.reference_answer,
                 "format": format_score(response.text, mode),
-                "reward": rewards[number][sample].reward if rewards else None,
-                "reference_probability": rewards[number][sample].reference_probability if rewards else None,
+                "reward": scored[sample].reward if scored else None,
+                "reference_probability": scored[sample].reference_probability if scored else None,
                 "response_tokens": len(response.token_ids),
                 "finish_reason": response.finish_reason,
             }
-            for number in mine
-            for sample, response in enumerate(groups[number].responses)
+            for group, scored in mine
+            for sample, response in enumerate(group.responses)
         ]
         return [np.frombuffer(json.dumps([rows, self.graders.failures - before]).encode(), dtype=np.uint8)]
 

@@ -50,11 +50,11 @@ def length_metrics(
     """
 
     def work() -> list[Array]:
-        mine = [g for g in groups if shares.alone or g.group.owner == shares.rank]
+        mine = [g for g in groups if g.group.owner == shares.rank]
         return [_lengths(tokenizer, [response.text for g in mine for response in g.group.responses], format_mode)]
 
     of_rank = [iter(rows.reshape(-1, 3).tolist()) for (rows,) in shares.gather(work, "measuring the responses")]
-    owners = [0 if shares.alone else g.group.owner for g in groups for _ in g.group.responses]
+    owners = [g.group.owner for g in groups for _ in g.group.responses]
     measured = [next(of_rank[owner]) for owner in owners]
     reasoning, answers, right = (list(column) for column in zip(*measured, strict=True)) if measured else ([], [], [])
     metrics = reasoning_metrics(groups, reasoning, right)

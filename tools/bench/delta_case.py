@@ -7,6 +7,7 @@ give the next one's bits.
 from __future__ import annotations
 
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from tools.bench.measure import timed
 def run(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
     """One row a step. folder: runs/<name>/hf of a run with trainer.export_hf=true and trainer.save_freq=1."""
     steps = StepFolders(folder)
-    pairs = list(zip(steps.steps(), steps.steps()[1:], strict=False))
+    pairs = list(pairwise(steps.steps()))
     if not pairs:
         raise UserError(f"{folder}: expected the folders of two steps or more; train with trainer.export_hf=true")
     points = [
