@@ -51,12 +51,12 @@ class StepFolders:
         for path in (*unfinished.rglob("*"), unfinished):
             _sync(path)
         if target.is_dir():
-            shutil.rmtree(target, ignore_errors=True)
+            self._remove(step)
         os.replace(unfinished, target)
         _sync(self._folder)
         if self._keep_last:
             for old in [other for other in self.steps() if other <= step][: -self._keep_last]:
-                _remove(self.path(old))
+                self._remove(old)
         return target
 
     @contextmanager
@@ -74,7 +74,7 @@ class StepFolders:
         """Remove later steps: a run that goes on after `step` makes them again, or ends before."""
         for later in self.steps():
             if later > step:
-                _remove(self.path(later))
+                self._remove(later)
 
     def set_aside_after(self, step: int) -> None:
         """Keep later steps, which are damaged, as damaged_step_...; they push out no older ones."""
@@ -84,12 +84,19 @@ class StepFolders:
                 shutil.rmtree(aside, ignore_errors=True)
                 os.replace(self.path(later), aside)
 
+    def _remove(self, step: int) -> None:
+        """Take the name from a step first: a kill while its files go must not leave a part of it as a step."""
+        going = self._folder / f".partial_removed_{self.path(step).name}"
+        _remove(going, ignore_errors=True)
+        os.replace(self.path(step), going)
+        _remove(going)
+
 
 def _remove(path: Path, ignore_errors: bool = False) -> None:
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=ignore_errors)
     else:
-        path.unlink()
+        path.unlink(missing_ok=ignore_errors)
 
 
 def _sync(path: Path) -> None:

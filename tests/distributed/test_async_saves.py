@@ -35,7 +35,9 @@ def test_a_kill_costs_no_checkpoint_but_the_one_that_was_being_written(report: d
     goes_on = [*(start["resumed"] for start in starts[1:]), report["end"]["resumed"]]
     for killed, resumed in zip(starts, goes_on, strict=True):
         assert killed["saving"] - 1 <= resumed[0]["step"] <= killed["trained"]
-        assert len(resumed[0]["kept"]) <= 2
+        newest = resumed[0]["step"]
+        # A kill between the new checkpoint's rename and the removal of the oldest leaves both.
+        assert resumed[0]["kept"] in ([*range(newest - kept, newest + 1)] for kept in range(3))
 
 
 def test_a_killed_run_ends_with_the_checkpoints_of_an_undisturbed_one(report: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,26 @@ def test_the_last_ones_up_to_the_finished_step_are_kept(tmp_path: Path, suffix: 
     assert steps.steps() == [3, 4, 9]
     write(steps, 3)
     assert steps.steps() == [3, 4, 9], "a step that is made again does not go because of later ones"
+
+
+def test_a_kill_while_a_step_is_removed_leaves_no_part_of_it_as_a_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = StepFolders(tmp_path, keep_last=1)
+    write(steps, 1)
+
+    def killed(folder: Path, ignore_errors: bool) -> None:
+        (folder / "inner" / "file").unlink()
+        raise KeyboardInterrupt
+
+    for what in (lambda: write(steps, 2), lambda: write(steps, 2), lambda: steps.forget_after(1)):
+        with monkeypatch.context() as patch:
+            patch.setattr(shutil, "rmtree", killed)
+            with pytest.raises(KeyboardInterrupt):
+                what()
+        assert all((steps.path(step) / "inner" / "file").exists() for step in steps.steps())
+        write(steps, 2)
+        assert names(tmp_path) == ["step_000002"]
 
 
 def test_later_steps_are_forgotten_and_nothing_else(tmp_path: Path, suffix: str) -> None:
