@@ -265,13 +265,15 @@ class WeightsConfig:
     )
     sharded: Literal["auto", "true", "false"] = key(
         "auto",
-        "every rank gets only the slices of the weights that its rank of a colocated engine holds, not whole tensors; "
-        "auto: where it is known how the engine cuts them (rollout.tensor_parallel_size above 1, not quantised)",
+        "every rank gets only the slices of the weights that its rank of an engine holds, not whole tensors, and with "
+        "engines in Ray the first ranks send these; auto: where it is known how the engine cuts them "
+        "(rollout.tensor_parallel_size above 1, not quantised)",
     )
     delta: bool = key(
         False,
         "send engines in other processes (rollout.placement=ray) only what changed of the weights since the last "
-        "hand-over; the first rank and every worker of an engine keep a copy of the whole model in host memory for it",
+        "hand-over; the ranks that send keep together a copy of the whole model in host memory for it, and every "
+        "worker of an engine a copy of what comes to it",
     )
 
 

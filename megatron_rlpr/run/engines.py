@@ -28,6 +28,7 @@ from megatron_rlpr.types import Prompt, UserError
 from megatron_rlpr.weights.engine_slices import why_whole
 from megatron_rlpr.weights.shape import ModelShape
 from megatron_rlpr.weights.transports.choice import Transports
+from megatron_rlpr.weights.transports.lane import Lane
 
 
 def rollouts(config: Config, console: Console, clock: Clock, decode: Decode) -> Rollouts:
@@ -42,7 +43,7 @@ def rollouts(config: Config, console: Console, clock: Clock, decode: Decode) -> 
         return ReplayRollouts(config.rollout.replay, Shares.of_world().size)
     if config.rollout.placement == "ray":
         with console.phase(f"starting {config.rollout.engines} vLLM engines in Ray"):
-            return RayRollouts(partial(_pool, config, console), decode)
+            return RayRollouts(partial(_pool, config, console), partial(_lane, config), decode)
     with console.phase("starting vLLM"):
         settings, deal = engine_settings(config), config.rollout.deal
         as_there_is_room = deal == "outstanding_tokens" or (deal == "auto" and torch.cuda.is_available())
@@ -55,20 +56,14 @@ def _pool(config: Config, console: Console) -> EnginePool:
     """Connect this process, the first rank, to Ray and start the engines."""
     rollout, settings = config.rollout, engine_settings(config)
     ray_cluster.connect(rollout.ray_address, cpus=rollout.engines * settings.threads)
-    transports = Transports(
-        config.weights.transport,
-        ray_cluster.node_address(),
-        config.weights.bucket_mb * 2**20,
-        rollout.engine_timeout_s,
-    )
-    return EnginePool(
-        rollout.engines,
-        settings,
-        timeout_s=rollout.engine_timeout_s,
-        transports=transports,
-        on_event=console.message,
-        delta=config.weights.delta,
-    )
+    return EnginePool(rollout.engines, settings, timeout_s=rollout.engine_timeout_s, on_event=console.message)
+
+
+def _lane(config: Config, address: str) -> Lane:
+    """For weights from this rank to engines in Ray."""
+    weights = config.weights
+    transports = Transports(weights.transport, address, weights.bucket_mb * 2**20, config.rollout.engine_timeout_s)
+    return Lane(transports, weights.delta)
 
 
 def shared_slices(config: Config, source: Rollouts, shape: ModelShape, layout: Layout, console: Console) -> int:
@@ -79,10 +74,8 @@ def shared_slices(config: Config, source: Rollouts, shape: ModelShape, layout: L
     wanted, size = config.weights.sharded, config.rollout.tensor_parallel_size
     if wanted == "false":
         reason = "weights.sharded=false"
-    elif not isinstance(source, ColocatedRollouts):
-        reason = (
-            "engines elsewhere get them in one stream" if config.rollout.placement == "ray" else "there is no engine"
-        )
+    elif not isinstance(source, ColocatedRollouts | RayRollouts):
+        reason = "there is no engine"
     else:
         reason = why_whole(shape, size, layout.world_size // layout.pipeline_size) or source.why_whole()
     if reason and wanted == "true":

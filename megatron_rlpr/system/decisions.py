@@ -29,15 +29,17 @@ class RankError(RuntimeError):
     """Work of all ranks, or of the one that decides, failed; the message names the ranks and their causes."""
 
 
-def host_group() -> dist.ProcessGroup | None:
-    """A gloo group over all ranks, for objects and errors; None for a single one. Collective.
+def host_group(ranks: int = 0) -> dist.ProcessGroup | None:
+    """A gloo group, for objects and errors, over all ranks or so many, the first; None for a single one. Collective
+    over all ranks, also those that are no members.
 
     It is as patient as the world's own (`trainer.collective_timeout_s`); torch would give it 30 minutes.
     """
-    if not dist.is_initialized() or dist.get_world_size() == 1:
+    if not dist.is_initialized() or 1 in (ranks, dist.get_world_size()):
         return None
     assert dist.group.WORLD is not None
-    return dist.new_group(backend="gloo", timeout=_patience(dist.group.WORLD))
+    members = list(range(ranks)) if ranks else None
+    return dist.new_group(members, backend="gloo", timeout=_patience(dist.group.WORLD))
 
 
 def _patience(group: dist.ProcessGroup) -> timedelta:

@@ -38,14 +38,20 @@ class Sent:
 
 @dataclass(frozen=True)
 class Confirmation:
-    """What the engines of one rank say they hold. checksum: of the tensors that reached them (`weights.checksum`).
+    """What engines say they hold.
 
-    sent: how these left, where only changes do (`weights.delta`); no part of what is confirmed.
+    checksums: of the tensors that reached them (`weights.checksum`), for each of an engine's ranks that this speaks of;
+    one, if all have got whole tensors. sent: how these left, where only changes do (`weights.delta`); no part of what
+    is confirmed.
     """
 
     version: int
-    checksum: str
+    checksums: tuple[str, ...]
     sent: Sent | None = field(default=None, compare=False)
+
+    def says(self, version: int, engine: EngineRank, checksum: str) -> bool:
+        """Whether that rank of the engines holds the hand-over whose tensors have this checksum."""
+        return (version, checksum) == (self.version, self.checksums[engine.rank % len(self.checksums)])
 
 
 class WeightReceiver(Protocol):

@@ -28,6 +28,7 @@ from megatron_rlpr.weights.handover import HandOver
 from megatron_rlpr.weights.transports.choice import TransportName, Transports
 from megatron_rlpr.weights.transports.collective import CollectiveTransport
 from megatron_rlpr.weights.transports.interface import WeightSource, WeightTransport, WeightTransportError
+from megatron_rlpr.weights.transports.lane import Lane
 from megatron_rlpr.weights.transports.shared_memory import SharedMemoryTransport
 from tools.bench import policy
 from tools.bench.measure import timed, with_peak_memory
@@ -52,7 +53,10 @@ def run(folder: Path, actor: ActorConfig, bucket_mb: int, repetitions: int, thre
     here = HandOver(exporter, ColocatedRollouts(VllmEngine(_settings(folder, actor, threads))))
     ray_cluster.connect("", cpus=2 * threads)
     there = {
-        name: HandOver(exporter, RayRollouts(partial(_pool, folder, actor, bucket_mb, threads, name), str))
+        name: HandOver(
+            exporter,
+            RayRollouts(partial(_pool, folder, actor, threads), partial(_lane, bucket_mb, name), str),
+        )
         for name in _OTHER_PROCESS
     }
     nbytes = bucket_mb * 2**20
@@ -119,17 +123,14 @@ def _settings(folder: Path, actor: ActorConfig, threads: int) -> EngineSettings:
     return EngineSettings(os.path.abspath(folder), actor.dtype, 512, max_num_seqs=8, kv_cache_gb=0.1, threads=threads)
 
 
-def _pool(folder: Path, actor: ActorConfig, bucket_mb: int, threads: int, transport: TransportName) -> EnginePool:
+def _pool(folder: Path, actor: ActorConfig, threads: int) -> EnginePool:
     """One engine in Ray, with half of the threads: it works while this process sends."""
     settings = _settings(folder, actor, max(1, threads // 2))
-    transports = Transports(transport, ray_cluster.node_address(), bucket_mb * 2**20, _TIMEOUT_S)
-    return EnginePool(
-        1,
-        settings,
-        timeout_s=_TIMEOUT_S,
-        transports=transports,
-        on_event=logging.getLogger(__name__).warning,
-    )
+    return EnginePool(1, settings, timeout_s=_TIMEOUT_S, on_event=logging.getLogger(__name__).warning)
+
+
+def _lane(bucket_mb: int, transport: TransportName, address: str) -> Lane:
+    return Lane(Transports(transport, address, bucket_mb * 2**20, _TIMEOUT_S))
 
 
 def _reader() -> Connection:

@@ -66,8 +66,7 @@ def _cut(job: Job) -> _Cut:
     rollout, actor = job.config.rollout, job.actor
     size = rollout.tensor_parallel_size
     otherwise = rollout.quantization != "none" or rollout.enable_expert_parallel or rollout.data_parallel_size > 1
-    elsewhere = rollout.placement != "colocated" or job.config.weights.sharded == "false"
-    whole = elsewhere or otherwise or _why_whole(job.shape, size, job.gpus // job.stages)
+    whole = job.config.weights.sharded == "false" or otherwise or _why_whole(job.shape, size, job.gpus // job.stages)
     return _Cut(job.tensor, actor.expert_tensor_size, actor.expert_model_parallel_size, 1 if whole else size)
 
 

@@ -4,7 +4,8 @@ cluster         an existing Ray cluster, or one of this machine that ends with t
 guard           ends what Ray would leave behind for a minute when the trainer is killed
 rollouts        the first rank talks to the pool, all ranks get the groups and export weights when the pool lacks them
 pipeline        the next step's first round, while the policy trains
-pool            answers requests and streams new weights to the engines (weights.transports)
+pool            answers requests and says which engines need weights
+lanes           how these go there: whole tensors from the first rank, or slices from one rank for each of an engine's
 request_queue   requests that wait, and tickets that collect the answers
 scheduler       keeps the engines at work and replaces those that die or hang
 engine          one engine as the trainer sees it

@@ -28,11 +28,15 @@ HEARTBEAT = "heartbeat"
 
 @dataclass(frozen=True)
 class Whereabouts:
-    """Where an engine lives. pids: its process, then those that vLLM started. host: who shares memory with it."""
+    """Where an engine lives. pids: its process, then those that vLLM started. host: who shares memory with it.
+
+    why_whole: why its workers cannot take slices of the weights of their own; empty: they can.
+    """
 
     node_id: str
     pids: tuple[int, ...]
     host: str
+    why_whole: str
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,8 @@ class EngineActor:
         torch.set_num_threads(self._settings.threads)
         self._engine = VllmEngine(self._settings)
         workers = [child.pid for child in psutil.Process().children(recursive=True)]
-        return Whereabouts(ray.get_runtime_context().get_node_id(), (os.getpid(), *workers), this_host())
+        node, why_whole = ray.get_runtime_context().get_node_id(), self._engine.why_whole()
+        return Whereabouts(node, (os.getpid(), *workers), this_host(), why_whole)
 
     def computed_s(self) -> float:
         """The heartbeat: processor seconds of the thread that works; call it in HEARTBEAT, a thread of its own."""

@@ -31,25 +31,25 @@ _LISTENED_S = 1.0
 class Edition:
     """The weights of one hand-over; every attempt at it is an edition of its own. number: 0 is the model folder's.
 
-    checksum: of what was sent; None until it has been.
+    checksums: of what was sent over every lane; empty until it has been.
     """
 
     number: int
     announced: Announcement
-    checksum: str | None = None
+    checksums: tuple[str, ...] = ()
 
     @property
     def version(self) -> int:
         return self.announced.version
 
-    def sent(self, checksum: str) -> None:
+    def sent(self, checksums: tuple[str, ...]) -> None:
         """Note what has been sent. WeightHandoverError when these are other weights than before."""
-        if self.checksum not in (None, checksum):
+        if self.checksums not in ((), checksums):
             raise WeightHandoverError(
-                f"an engine needs the weights of hand-over {self.version} (checksum {self.checksum}) again, but the "
-                f"policy's are others now ({checksum})"
+                f"an engine needs the weights of hand-over {self.version} (checksum {', '.join(self.checksums)}) "
+                f"again, but the policy's are others now ({', '.join(checksums)})"
             )
-        self.checksum = checksum
+        self.checksums = checksums
 
 
 class PooledEngine:

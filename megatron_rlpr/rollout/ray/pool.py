@@ -2,17 +2,18 @@
 
 Nobody here keeps a copy of the weights to give out again (with `weights.delta` there is one to compare with). Whoever
 needs them waits for the policy's owner to export them once more, which is collective over the trainer's ranks:
-`deliver` and `finish` ask for it through a callback, whenever `lacking` names engines, and `supply` streams them.
+`deliver` and `finish` ask for it through a callback, whenever `lacking` names engines, and `supply` has them sent.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 from megatron_rlpr.rollout.engine import EngineSettings, ProgressCallback
 from megatron_rlpr.rollout.ray.cluster import check_room
 from megatron_rlpr.rollout.ray.engine import Edition, PooledEngine
+from megatron_rlpr.rollout.ray.lanes import Engines
 from megatron_rlpr.rollout.ray.request_queue import Ticket
 from megatron_rlpr.rollout.ray.scheduler import EngineScheduler, EventCallback
 from megatron_rlpr.rollout.requests import GenerationRequest, SamplingSettings
@@ -20,10 +21,9 @@ from megatron_rlpr.rollout.vllm.limits import check_requests, read_model_config
 from megatron_rlpr.rollout.vllm.weight_update import check_manifest, required_weights
 from megatron_rlpr.system import stop_signals
 from megatron_rlpr.types import Response
-from megatron_rlpr.weights.receiver import Announcement, Confirmation
-from megatron_rlpr.weights.transports.choice import Transports
-from megatron_rlpr.weights.transports.delta import DeltaSender
-from megatron_rlpr.weights.transports.interface import NamedTensor, WeightTransportError
+from megatron_rlpr.weights.receiver import Announcement, Confirmation, Sent
+from megatron_rlpr.weights.transports.interface import WeightSource
+from megatron_rlpr.weights.transports.lane import LaneReport, Takers
 
 
 class EnginePool:
@@ -34,12 +34,9 @@ class EnginePool:
         engines: int,
         settings: EngineSettings,
         timeout_s: float,
-        transports: Transports,
         on_event: EventCallback,
-        delta: bool = False,
     ) -> None:
         """Start `engines` engines and wait for all. Ray is connected. timeout_s: `Silence` of an engine that hangs.
-        delta: send engines only what has changed since the weights that they hold (`weights.transports.delta`).
 
         UserError when the cluster is too small.
         """
@@ -47,9 +44,10 @@ class EnginePool:
         self._required, self._tied_head = required_weights(settings.model_path)
         self._max_model_len = settings.max_model_len
         self._vocab_size = read_model_config(settings.model_path).vocab_size
-        self._workers = settings.tensor_parallel_size
-        self._transports = transports
-        self._delta = DeltaSender() if delta else None
+        self.workers = settings.tensor_parallel_size
+        """Of each engine."""
+        self._sent: Sent | None = None
+        """How the last export that reached an engine left."""
         self._on_event = on_event
         self._lock = _TurnLock()
         self._scheduler = EngineScheduler(engines, settings, timeout_s, on_event)
@@ -110,9 +108,12 @@ class EnginePool:
                 ask()
             with self._lock:
                 self._scheduler.turn()
-        assert edition.checksum is not None, "an engine has confirmed it"
-        sent = None if self._delta is None else self._delta.sent
-        return Confirmation(edition.version, edition.checksum, sent)
+        return Confirmation(edition.version, edition.checksums, self._sent)
+
+    def why_whole(self) -> str:
+        """Why the workers of an engine cannot take slices of their own; empty: they can."""
+        whereabouts = [engine.whereabouts for engine in self._scheduler.engines]
+        return next((where.why_whole for where in whereabouts if where is not None and where.why_whole), "")
 
     @property
     def delivered(self) -> bool:
@@ -126,47 +127,52 @@ class EnginePool:
         outdated = self._scheduler.outdated
         return outdated if all(engine.reference is None for engine in outdated) else []
 
-    def supply(self, tensors: Iterator[NamedTensor], checksum: Callable[[], str]) -> None:
-        """Stream the current weights to all that lack them, while the others go on; returns when everything is sent.
+    def supply(self, send: Callable[[Engines], list[LaneReport]]) -> None:
+        """Have the current weights sent to all that lack them, while the others go on; returns when everything is sent.
 
-        checksum: of what has been taken from `tensors` so far. WeightHandoverError when these are not the weights that
-        were handed over.
+        send: exports over the lanes, also where nobody lacks any. WeightHandoverError when these are not the weights
+        that were handed over.
         """
         with self._lock:
             taking, edition = self.lacking, self._scheduler.edition
-            transport = self._transports.reaching(engine.whereabouts.host for engine in taking if engine.whereabouts)
-            readers = [f"{engine.name}, worker {worker}" for engine in taking for worker in range(self._workers)]
-            if not readers:
-                return
-            held = [engine.edition for engine in taking]
-            stream = None if self._delta is None else self._delta.stream(tensors, edition.number, held)
+            names, held = tuple(engine.name for engine in taking), tuple(engine.edition for engine in taking)
+            hosts = tuple(engine.whereabouts.host for engine in taking if engine.whereabouts)
+
+            def load(place: int, source: WeightSource) -> None:
+                taking[place].load(edition, source)
+
             try:
-                with transport.sender(readers) as sender:
-                    for position, engine in enumerate(taking):
-                        source = sender.source(position * self._workers)
-                        engine.load(edition, stream.source(source) if stream else source)
-                    lost = sender.send(stream or tensors, lambda: self._ended(taking))
-            except WeightTransportError as error:
-                self._on_event(f"hand-over {edition.version} broke off and is repeated: {error}")
-                return
+                takers = Takers(edition.number, names, hosts, held)
+                reports = send(Engines(takers, load, lambda: self._ended(taking)))
             finally:
                 for engine in taking:
                     engine.has_time_again()
-            if len(lost) < len(readers):
-                edition.sent(checksum())
-            for position, reason in {reader // self._workers: reason for reader, reason in lost.items()}.items():
-                if taking[position].has_answered:  # it can say itself what happened
-                    self._scheduler.take(taking[position])
+            broken = [report.broke for report in reports if report.broke]
+            if broken:
+                self._on_event(f"hand-over {edition.version} broke off and is repeated: {broken[0]}")
+                return
+            lost = {place: reason for report in reports for place, reason in report.lost.items()}
+            if len(lost) < len(taking):
+                edition.sent(tuple(report.checksum for report in reports))
+                self._sent = _of_all(reports)
+            for place, reason in lost.items():
+                if taking[place].has_answered:  # it can say itself what happened
+                    self._scheduler.take(taking[place])
                 else:
-                    self._scheduler.replace(taking[position], reason)
+                    self._scheduler.replace(taking[place], reason)
 
     def _ended(self, taking: Sequence[PooledEngine]) -> list[int]:
-        """While weights are sent: serve the other engines; the readers of those whose call has ended too early."""
+        """While weights are sent: serve the other engines; the places of those whose call has ended too early."""
         self._scheduler.turn(apart_from=taking, wait_s=0)
         for engine in taking:
             engine.has_time_again()
-        ended = [position for position, engine in enumerate(taking) if engine.has_answered]
-        return [position * self._workers + worker for position in ended for worker in range(self._workers)]
+        return [place for place, engine in enumerate(taking) if engine.has_answered]
+
+
+def _of_all(reports: Sequence[LaneReport]) -> Sent | None:
+    """The most that a worker got, and what changed on the whole: lanes carry about as much each."""
+    sent = [report.sent for report in reports if report.sent is not None]
+    return Sent(max(s.nbytes for s in sent), sum(s.density for s in sent) / len(sent)) if sent else None
 
 
 class _TurnLock:

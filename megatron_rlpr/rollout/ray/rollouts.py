@@ -17,6 +17,7 @@ import torch.distributed as dist
 
 from megatron_rlpr.rollout.engine import ProgressCallback, RolloutError
 from megatron_rlpr.rollout.owned import Decode, spread_groups
+from megatron_rlpr.rollout.ray.lanes import Lanes, MakeLane
 from megatron_rlpr.rollout.ray.pool import EnginePool, Ticket
 from megatron_rlpr.rollout.requests import RolloutRequest, group_requests
 from megatron_rlpr.system.decisions import gather_or_raise, host_group
@@ -32,8 +33,12 @@ _DONE, _EXPORT = 0, 1
 class RayRollouts:
     """Every method is collective over all ranks; an error on the first rank raises on all."""
 
-    def __init__(self, make_pool: Callable[[], EnginePool], decode: Decode) -> None:
-        """make_pool: called on the first rank alone. Collective: makes a gloo group for groups and errors."""
+    def __init__(self, make_pool: Callable[[], EnginePool], make_lane: MakeLane, decode: Decode) -> None:
+        """make_pool: called on the first rank alone. make_lane: on those that send weights. Collective: makes a gloo
+        group for groups and errors."""
+        self._make_lane = make_lane
+        self._lanes: Lanes | None = None
+        """What weights go over, made with the first of them."""
         self._group = host_group()
         self._shares, self._decode = Shares(self._group), decode
         self._pool: EnginePool | None = None
@@ -111,12 +116,14 @@ class RayRollouts:
         return spread_groups(self._shares, asked, made if self._pool is not None else None, self._decode)
 
     def update_weights(self, announced: Announcement, tensors: Iterable[tuple[str, torch.Tensor]]) -> Confirmation:
-        """Hand new weights to every engine, from the first rank's view of the stream; the other ranks consume theirs.
+        """Hand new weights to every engine: whole tensors from the first rank's stream, slices from the first ones',
+        one rank for each rank of an engine; the other ranks consume theirs.
 
         `tensors` are iterated once or more, as often on every rank, here and later (`generate`, `collect`) for engines
         that have lost them. Returns, on every rank, what all engines of the pool have confirmed.
         """
         self._weights = ChecksummedStream.over(tensors)
+        self._make_lanes(announced.engine.size)
         confirmation = self._with_the_pool(lambda pool: pool.deliver(announced, self._ask), "the weight hand-over")
         self.weight_version = announced.version
         return confirmation
@@ -137,26 +144,31 @@ class RayRollouts:
         assert result is not None, "the first rank has the pool"
         return result
 
+    def _make_lanes(self, count: int) -> None:
+        """As many as the weights that come need. Collective."""
+        if self._lanes is None or self._lanes.count != count:
+            workers = gather_or_raise(
+                lambda: 0 if self._pool is None else self._pool.workers, self._group, "the weight hand-over"
+            )
+            self._lanes = Lanes(count, workers[0], self._make_lane)
+
     def _ask(self) -> None:
         """On the first rank: export the weights to the engines that lack them, together with the other ranks."""
-        pool, weights = self._pool, self._weights
+        pool, weights, lanes = self._pool, self._weights, self._lanes
         assert pool is not None, "the first rank has it"
         assert weights is not None, "an engine starts with the folder's weights, and lacks none before a hand-over"
+        assert lanes is not None, "they were made with the first hand-over"
         self._command(_EXPORT)
-        exported = iter(weights)
-        try:
-            pool.supply(exported, lambda: weights.checksum)
-        finally:
-            for _ in exported:  # its gathers are collective: a rank that leaves off would leave the others waiting
-                continue
+        pool.supply(lambda engines: lanes.send(engines, weights))
 
     def _follow(self) -> None:
         """On the other ranks: take part in every export until the first rank is done; raises at the end."""
         failure: Exception | None = None
         while self._command() == _EXPORT:
+            assert self._weights is not None, "the first rank has begun a hand-over"
+            assert self._lanes is not None, "they were made with the first hand-over"
             try:
-                for _ in self._weights or ():
-                    continue
+                self._lanes.follow(self._weights)
             except Exception as error:
                 failure = failure or error
         if failure is not None:
@@ -168,6 +180,11 @@ class RayRollouts:
         if self._group is not None:
             dist.broadcast(told, src=0, group=self._group)
         return int(told)
+
+    def why_whole(self) -> str:
+        """Why the ranks of an engine cannot take slices of their own; empty: they can. Collective."""
+        look = "a look at the engines"
+        return gather_or_raise(lambda: "" if self._pool is None else self._pool.why_whole(), self._group, look)[0]
 
     def sleep(self) -> None:
         """Nothing to do: the policy has no use for the engines' GPUs."""

@@ -111,8 +111,8 @@ class EngineScheduler:
             # it may have been another's fault, and the next stream makes it whole
             engine.edition = _NOTHING_USABLE
             self._failed(f"engine {engine.number} did not get its weights: {answer.reason}", WeightHandoverError)
-        elif answer != Confirmation(edition.version, edition.checksum or ""):
-            given = f"hand-over {edition.version} (checksum {edition.checksum})"
+        elif answer != Confirmation(edition.version, edition.checksums):
+            given = f"hand-over {edition.version} (checksum {', '.join(edition.checksums)})"
             self.replace(engine, f"did not get the weights of {given}: {answer}")
         else:
             engine.edition = edition.number

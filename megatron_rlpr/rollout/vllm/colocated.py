@@ -22,7 +22,6 @@ from megatron_rlpr.system.clock import Clock
 from megatron_rlpr.system.decisions import gather_or_raise, host_group
 from megatron_rlpr.system.shares import Array, Shares
 from megatron_rlpr.types import Response, RolloutGroup
-from megatron_rlpr.weights.engine_slices import EngineRank
 from megatron_rlpr.weights.receiver import Announcement, Confirmation
 
 
@@ -129,7 +128,7 @@ class ColocatedRollouts:
 
     def why_whole(self) -> str:
         """Why the ranks of an engine cannot take slices of their own, the first reason of all; empty: they can."""
-        rank = EngineRank(self._rank % self._tensor_parallel_size, self._tensor_parallel_size)
+        rank = self._rank % self._tensor_parallel_size
         reasons = gather_or_raise(lambda: self._engine.why_whole(rank), self._group, "a look at the engines")
         return next(filter(None, reasons), "")
 

@@ -17,15 +17,16 @@ from megatron_rlpr.rollout.requests import GenerationRequest, SamplingSettings
 from megatron_rlpr.rollout.vllm import limits, process
 from megatron_rlpr.rollout.vllm.requests_in_flight import RequestsInFlight
 from megatron_rlpr.rollout.vllm.sleep import Sleep, Wakefulness
-from megatron_rlpr.rollout.vllm.slice_load import Place, engine_places, unlike_places
+from megatron_rlpr.rollout.vllm.slice_load import unlike_places
 from megatron_rlpr.rollout.vllm.weight_update import check_manifest, required_weights
 from megatron_rlpr.rollout.vllm.worker_load import Loaded, load_stream
 from megatron_rlpr.system import stop_signals
 from megatron_rlpr.types import Response
 from megatron_rlpr.weights.architectures import model_shape
-from megatron_rlpr.weights.engine_slices import WHOLE, EngineRank
+from megatron_rlpr.weights.engine_slices import WHOLE
 from megatron_rlpr.weights.hf_folder import HfFolder
 from megatron_rlpr.weights.receiver import Announcement, Confirmation, WeightHandoverError
+from megatron_rlpr.weights.shape import ModelShape
 from megatron_rlpr.weights.transports.interface import InProcess, WeightSource
 
 _NO_WEIGHTS = "it was started with random ones (load_format=dummy) and has not been given the policy's yet"
@@ -249,20 +250,21 @@ class VllmEngine:
                 f"{self.settings.tensor_parallel_size}"
             )
 
-    def why_whole(self, rank: EngineRank) -> str:
-        """Why this rank of the engine cannot take the slices of its own instead of whole tensors; empty: it can."""
+    def why_whole(self, rank: int | None = None) -> str:
+        """Why its workers cannot take slices of their own instead of whole tensors; empty: they can.
+
+        rank: of the engine, that this process should be; None: workers number themselves.
+        """
         settings = self.settings
         if settings.quantization != "none":
             return f"rollout.quantization={settings.quantization} rounds whole tensors"
         if settings.enable_expert_parallel or settings.data_parallel_size > 1:
             return "engines that share experts cut them otherwise"
-        if self._arguments["distributed_executor_backend"] == "mp":
-            return "its workers are processes of their own"
-        (found,) = self._llm.collective_rpc(unlike_places, args=(rank, self._places(rank)))
-        return str(found)
+        found = self._llm.collective_rpc(unlike_places, args=(self._shape(), settings.tensor_parallel_size, rank))
+        return str(next(filter(None, found), ""))
 
-    def _places(self, rank: EngineRank) -> dict[str, Place]:
-        return engine_places(model_shape(HfFolder(self.settings.model_path).config()), rank)
+    def _shape(self) -> ModelShape:
+        return model_shape(HfFolder(self.settings.model_path).config())
 
     def update_weights(self, announced: Announcement, tensors: Iterable[tuple[str, torch.Tensor]]) -> Confirmation:
         """`load` from tensors of this process; WeightHandoverError unless the engine's workers live in it, too.
@@ -277,7 +279,7 @@ class VllmEngine:
         return self.load(announced, InProcess(tensors))
 
     def load(self, announced: Announcement, source: WeightSource) -> Confirmation:
-        """Replace all weights, by whole tensors or by the slices of this rank of the engine, as announced; on success
+        """Replace all weights, by whole tensors or by the slices of each rank of the engine, as announced; on success
         the engine equals one started from a folder with these weights, bit for bit.
 
         Every worker of the engine reads the stream of the source by itself. Requests in flight survive and go on with
@@ -287,12 +289,12 @@ class VllmEngine:
         self.check_weights(announced)
         if self._sleep.state is Wakefulness.ASLEEP:
             raise WeightHandoverError("the engine is asleep: wake its weights first")
-        version, places = announced.version, None if announced.engine == WHOLE else self._places(announced.engine)
+        version, sliced = announced.version, None if announced.engine == WHOLE else self._shape()
         self._unusable = f"hand-over {version} was interrupted"
         try:
             with process.engine_call(self.settings.enforce_eager):
                 loaded: list[Loaded] = self._llm.collective_rpc(
-                    load_stream, args=(source, announced, self.settings.torch_dtype, self._tied_head, places)
+                    load_stream, args=(source, announced, self.settings.torch_dtype, self._tied_head, sliced)
                 )
                 # what is in flight goes on with the new weights: its keys and values are computed again from its tokens
                 self._llm.reset_prefix_cache(reset_running_requests=bool(self._requests))
@@ -301,14 +303,15 @@ class VllmEngine:
             self._unusable = f"vLLM failed while it took hand-over {version}: {error}"
             raise WeightHandoverError(self._unusable) from error
         faults = [one.fault for one in loaded if one.fault]
-        if not faults and len({one.checksum for one in loaded}) > 1:
+        checksums = [one.checksum for one in loaded]
+        if not faults and sliced is None and len(set(checksums)) > 1:
             faults = ["the workers of the engine got different weights"]
         if faults:
             self._unusable = f"hand-over {version} failed: {faults[0]}"
             raise WeightHandoverError(self._unusable)
         self._unusable = None
         self.weight_version = version
-        return Confirmation(version, loaded[0].checksum)
+        return Confirmation(version, tuple(checksums[:1] if sliced is None else checksums))
 
     @property
     def loadable(self) -> bool:

@@ -73,15 +73,26 @@ def parameter_shapes(places: Mapping[str, Place]) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def unlike_places(worker: Any, rank: EngineRank, places: Mapping[str, Place]) -> str:
-    """How a worker, or the parameters of its model before any packing, differ from the rank and from what the places
-    fill; empty: not."""
+def own_places(shape: ModelShape, size: int) -> dict[str, Place]:
+    """What this process holds, a worker of an engine of so many ranks."""
+    from vllm.distributed import get_tensor_model_parallel_rank
+
+    return engine_places(shape, EngineRank(get_tensor_model_parallel_rank(), size))
+
+
+def unlike_places(worker: Any, shape: ModelShape, size: int, rank: int | None) -> str:
+    """How a worker's place in the engine, or the parameters of its model before any packing, differ from what is
+    thought of rank `rank`, or its own number, of so many; empty: not."""
     from vllm.distributed import get_tensor_model_parallel_rank
     from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
-    if (place := get_tensor_model_parallel_rank()) != rank.rank:
-        return f"this is its rank {place}, not {rank.rank}"
-    model, expected = worker.model_runner.get_model(), parameter_shapes(places)
+    if (place := get_tensor_model_parallel_rank()) != (number := worker.rank if rank is None else rank):
+        return f"this is its rank {place}, not {number}"
+    try:
+        expected = parameter_shapes(own_places(shape, size))
+    except ValueError as error:
+        return str(error)
+    model = worker.model_runner.get_model()
     found = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     for module_name, module in model.named_modules():
         before_packing, _ = get_layerwise_info(module).restore_metadata

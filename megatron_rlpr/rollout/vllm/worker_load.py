@@ -5,18 +5,18 @@ A failure of the stream is returned, not raised: an error within vLLM's loader b
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from megatron_rlpr.rollout.vllm.slice_load import Place, load_slices
+from megatron_rlpr.rollout.vllm.slice_load import load_slices, own_places
 from megatron_rlpr.rollout.vllm.weight_update import VerifiedStream
 from megatron_rlpr.system.process_environment import release_free_memory
 from megatron_rlpr.weights.checksum import ChecksummedStream
 from megatron_rlpr.weights.hf_folder import OUTPUT_HEAD
 from megatron_rlpr.weights.receiver import Announcement
+from megatron_rlpr.weights.shape import ModelShape
 from megatron_rlpr.weights.transports.interface import WeightSource
 
 
@@ -35,15 +35,16 @@ def load_stream(
     announced: Announcement,
     dtype: torch.dtype,
     tied_head: bool,
-    places: Mapping[str, Place] | None = None,
+    sliced: ModelShape | None = None,
 ) -> Loaded:
     """Replace the weights of a vLLM worker by a stream that it reads itself.
 
-    dtype: to load them in. tied_head: the head is the embedding, and not loaded if announced. places: where the slices
-    lie that come instead of whole tensors. After a fault the worker holds a mixture of weights, and can be loaded
+    dtype: to load them in. tied_head: the head is the embedding, and not loaded if announced. sliced: the model's,
+    where slices come instead of whole tensors. After a fault the worker holds a mixture of weights, and can be loaded
     again.
     """
     received = ChecksummedStream(source.receive(worker.rank))
+    places = None if sliced is None else own_places(sliced, announced.engine.size)
     coming = announced.manifest if places is None else {name: place.cut.shape for name, place in places.items()}
     stream = VerifiedStream(coming, received, skip=frozenset({OUTPUT_HEAD} if tied_head else ()))
     _forget_packed(worker)

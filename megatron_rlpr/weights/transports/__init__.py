@@ -7,6 +7,7 @@
 
 interface       what both offer: a `WeightTransport` makes a sender, its `WeightSource` travels to the readers
 choice          `weights.transport`: which of the two carries a hand-over
+lane            one rank's way to the engines: a transport, with or without the next
 delta           `weights.delta`: of the stream only what has changed since the last one, over either
 
 A bucket (`weights.bucket_mb`) is a pair of buffers: while readers take one half the other is filled, so either side

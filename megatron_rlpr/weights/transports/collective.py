@@ -121,7 +121,7 @@ class CollectiveSource:
             store = TCPStore(self.host, self.port, is_master=False, timeout=timedelta(seconds=patience))
         except RuntimeError as error:
             raise WeightTransportError(f"the sender of the weights is not there any more: {error}") from error
-        place, address = PrefixStore(self.group, store), _interface_towards(self.host)
+        place, address = PrefixStore(self.group, store), interface_towards(self.host)
         _joined[self.group] = ProcessGroup(place, rank, self.size, self.backend, address, patience)
         return _joined[self.group]
 
@@ -179,7 +179,7 @@ class CollectiveSender:
         return self.group
 
 
-def _interface_towards(host: str) -> str:
+def interface_towards(host: str) -> str:
     """The address of this host's network interface from which `host` is reached."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect((host, 9))  # sends nothing

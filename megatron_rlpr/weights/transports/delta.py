@@ -67,7 +67,7 @@ class DeltaSource:
 
 
 class DeltaSender:
-    """Lives on the trainer's first rank for the whole run."""
+    """Lives on the trainer's rank that sends, for the whole run."""
 
     def __init__(self) -> None:
         self.sent: Sent | None = None

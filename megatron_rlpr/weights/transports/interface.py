@@ -46,7 +46,7 @@ class WeightSender(Protocol):
 
 
 class WeightTransport(Protocol):
-    """Lives on the trainer's first rank for the whole run."""
+    """Lives on the trainer's rank that sends, for the whole run."""
 
     def sender(self, readers: Sequence[str]) -> AbstractContextManager[WeightSender]:
         """For one hand-over to these readers. Equal names in a later call mean the same processes."""

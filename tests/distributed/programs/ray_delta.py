@@ -31,6 +31,7 @@ from megatron_rlpr.types import Prompt
 from megatron_rlpr.weights.checksum import weights_checksum
 from megatron_rlpr.weights.receiver import Announcement
 from megatron_rlpr.weights.transports.choice import Transports
+from megatron_rlpr.weights.transports.lane import Lane
 
 SAMPLING = SamplingSettings(temperature=0.7, max_tokens=40)
 SETTINGS = {"max_model_len": 100, "max_num_seqs": 6, "kv_cache_gb": 0.1}
@@ -79,7 +80,7 @@ def hand_over(rollouts: RayRollouts, version: int, tensors: Weights) -> dict[str
     confirmed = rollouts.update_weights(Announcement(manifest, version), policy)
     assert confirmed.sent is not None
     return {
-        "right": (confirmed.version, confirmed.checksum) == (version, weights_checksum(tensors.items())),
+        "right": (confirmed.version, confirmed.checksums) == (version, (weights_checksum(tensors.items()),)),
         "bytes": confirmed.sent.nbytes / sum(tensor.nbytes for tensor in tensors.values()),
         "density": confirmed.sent.density,
         "exports": policy.exports,
@@ -90,10 +91,12 @@ def hand_over(rollouts: RayRollouts, version: int, tensors: Weights) -> dict[str
 def start(model: Path, engines: int, workers: int, transport: Any, events: list[str]) -> tuple[RayRollouts, EnginePool]:
     def make_pool() -> EnginePool:
         settings = EngineSettings(str(model), "float32", **SETTINGS, tensor_parallel_size=workers)
-        transports = Transports(transport, ray_cluster.node_address(), bucket_nbytes=2**17, timeout_s=NEVER_S)
-        return EnginePool(engines, settings, NEVER_S, transports, events.append, delta=True)
+        return EnginePool(engines, settings, NEVER_S, events.append)
 
-    rollouts = RayRollouts(make_pool, str)
+    def make_lane(address: str) -> Lane:
+        return Lane(Transports(transport, address, bucket_nbytes=2**17, timeout_s=NEVER_S), delta=True)
+
+    rollouts = RayRollouts(make_pool, make_lane, str)
     assert rollouts._pool is not None
     return rollouts, rollouts._pool
 
@@ -109,9 +112,11 @@ def observe(model: Path) -> dict[str, Any]:
         return groups(alone)
 
     rollouts, pool = start(model, 2, 1, "auto", events)
-    delta = pool._delta
-    assert delta is not None
     seen: dict[str, Any] = {"first": hand_over(rollouts, 1, editions[1])}
+    assert rollouts._lanes is not None
+    assert rollouts._lanes.lane is not None
+    delta = rollouts._lanes.lane.delta
+    assert delta is not None
     seen["changes"] = [hand_over(rollouts, version, editions[version]) for version in (2, 3)]
     seen["sampled"], seen["expected"] = groups(rollouts), by_whole_weights(3)
 

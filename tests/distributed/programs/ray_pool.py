@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,8 @@ from megatron_rlpr.rollout.vllm.engine import VllmEngine
 from megatron_rlpr.types import Prompt, RolloutGroup
 from megatron_rlpr.weights.checksum import weights_checksum
 from megatron_rlpr.weights.receiver import Announcement
-from megatron_rlpr.weights.transports.choice import Transports
+from megatron_rlpr.weights.transports.choice import TransportName, Transports
+from megatron_rlpr.weights.transports.lane import Lane
 
 SAMPLING = SamplingSettings(temperature=0.7, max_tokens=150)
 SETTINGS = {"max_model_len": 200, "max_num_seqs": 6, "kv_cache_gb": 0.1}
@@ -54,6 +56,10 @@ PROMPTS = [
 STILL_S = 15.0
 """Without any computation an engine hangs: what the stopped one costs."""
 NEVER_S = 600.0
+
+
+def lane(transport: TransportName, address: str) -> Lane:
+    return Lane(Transports(transport, address, bucket_nbytes=2**17, timeout_s=NEVER_S))
 
 
 def plain(groups: list[RolloutGroup]) -> list[Any]:
@@ -86,10 +92,9 @@ def observe(models: Path) -> dict[str, Any]:
 
     def make_pool() -> EnginePool:
         settings = EngineSettings(str(models / "a"), "float32", **SETTINGS)
-        transports = Transports("auto", ray_cluster.node_address(), bucket_nbytes=2**17, timeout_s=NEVER_S)
-        return EnginePool(2, settings, timeout_s=STILL_S, transports=transports, on_event=events.append)
+        return EnginePool(2, settings, timeout_s=STILL_S, on_event=events.append)
 
-    rollouts = RayRollouts(make_pool, str)
+    rollouts = RayRollouts(make_pool, partial(lane, "auto"), str)
     pool = rollouts._pool
     assert pool is not None
     alone = ColocatedRollouts(VllmEngine(EngineSettings(str(models / "a"), "float32", **SETTINGS)))
@@ -176,10 +181,9 @@ def tensor_parallel(models: Path, manifest: Any, tensors: Any, groups: Callable[
 
     def make_pool() -> EnginePool:
         settings = EngineSettings(str(models / "a"), "float32", **SETTINGS, tensor_parallel_size=2)
-        transports = Transports("collective", ray_cluster.node_address(), bucket_nbytes=2**17, timeout_s=NEVER_S)
-        return EnginePool(1, settings, timeout_s=NEVER_S, transports=transports, on_event=events.append)
+        return EnginePool(1, settings, timeout_s=NEVER_S, on_event=events.append)
 
-    rollouts = RayRollouts(make_pool, str)
+    rollouts = RayRollouts(make_pool, partial(lane, "collective"), str)
     assert rollouts._pool is not None
     (engine,) = rollouts._pool.processes
     workers = [
@@ -203,7 +207,8 @@ def tensor_parallel(models: Path, manifest: Any, tensors: Any, groups: Callable[
 
     confirmed.append(rollouts.update_weights(Announcement(manifest, 3), Killing(tensors["b"])))
     seen["right"] = [
-        [c.version, c.checksum == weights_checksum(tensors[n].items())] for c, n in zip(confirmed, "abb", strict=True)
+        [c.version, c.checksums == (weights_checksum(tensors[n].items()),)]
+        for c, n in zip(confirmed, "abb", strict=True)
     ]
     return {**seen, "after_a_kill": groups(rollouts, 2), "events": events, "replaced": rollouts.engines_replaced}
 

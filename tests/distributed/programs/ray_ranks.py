@@ -32,6 +32,7 @@ from megatron_rlpr.types import Prompt
 from megatron_rlpr.weights.checksum import weights_checksum
 from megatron_rlpr.weights.receiver import Announcement
 from megatron_rlpr.weights.transports.choice import Transports
+from megatron_rlpr.weights.transports.lane import Lane
 
 SAMPLING = SamplingSettings(temperature=0.7, max_tokens=200)
 PROMPTS = [
@@ -73,10 +74,12 @@ def observe(models: Path, rank: int) -> dict[str, Any]:
     def make_pool() -> EnginePool:
         ray_cluster.connect("", cpus=2)
         settings = EngineSettings(str(models / "a"), "float32", max_model_len=256, max_num_seqs=6, kv_cache_gb=0.1)
-        transports = Transports("auto", ray_cluster.node_address(), bucket_nbytes=2**16, timeout_s=STILL_S)
-        return EnginePool(2, settings, timeout_s=STILL_S, transports=transports, on_event=events.append)
+        return EnginePool(2, settings, timeout_s=STILL_S, on_event=events.append)
 
-    rollouts = RayRollouts(make_pool, str)
+    def make_lane(address: str) -> Lane:
+        return Lane(Transports("auto", address, bucket_nbytes=2**16, timeout_s=STILL_S))
+
+    rollouts = RayRollouts(make_pool, make_lane, str)
     pool = rollouts._pool
     tensors = {name: load_file(models / name / "model.safetensors") for name in "ab"}
     manifest = {name: tuple(tensor.shape) for name, tensor in tensors["a"].items()}
@@ -94,7 +97,7 @@ def observe(models: Path, rank: int) -> dict[str, Any]:
     def hand_over(policy: Policy, version: int) -> list[Any]:
         before = policy.exports
         confirmation = rollouts.update_weights(Announcement(manifest, version), policy)
-        right = confirmation.checksum == weights_checksum(policy.tensors.items())
+        right = confirmation.checksums == (weights_checksum(policy.tensors.items()),)
         return [confirmation.version, right, policy.exports - before]
 
     def send(*signals: signal.Signals) -> Callable[[], None]:

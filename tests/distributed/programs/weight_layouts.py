@@ -85,7 +85,7 @@ class Receiver:
             self.names.append(name)
             if fault == "breaks" and len(self.names) == 3:
                 raise OSError("the engine went away")
-        return Confirmation(announced.version, "f" * 32 if fault == "holds other weights" else stream.checksum)
+        return Confirmation(announced.version, ("f" * 32 if fault == "holds other weights" else stream.checksum,))
 
     def rebuild_engines(self) -> None:
         self.rebuilt += 1

@@ -29,7 +29,6 @@ from megatron_rlpr.rollout.vllm.engine import VllmEngine
 from megatron_rlpr.rollout.vllm.worker_load import load_stream
 from megatron_rlpr.types import Response
 from megatron_rlpr.weights.checksum import weights_checksum
-from megatron_rlpr.weights.engine_slices import WHOLE
 from megatron_rlpr.weights.receiver import Announcement
 from megatron_rlpr.weights.transports.interface import InProcess
 
@@ -181,7 +180,7 @@ def observe_updates(tested: VllmEngine, fresh: VllmEngine, folder: Path) -> dict
     seen["rebuild_fails"] = failing_rebuild(tested, sent)
     tested.rebuild()
     confirmation = tested.update_weights(Announcement(manifest, 6), tensors.items())
-    seen["confirmed"] = (confirmation.version, confirmation.checksum == weights_checksum(tensors.items()))
+    seen["confirmed"] = (confirmation.version, confirmation.checksums == (weights_checksum(tensors.items()),))
     seen["rebuilt_equals_fresh"] = outputs(tested) == outputs(fresh)
     return {**seen, "recovers_from_a_break_anywhere": recovered}
 
@@ -191,13 +190,13 @@ def observe_slices(tested: VllmEngine, tensors: dict[str, torch.Tensor], outputs
 
     What the worker says, whether the others took effect, and whether it is as it was.
     """
-    places, before = tested._places(WHOLE), outputs(tested)
+    before = outputs(tested)
     manifest = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    said, got = [tested.why_whole(WHOLE)], []
+    said, got = [tested.why_whole(0)], []
     for factor in (0.5, 1.0):
         source = InProcess([(name, tensor * factor) for name, tensor in tensors.items()])
         announced = Announcement(manifest, 2)
-        loading = (source, announced, tested.settings.torch_dtype, tested._tied_head, places)
+        loading = (source, announced, tested.settings.torch_dtype, tested._tied_head, tested._shape())
         said += [str(loaded.fault) for loaded in tested._llm.collective_rpc(load_stream, args=loading)]
         got.append(outputs(tested))
     return [said, got[0] != before, got[1] == before]
