@@ -19,12 +19,22 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 
 from megatron_rlpr.types import IntArray
 
+_NAMED = 5
+"""Errors that are told."""
+
 
 @contextmanager
 def planned_quickly() -> Iterator[None]:
-    """What torch plans meanwhile is checked by `plan_errors`."""
+    """What torch plans meanwhile is checked by `plan_errors`; ValueError where that finds any."""
     of_torch = default_planner._validate_global_plan
-    default_planner._validate_global_plan = plan_errors
+
+    def checked(global_plan: Sequence[Any], metadata: Metadata) -> Any:
+        if errors := plan_errors(global_plan, metadata):
+            raise ValueError(f"the plan of a checkpoint is wrong: {'; '.join(errors[:_NAMED])}")
+        # What stands for "nothing wrong" differs between releases of torch: True, or an empty list.
+        return of_torch([], Metadata({}))
+
+    default_planner._validate_global_plan = checked
     try:
         yield
     finally:

@@ -4,6 +4,7 @@
 #   bash tests/gpu/run.sh OUT [numbers|times]
 #
 # numbers: only what is checked, on both kinds of layers at once; times: only what is measured, one after the other.
+# PARTS (a regular expression of their names) and TESTS (as of pytest's -k) choose among what is run.
 # Prints one table (verdict, value, bound, check) and leaves it in OUT/table.json, with the log of every part beside it.
 # Takes from build/gpu what is there (README.md says what), else what is installed. Without Transformer Engine the parts
 # that need it are left out.
@@ -43,6 +44,7 @@ fi
 part() { # NAME SECONDS PYTHONPATH COMMAND...
     local name="$1" seconds="$2" path="$3" begun=$SECONDS left=$((limit - SECONDS))
     shift 3
+    [[ "$name" =~ ${PARTS:-.} ]] || return
     [ $left -gt 0 ] || { echo "part $name: left out, since $limit s have passed"; return; }
     [ $left -ge $seconds ] || seconds=$left
     RLPR_GPU_PART="$name" PYTHONPATH="$path" timeout -k 5 "$seconds" "$@" >"$out/$name.log" 2>&1
@@ -51,13 +53,17 @@ part() { # NAME SECONDS PYTHONPATH COMMAND...
 
 model="$site/model"
 if [ "$wanted" != times ]; then
-    part own-layers 220 "$own" "$python" -m pytest -p no:cacheprovider tests/gpu &
-    if [ -n "$engine" ]; then
-        # Attention, head and transports know no layers.
-        part transformer-engine 220 "$engine" "$python" -m pytest -p no:cacheprovider tests/gpu \
-            --ignore tests/gpu/test_gpu_attention.py --ignore tests/gpu/test_gpu_head.py \
-            --ignore tests/gpu/test_gpu_weight_transports.py &
-    fi
+    tests=("$python" -m pytest -p no:cacheprovider -k "${TESTS:-test}")
+    without_layers=() with_layers=()
+    for file in tests/gpu/test_gpu_*.py; do
+        case "$file" in
+            *_attention.py | *_head.py | *_weight_transports.py) without_layers+=("$file") ;;
+            *) with_layers+=("$file") ;;
+        esac
+    done
+    part without-layers 220 "$own" "${tests[@]}" "${without_layers[@]}" &
+    part own-layers 220 "$own" "${tests[@]}" "${with_layers[@]}" &
+    if [ -n "$engine" ]; then part transformer-engine 220 "$engine" "${tests[@]}" "${with_layers[@]}" & fi
 fi
 if [ "$wanted" != numbers ]; then
     part model 100 "$own" "$python" tests/gpu/speed.py "$model" model &

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from itertools import pairwise, product
+from typing import Any
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -69,7 +71,13 @@ def test_twelve_thousand_experts_are_checked_in_a_moment() -> None:
     assert time.process_time() - begin < 2
 
 
-def test_torch_asks_ours_only_while_it_is_told_to() -> None:
+@pytest.mark.parametrize("of_torch", [TORCHS, lambda *_: True], ids=["a list of errors", "whether it is right"])
+def test_torch_asks_ours_only_while_it_is_told_to(of_torch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch 2.13 takes what is not empty for an error, PyTorch 2.11 what is not true."""
+    monkeypatch.setattr(default_planner, "_validate_global_plan", of_torch)
+    right, wrong = plan((4,), [([0], [2]), ([2], [2])]), plan((4,), [([0], [3]), ([2], [2])])
     with planned_quickly():
-        assert default_planner._validate_global_plan is plan_errors
-    assert default_planner._validate_global_plan is TORCHS
+        assert default_planner._validate_global_plan([None] * 2, right) == of_torch([None] * 2, right)
+        with pytest.raises(ValueError, match="the plan of a checkpoint is wrong: key:weight has overlapping pieces: "):
+            default_planner._validate_global_plan([None] * 2, wrong)
+    assert default_planner._validate_global_plan is of_torch
