@@ -25,7 +25,8 @@ PIPELINE = [
     "trainer.save_freq=1",
 ]
 IN_BF16 = [
-    "rollout.placement=ray",
+    *TENSOR_PARALLEL,
+    "actor.tensor_model_parallel_size=2",
     "actor.dtype=bfloat16",
     "actor.lr=1e-5",
     "data.val_files=[]",
@@ -106,13 +107,21 @@ def test_the_run_is_the_same_although_an_engine_died(workplace: Workplace, undis
             assert metric.startswith("time") or value == pytest.approx(others[metric], rel=1e-4, abs=1e-6), metric
 
 
-def test_a_run_that_hands_over_what_changed_has_the_digits_of_one_that_hands_over_everything(
+def test_a_run_that_hands_over_what_changed_of_slices_has_the_digits_of_one_that_hands_over_everything(
     workplace: Workplace,
 ) -> None:
-    for name, delta in (("of_changes", "true"), ("of_everything", "false")):
-        status, output = workplace.start_warm(name, 0, *IN_BF16, f"weights.delta={delta}", ray_workers=True)
+    """Two ranks that share a layer, and an engine of two workers."""
+    ways = {
+        "of_changes": (["weights.delta=true"], "hand-over of a slice of each tensor for each of an engine's 2 ranks"),
+        "of_everything": (["weights.sharded=false"], "hand-over of whole tensors: weights.sharded=false"),
+    }
+    for name, (options, said) in ways.items():
+        status, output = workplace.start_warm(name, 2, *IN_BF16, *options, ray_workers=True)
         assert status == 0, output[-4000:]
+        assert said in output
     of_changes, of_everything = workplace.timeless("of_changes"), workplace.timeless("of_everything")
+    received = [[step.pop("weights/bytes_received") for step in of] for of in (of_changes, of_everything)]
+    assert all(3 * slices < whole for slices, whole in zip(*received, strict=True)), "only vocabularies travel"
     densities = [step.pop("weights/delta_density") for step in of_changes]
     nbytes = [step.pop("weights/bytes_sent") for step in of_changes]
     assert of_changes == of_everything
@@ -121,7 +130,7 @@ def test_a_run_that_hands_over_what_changed_has_the_digits_of_one_that_hands_ove
             assert rollouts(workplace, "of_changes", step, column) == rollouts(workplace, "of_everything", step, column)
     assert all(0 < density < 0.3 for density in densities), densities
     in_fp32 = sum(file.stat().st_size for file in (workplace.folder / "model").glob("*.safetensors"))
-    assert max(nbytes) < in_fp32 / 2 / 4, nbytes
+    assert max(nbytes) < in_fp32 / 2 / 2 / 4, nbytes
 
 
 @pytest.fixture(scope="module")

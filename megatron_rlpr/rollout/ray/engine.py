@@ -31,7 +31,7 @@ _LISTENED_S = 1.0
 class Edition:
     """The weights of one hand-over; every attempt at it is an edition of its own. number: 0 is the model folder's.
 
-    checksums: of what was sent over every lane; empty until it has been.
+    checksums: of what was exported for every lane; empty until it has been.
     """
 
     number: int
@@ -43,7 +43,7 @@ class Edition:
         return self.announced.version
 
     def sent(self, checksums: tuple[str, ...]) -> None:
-        """Note what has been sent. WeightHandoverError when these are other weights than before."""
+        """Note what has been exported to be sent. WeightHandoverError when these are other weights than before."""
         if self.checksums not in ((), checksums):
             raise WeightHandoverError(
                 f"an engine needs the weights of hand-over {self.version} (checksum {', '.join(self.checksums)}) "

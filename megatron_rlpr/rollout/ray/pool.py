@@ -147,13 +147,15 @@ class EnginePool:
             finally:
                 for engine in taking:
                     engine.has_time_again()
+            if not reports:
+                return
+            edition.sent(tuple(report.checksum for report in reports))
             broken = [report.broke for report in reports if report.broke]
             if broken:
                 self._on_event(f"hand-over {edition.version} broke off and is repeated: {broken[0]}")
                 return
             lost = {place: reason for report in reports for place, reason in report.lost.items()}
             if len(lost) < len(taking):
-                edition.sent(tuple(report.checksum for report in reports))
                 self._sent = _of_all(reports)
             for place, reason in lost.items():
                 if taking[place].has_answered:  # it can say itself what happened
