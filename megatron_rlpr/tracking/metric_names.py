@@ -77,7 +77,8 @@ STEP_METRICS: dict[str, str] = {
     "weights/bytes_received": (
         "most bytes of weights that a rank got from other ranks for the step's hand-over, whole tensors or slices"
     ),
-    "weights/bytes_sent": "bytes of the step's hand-over that went to every worker of an engine (weights.delta=true)",
+    "weights/bytes_sent": "bytes of the step's hand-over that went to a worker of an engine, the most of all "
+    "(weights.delta=true)",
     "weights/delta_density": (
         "share of the weights that the step's hand-over changed; 1: they went whole, since an engine was new, say"
     ),

@@ -29,7 +29,7 @@ class Announcement:
 
 @dataclass(frozen=True)
 class Sent:
-    """How a stream of weights left for engines elsewhere. nbytes: to each worker. density: the share of the weights
+    """How weights left for engines elsewhere. nbytes: to the worker that got most. density: the share of the weights
     that changed; 1: they went whole, without a look at the last ones."""
 
     nbytes: int

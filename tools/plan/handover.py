@@ -42,6 +42,11 @@ def received(job: Job) -> Received:
     )
 
 
+def sending_ranks(job: Job) -> int:
+    """Of the trainer, who send to engines in Ray: one with whole tensors, else one for each rank of an engine."""
+    return _cut(job).engine
+
+
 def largest_parameter(job: Job) -> int:
     """Elements of the largest parameter that travels, or of its slices."""
     return _largest(job.shape, _cut(job))

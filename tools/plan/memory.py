@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tools.plan.gpus import ATTENTION_BYTES, CONTEXT, ENGINE_WORKSPACE, GIB, USABLE
-from tools.plan.handover import largest_parameter
+from tools.plan.handover import largest_parameter, sending_ranks
 from tools.plan.job import Job
 from tools.plan.parameters import of_engine_rank, of_model, of_stage
 
@@ -64,12 +64,13 @@ def memory(job: Job) -> Memory:
         phase: max((found[phase] for found in by_stage), key=lambda terms: sum(terms.values())) for phase in PHASES
     }
     states = [state_bytes(job, stage) for stage in range(job.stages)]
-    moved = job.actor.offload != "none"
+    moved, delta = job.actor.offload != "none", job.config.weights.delta
     host = {
         "optimizer while engines generate": max(s["optimizer"] for s in states) if moved else 0,
         "weights while engines generate": max(s["weights"] for s in states) if job.actor.offload == "all" else 0,
         "reference policy": max(s["weights"] for s in states) if moved and job.config.algorithm.kl_loss_coef else 0,
         "checkpoint": max(checkpoint_share(job, stage) for stage in range(job.stages)),
+        "last hand-over": job.itemsize * of_model(job.shape).total / sending_ranks(job) if delta else 0,
     }
     return Memory(fullest, host, _cache_bytes(job) / cache_bytes_per_token(job))
 

@@ -1,4 +1,4 @@
-"""Weights on their way from the trainer's first rank to engines in other processes.
+"""Weights on their way from a rank of the trainer to engines in other processes.
 
     WeightExporter -> framing.StreamCutter -> buffers -> framing.StreamAssembler -> engine worker
                                                  |

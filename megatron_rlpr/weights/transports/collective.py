@@ -1,4 +1,4 @@
-"""Buckets broadcast over a process group of its own: the trainer's first rank and every worker of the engines.
+"""Buckets broadcast over a process group of its own: a rank of the trainer, and the workers that it sends to.
 
 The same code sends over gloo on CPU and over NCCL on CUDA, within a host and across nodes. Every member has two
 buffers, the halves of a bucket: while one is broadcast the sender fills the other, and the readers take theirs apart.

@@ -1,6 +1,6 @@
 """Over any transport: only what has changed since the last hand-over (`weights.delta`).
 
-Both ends keep the last stream's weights in host memory, as they were exported: the trainer's first rank once, and every
+Both ends keep the last stream's weights in host memory, as they were exported: the trainer's rank that sends, and every
 worker of an engine (whose own parameters are fused, cut and packed). A stream is known by a name that no other one has,
 and is taken for the base of the next only where both ends have seen its end and the engine has confirmed its checksum.
 What the engine loads, and sums up for its confirmation, are whole tensors again, whatever came.

@@ -12,6 +12,8 @@ from tools.bench.handover_plan import Sizes, bytes_of_ranks
 from tools.plan.__main__ import planned
 from tools.plan.handover import largest_parameter, received
 from tools.plan.job import Job
+from tools.plan.memory import memory
+from tools.plan.parameters import of_model
 
 RECIPES = Path(__file__).parents[3] / "examples" / "recipes"
 DENSE, GEMMA, EXPERTS = "qwen2.5-72b", "gemma-2-2b-it", "qwen3-30b-a3b"
@@ -63,5 +65,7 @@ def test_whole_tensors_are_counted_where_engines_get_them() -> None:
     assert received(whole).total > 8 * received(laid_out(DENSE, sizes, 8)).total
     elsewhere = whole.changed({"rollout.placement": "ray", "weights.sharded": "auto"})
     assert received(elsewhere) == received(laid_out(DENSE, sizes, 8)), "engines in Ray get slices, too"
+    kept = [memory(laid_out(DENSE, sizes, size, delta=True)).host["last hand-over"] for size in (1, 8)]
+    assert kept == [2 * of_model(whole.shape).total, 2 * of_model(whole.shape).total / 8], "shared by who sends"
     assert largest_parameter(whole) == whole.shape.vocab_size * whole.shape.hidden_size
     assert largest_parameter(laid_out(DENSE, sizes, 8)) == largest_parameter(whole) // 8
