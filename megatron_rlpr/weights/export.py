@@ -2,15 +2,16 @@
 that this rank's engine holds.
 
 Parameters travel in buckets of bounded size, by the ways of `export_plan`: the owning stage's tensor-parallel ranks
-gather their shards where one alone will not do (of experts, those ranks of the stage that share them, who send them to
-the stage's other expert-parallel ranks), and the stage sends what has come of them to the other stages. While one
+send each other the shards that others need where one alone will not do (of experts, those ranks of the stage that share
+them, who send them to the stage's other expert-parallel ranks), and the stage sends what has come of them to the other
+stages. While one
 bucket is being used the next one is gathered, so two exist at once; with one rank the stream yields views of the model
 itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, groupby
 from math import prod
 from typing import TypeVar
@@ -24,6 +25,7 @@ from megatron_rlpr.weights.buckets import in_buckets, one_ahead
 from megatron_rlpr.weights.engine_slices import EngineRank
 from megatron_rlpr.weights.export_plan import ExportPlan, Owner
 from megatron_rlpr.weights.local_parameters import in_bf16, local_parameters
+from megatron_rlpr.weights.mapping import Shape
 from megatron_rlpr.weights.shape import ModelShape
 
 NamedTensors = list[tuple[str, torch.Tensor]]
@@ -68,9 +70,12 @@ class WeightExporter:
         self._ep_group = parallel_state.get_expert_model_parallel_group()
         self.stage, self._expert_rank = dist.get_rank(self._pp_group), dist.get_rank(self._ep_group)
         """Of the pipeline: this rank's."""
+        self._dealt_to = [rank % engine_size for rank in dist.get_process_group_ranks(self._ep_group)]
+        """Of the engine: the ranks of those in this stage that hold other experts, in their order."""
         tensor, expert_tensor = (dist.get_world_size(group) for group in self._cut_groups)
         self._plan = ExportPlan(self._table, tensor, expert_tensor, self.engine)
         travelling = any(self._plan.gathered_numel(index) for index in self._tensors)
+        self._wanted = {of_expert: self._wanted_by_members(of_expert) for of_expert in (False, True)}
         self._local = not travelling and {dist.get_world_size(g) for g in (self._pp_group, self._ep_group)} == {1}
         """Whether nothing comes from other ranks."""
         self._buckets = self._fill_buckets(int(bucket_mb * 2**20))
@@ -116,6 +121,13 @@ class WeightExporter:
         for owner, indices in self._buckets:
             yield self._export(owner, indices)
 
+    def _wanted_by_members(self, of_expert: bool) -> list[set[int]]:
+        """For each rank that cuts a parameter: the engine's ranks whose slices it needs, for itself and to deal out."""
+        mine = {self.engine.rank}
+        if of_expert and self._plan.experts_are_dealt:
+            mine = set(self._dealt_to)
+        return _gather_from(self._cut_groups[of_expert], mine)
+
     @torch.no_grad()
     def _export(self, owner: Owner, indices: list[int], within_stage: bool = False) -> NamedTensors:
         if self._device.type == "cuda":
@@ -126,17 +138,16 @@ class WeightExporter:
     def _parts(self, owner: Owner, indices: list[int], within_stage: bool) -> Iterable[torch.Tensor]:
         """What the owner's stage, or every rank, gets of the bucket's Hugging Face tensors, in order."""
         plan, in_stage, of_one = self._plan, self.stage == owner.stage, owner.expert_rank is not None
-        whole = of_one and plan.experts_travel_whole
+        dealt = of_one and plan.experts_are_dealt
         slices = [cut for index in indices for cut in plan.slices(index)]
         parts: Iterable[torch.Tensor] = ()
         if in_stage and owner.expert_rank in (None, self._expert_rank):
-            parts = self._held(owner, indices, plan.to_whole if whole else plan.to_slices)
+            parts = self._held(owner, indices, plan.to_whole if dealt else plan.to_slices)
         if in_stage and owner.expert_rank is not None:
-            full = [tensor.shape for index in indices for tensor in self._table[index].hf]
-            shapes = full if whole else [cut.shape for cut in slices]
-            parts = self._sent(parts, shapes, owner.expert_rank, self._ep_group)
-            if whole:
-                parts = [cut.of(tensor) for cut, tensor in zip(slices, parts, strict=True)]
+            if dealt:
+                parts = self._dealt(parts, indices, owner.expert_rank)
+            else:
+                parts = self._sent(parts, [cut.shape for cut in slices], owner.expert_rank, self._ep_group)
         if dist.get_world_size(self._pp_group) > 1 and not within_stage:
             parts = self._sent(parts, [cut.shape for cut in slices], owner.stage, self._pp_group)
         return (part.contiguous() for part in parts)
@@ -145,19 +156,82 @@ class WeightExporter:
         self, owner: Owner, indices: list[int], parts_of: Callable[[int, list[torch.Tensor]], Iterable[torch.Tensor]]
     ) -> Iterator[torch.Tensor]:
         """Parts of the bucket's parameters, one after the other, from the shards of who cut them."""
-        group, size = self._cut_groups[owner.of_expert], self._plan.cut_size(indices[0])
         travelling = [index for index in indices if not self._plan.alone(index)]
-        shards: dict[int, list[torch.Tensor]] = {}
-        if travelling:
-            counts = [self._table[index].shard_numel(size) for index in travelling]
-            gathered = torch.empty(size, sum(counts), dtype=self.dtype, device=self._device)
-            mine = torch.cat([self._values(self._tensors[index]).flatten() for index in travelling])
-            dist.all_gather(list(gathered.unbind()), mine, group=group)
-            self.received += gathered.nbytes - mine.nbytes
-            for index, part in zip(travelling, gathered.split(counts, dim=1), strict=True):
-                shards[index] = [flat.view(self._table[index].shard_shape(size)) for flat in part]
+        shards = self._shards(travelling, owner.of_expert) if travelling else {}
         for index in indices:
             yield from parts_of(index, shards.get(index) or [self._values(self._tensors[index])])
+
+    def _shards(self, indices: Sequence[int], of_expert: bool) -> dict[int, list[torch.Tensor]]:
+        """By index, the shards of all who cut a parameter; those that no wanted slice reaches into are NaN."""
+        group, wanted = self._cut_groups[of_expert], self._wanted[of_expert]
+        me, size = dist.get_rank(group), len(wanted)
+        mine = {index: self._values(self._tensors[index]) for index in indices}
+        shapes = {index: self._table[index].shard_shape(size) for index in indices}
+        if self.engine.size == 1:  # everybody needs everything
+            return self._gathered(mine, shapes, group)
+
+        def moves(source: int, target: int) -> list[int]:
+            return [i for i in indices if source != target and source in self._plan.sources(i, wanted[target])]
+
+        coming = [moves(source, me) for source in range(size)]
+        arrived = self._exchanged(
+            [[mine[index] for index in moves(me, target)] for target in range(size)],
+            [[shapes[index] for index in moved] for moved in coming],
+            group,
+        )
+        nothing = torch.full((), float("nan"), dtype=self.dtype, device=self._device)
+        shards = {index: [nothing.expand(shapes[index])] * size for index in indices}
+        for source, moved in enumerate(coming):
+            for index, shard in zip(moved, arrived[source], strict=True):
+                shards[index][source] = shard
+        for index in indices:
+            shards[index][me] = mine[index]
+        return shards
+
+    def _gathered(
+        self, mine: Mapping[int, torch.Tensor], shapes: Mapping[int, Shape], group: dist.ProcessGroup
+    ) -> dict[int, list[torch.Tensor]]:
+        """By index, the shards of all ranks of the group."""
+        flat = torch.cat([shard.flatten() for shard in mine.values()])
+        gathered = torch.empty(dist.get_world_size(group), flat.numel(), dtype=self.dtype, device=self._device)
+        dist.all_gather(list(gathered.unbind()), flat, group=group)
+        self.received += gathered.nbytes - flat.nbytes
+        parts = gathered.split([shard.numel() for shard in mine.values()], dim=1)
+        return {index: [row.view(shapes[index]) for row in part] for index, part in zip(mine, parts, strict=True)}
+
+    def _dealt(self, full: Iterable[torch.Tensor], indices: Sequence[int], source: int) -> Sequence[torch.Tensor]:
+        """Whole experts of the rank `source` of those that hold others -> the slices of this rank's engine."""
+        cuts = [[cut for index in indices for cut in self._plan.slices(index, rank)] for rank in self._dealt_to]
+        outgoing: list[list[torch.Tensor]] = [[] for _ in cuts]
+        coming: list[list[Shape]] = [[] for _ in cuts]
+        mine: list[torch.Tensor] = []
+        if self._expert_rank == source:
+            tensors = list(full)
+            outgoing = [[cut.of(tensor) for cut, tensor in zip(of_rank, tensors, strict=True)] for of_rank in cuts]
+            mine, outgoing[source] = outgoing[source], []
+        else:
+            coming[source] = [cut.shape for cut in cuts[self._expert_rank]]
+        return self._exchanged(outgoing, coming, self._ep_group)[source] or mine
+
+    def _exchanged(
+        self,
+        outgoing: Sequence[Sequence[torch.Tensor]],
+        coming: Sequence[Sequence[Shape]],
+        group: dist.ProcessGroup,
+    ) -> list[list[torch.Tensor]]:
+        """What this rank has for every rank of the group -> what these have for it, of these shapes; by rank."""
+        leaving = [sum(tensor.numel() for tensor in tensors) for tensors in outgoing]
+        sizes = [[prod(shape) for shape in shapes] for shapes in coming]
+        sent, got = (torch.empty(sum(n), dtype=self.dtype, device=self._device) for n in (leaving, map(sum, sizes)))
+        if sent.numel():
+            torch.cat([tensor.flatten() for tensors in outgoing for tensor in tensors], out=sent)
+        dist.all_to_all_single(got, sent, [sum(n) for n in sizes], leaving, group=group)
+        self.received += got.nbytes
+        parts = zip(got.split([sum(n) for n in sizes]), sizes, coming, strict=True)
+        return [
+            [view.view(shape) for view, shape in zip(part.split(n), shapes, strict=True)] if shapes else []
+            for part, n, shapes in parts
+        ]
 
     def _sent(
         self, parts: Iterable[torch.Tensor], shapes: Sequence[Sequence[int]], source: int, group: dist.ProcessGroup
@@ -180,7 +254,8 @@ class WeightExporter:
         """Consecutive entries of the table that one owner has."""
 
         def nbytes(index: int) -> int:
-            return self._plan.most_numel(index) * self.dtype.itemsize
+            dealt = self._plan.slices_numel(index) * len(self._dealt_to) if self._table[index].of_expert else 0
+            return max(self._plan.most_numel(index), dealt) * self.dtype.itemsize
 
         owners = self._owners()
         by_owner = groupby(owners, owners.__getitem__)

@@ -2,27 +2,29 @@
 
 An engine's rank is the global rank modulo the engine's size, and those that cut a layer count as fast (Megatron's
 order). So where both sizes are equal a rank's shard is what its engine needs already, but for the order of rows, and
-nothing crosses tensor-parallel ranks. Otherwise the ranks that cut a layer gather their shards, and cut from the whole
-what their own pipeline group's engine rank holds. Only that goes to the other stages.
+nothing crosses tensor-parallel ranks. Otherwise the ranks that cut a layer send each other the shards of which the
+other needs a part, and cut from these what their own pipeline group's engine rank holds. Only that goes to the other
+stages.
 
-    shard ──alone?── slices ────────────────────────────────────┬─> the stage's expert-parallel ranks ─> other stages
-      └──> gathered over those who cut it ─> whole ─> slices ───┘
+    shard ──alone?── slices ──────────────────────────────────────┬─> the stage's expert-parallel ranks ─> other stages
+      └──> with those of others that reach into them ─> slices ───┘
 
-The experts of ranks whose engine ranks differ travel whole within the stage, and are cut behind that.
+Where the expert-parallel ranks of a stage belong to different ranks of an engine, who holds an expert deals out what
+each needs of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from math import prod
+from functools import cache, cached_property
+from math import gcd, prod
 from typing import NamedTuple
 
 import torch
 
 from megatron_rlpr.weights.engine_slices import WHOLE, EngineRank, Slice, slices_of
-from megatron_rlpr.weights.mapping import ParamMapping
+from megatron_rlpr.weights.mapping import HfTensor, ParamMapping, Shape, TensorLayout
 
 
 class Owner(NamedTuple):
@@ -53,21 +55,29 @@ class ExportPlan:
         """Whether every rank's own shard holds what its engine rank needs."""
         return self._alone[index]
 
-    def slices(self, index: int) -> tuple[Slice, ...]:
-        """Of every Hugging Face tensor of a parameter, in its order, what this rank's engine gets."""
-        return self._slices[index]
+    def slices(self, index: int, rank: int | None = None) -> tuple[Slice, ...]:
+        """Of every Hugging Face tensor of a parameter, in its order, what that rank of the engine gets; None: this one.
+        They are without names, since layers and experts share them."""
+        engine = self.engine if rank is None else EngineRank(rank, self.engine.size)
+        return _slices(*_kind(self.table[index]), engine)
+
+    def sources(self, index: int, ranks: Iterable[int]) -> set[int]:
+        """Which of those who cut a parameter hold a part of what these ranks of the engine get."""
+        kind, size = _kind(self.table[index]), self.cut_size(index)
+        return {source for rank in ranks for source in _sources(*kind, size, EngineRank(rank, self.engine.size))}
 
     @property
-    def experts_travel_whole(self) -> bool:
+    def experts_are_dealt(self) -> bool:
         """Whether the stage's ranks that hold other experts have another engine rank."""
         return self.expert_tensor % self.engine.size > 0
 
     def to_whole(self, index: int, shards: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        """The gathered shards of a parameter -> its full Hugging Face tensors; where possible views."""
+        """The shards of a parameter -> its full Hugging Face tensors; where possible views."""
         return self.table[index].join(shards)
 
     def to_slices(self, index: int, shards: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Its own shard where a rank is alone, else all gathered ones -> the slices; where possible views."""
+        """Its own shard where a rank is alone, else all -> the slices; where possible views. Of the latter only
+        `sources` matter."""
         mapping, size = self.table[index], self.cut_size(index)
         if self.alone(index) and size > 1 and mapping.layout.cut_dim is not None:
             pieces = mapping.layout.unfuse(shards[0], mapping.piece_shapes(size))
@@ -76,7 +86,7 @@ class ExportPlan:
         return [cut.of(full) for cut, full in zip(self.slices(index), self.to_whole(index, shards), strict=True)]
 
     def gathered_numel(self, index: int) -> int:
-        """Elements of all gathered shards; 0 where a rank is alone."""
+        """Elements of all shards; 0 where a rank is alone."""
         size = self.cut_size(index)
         return 0 if self.alone(index) else size * self.table[index].shard_numel(size)
 
@@ -86,32 +96,35 @@ class ExportPlan:
 
     def most_numel(self, index: int) -> int:
         """Elements of a parameter that any rank holds at once besides its shard: the same on all ranks."""
-        first = slices_of(self.table[index], EngineRank(0, self.engine.size))  # later ones may lack vocabulary rows
+        first = self.slices(index, 0)  # later ones may lack vocabulary rows
         return max(self.gathered_numel(index), sum(prod(cut.shape) for cut in first))
 
     def whole_numel(self, index: int) -> int:
         """Elements of the full Hugging Face tensors."""
         return sum(prod(tensor.shape) for tensor in self.table[index].hf)
 
-    def received_numel(self, index: int, owner: Owner, stage: int, expert_rank: int) -> int:
-        """Elements of a parameter that reach a rank of that stage and expert-parallel rank from others."""
-        if stage != owner.stage:
-            return self.slices_numel(index)
-        if owner.expert_rank not in (None, expert_rank):
-            return self.whole_numel(index) if self.experts_travel_whole else self.slices_numel(index)
-        gathered, size = self.gathered_numel(index), self.cut_size(index)
-        return gathered - gathered // size
+    def received_numel(self, index: int, owner: Owner, stage: int, expert_rank: int, place: int | None = None) -> int:
+        """Elements of a parameter that reach a rank of that stage and expert-parallel rank from others.
 
-    @cached_property
-    def _slices(self) -> list[tuple[Slice, ...]]:
-        return [slices_of(mapping, self.engine) for mapping in self.table]
+        place: the rank's among those who cut the parameter; None: the one that gets most.
+        """
+        if stage != owner.stage or owner.expert_rank not in (None, expert_rank):
+            return self.slices_numel(index)
+        if self.alone(index):
+            return 0
+        size = self.cut_size(index)
+        dealt = owner.of_expert and owner.expert_rank is not None and self.experts_are_dealt
+        sources = self.sources(index, range(self.engine.size) if dealt else (self.engine.rank,))
+        step = gcd(size, self.engine.size)
+        places = range(self.engine.rank % step, size, step) if place is None else (place,)
+        return max(len(sources - {own}) for own in places) * self.table[index].shard_numel(size)
 
     @cached_property
     def _alone(self) -> list[bool]:
         kinds: dict[object, bool] = {}  # layers repeat
         return [
             kinds[kind]
-            if (kind := (m.layout, m.of_expert, *(t.shape for t in m.hf))) in kinds
+            if (kind := (m.of_expert, *_kind(m))) in kinds
             else kinds.setdefault(kind, self._lines_up(m, self.cut_size(index)))
             for index, m in enumerate(self.table)
         ]
@@ -127,3 +140,32 @@ class ExportPlan:
             for rank, of_rank in cuts
             for tensor, cut in zip(mapping.hf, of_rank, strict=True)
         )
+
+
+def _kind(mapping: ParamMapping) -> tuple[TensorLayout, tuple[Shape, ...]]:
+    """What parameters of all layers and experts share."""
+    return mapping.layout, tuple(tensor.shape for tensor in mapping.hf)
+
+
+def _nameless(layout: TensorLayout, shapes: Sequence[Shape]) -> ParamMapping:
+    return ParamMapping((), tuple(HfTensor("", shape) for shape in shapes), layout)
+
+
+@cache
+def _slices(layout: TensorLayout, shapes: tuple[Shape, ...], engine: EngineRank) -> tuple[Slice, ...]:
+    return slices_of(_nameless(layout, shapes), engine)
+
+
+@cache
+def _sources(layout: TensorLayout, shapes: tuple[Shape, ...], size: int, engine: EngineRank) -> frozenset[int]:
+    """Of `size` ranks that cut a parameter, those whose piece reaches into a slice; all parts of a piece do."""
+    mapping = _nameless(layout, shapes)
+    pieces, parts = mapping.cuts(size)
+    return frozenset(
+        piece * parts + part
+        for tensor, cut in zip(mapping.hf, _slices(layout, shapes, engine), strict=True)
+        for piece in range(pieces)
+        for start, stop in [mapping.bounds(tensor, piece, pieces)]
+        if max(start, cut.start) < min(stop, cut.stop)
+        for part in range(parts)
+    )

@@ -29,7 +29,7 @@ class Sizes:
     expert_tensor: int = 0
 
 
-_CASES = (
+HANDOVERS = (
     ("qwen2.5-72b", Sizes(8, 8, 1), 8),
     ("qwen2.5-72b", Sizes(4, 8, 2), 8),
     ("qwen2.5-72b", Sizes(8, 8, 1), 4),
@@ -49,7 +49,7 @@ class RankBytes:
 def run() -> dict[str, Any]:
     """bf16; the rank that gets most, with the plan and with whole tensors."""
     points = []
-    for model, sizes, engine in _CASES:
+    for model, sizes, engine in HANDOVERS:
         sliced, whole = (_most(bytes_of_ranks(model, sizes, of)) for of in (engine, 1))
         points.append(
             {
@@ -79,13 +79,17 @@ def bytes_of_ranks(model: str, sizes: Sizes, engine: int, itemsize: int = 2) -> 
     owners = [
         _owner(mapping, shape.num_layers, shape.experts.count if shape.experts else 0, sizes) for mapping in table
     ]
+    alike: dict[object, list[int]] = {}  # layers of a stage are, and experts
+    for index, (mapping, owner) in enumerate(zip(table, owners, strict=True)):
+        alike.setdefault((mapping.layout, *(t.shape for t in mapping.hf), owner), []).append(index)
+    counts = [(indices[0], len(indices)) for indices in alike.values()]
     found = []
-    for rank in {0, engine - 1}:  # those between hold as much: only the end of a vocabulary may be shorter
+    for rank in range(engine):
         plan = ExportPlan(table, sizes.tensor, sizes.expert_tensor or sizes.tensor, EngineRank(rank, engine))
-        kept = sum(map(plan.slices_numel, range(len(table))))
+        kept = sum(plan.slices_numel(index) * count for index, count in counts)
         for stage in range(sizes.pipeline):
             for expert in range(sizes.expert):
-                received = sum(plan.received_numel(i, owner, stage, expert) for i, owner in enumerate(owners))
+                received = sum(plan.received_numel(i, owners[i], stage, expert) * count for i, count in counts)
                 found.append(RankBytes(kept * itemsize, received * itemsize))
     return found
 

@@ -37,7 +37,11 @@ def received(job: Job) -> Received:
     """Of the rank that gets most."""
     cut = _cut(job)
     return max(
-        (_of_stage(job, cut, EngineRank(rank, cut.engine), stage) for rank in cut.ranks for stage in range(job.stages)),
+        (
+            _of_stage(job, cut, EngineRank(rank, cut.engine), stage)
+            for rank in range(cut.engine)
+            for stage in range(job.stages)
+        ),
         key=lambda found: found.total,
     )
 
@@ -60,11 +64,6 @@ class _Cut:
     expert_tensor: int
     expert: int
     engine: int
-
-    @property
-    def ranks(self) -> set[int]:
-        """Of the engine; those between hold as much: only the end of a vocabulary may be shorter."""
-        return {0, self.engine - 1}
 
 
 def _cut(job: Job) -> _Cut:

@@ -120,16 +120,18 @@ def handed_over(exporter: WeightExporter, rank: int) -> dict[str, Any]:
     }
 
 
-def sliced(exporter: WeightExporter, chunks: Any, shape: ModelShape, source: HfFolder) -> dict[str, Any]:
-    """What engines of two ranks get: their slices, and how many bytes move for them and for whole tensors."""
+def sliced(exporter: WeightExporter, chunks: Any, shape: ModelShape, source: HfFolder, size: int) -> dict[str, Any]:
+    """What engines of so many ranks get: their slices, and how many bytes move for them and for whole tensors."""
     for _ in exporter:
         continue
-    to_engines = WeightExporter(chunks, shape, BUCKET_MB, engine_size=2)
+    to_engines = WeightExporter(chunks, shape, BUCKET_MB, engine_size=size)
     engine, plan = to_engines.engine, to_engines._plan
     cuts = {cut.name: cut for mapping in plan.table if not mapping.is_copy for cut in slices_of(mapping, engine)}
     stream = [(name, tensor.clone()) for name, tensor in to_engines]
     owners = [(index, owner) for owner, indices in to_engines._buckets for index in indices]
-    planned = [plan.received_numel(index, owner, to_engines.stage, to_engines._expert_rank) for index, owner in owners]
+    here = to_engines.stage, to_engines._expert_rank
+    places = [dist.get_rank(group) for group in to_engines._cut_groups]
+    planned = [plan.received_numel(index, owner, *here, places[owner.of_expert]) for index, owner in owners]
     receiver = Receiver()
     report = HandOver(to_engines, receiver).send(version=1)
     return {
@@ -167,8 +169,11 @@ def observe(
         "largest_bucket_of_several": max([sum(t.nbytes for _, t in b) for b in buckets if len(b) > 3], default=0),
         "hand_over": handed_over(exporter, layout.rank),
     }
-    if not why_whole(shape, 2, layout.world_size // layout.pipeline_size):
-        facts["sliced"] = sliced(exporter, policy.chunks, shape, source)
+    facts["sliced"] = {
+        size: sliced(exporter, policy.chunks, shape, source, size)
+        for size in (2, 4)
+        if not why_whole(shape, size, layout.world_size // layout.pipeline_size)
+    }
     with torch.no_grad():
         for chunk in policy.chunks:
             for parameter in chunk.parameters():
