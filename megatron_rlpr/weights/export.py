@@ -11,8 +11,8 @@ itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import chain, groupby
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, groupby, islice
 from math import prod
 from typing import TypeVar
 
@@ -157,47 +157,49 @@ class WeightExporter:
     ) -> Iterator[torch.Tensor]:
         """Parts of the bucket's parameters, one after the other, from the shards of who cut them."""
         travelling = [index for index in indices if not self._plan.alone(index)]
-        shards = self._shards(travelling, owner.of_expert) if travelling else {}
+        together: dict[int, Sequence[torch.Tensor]] = {}
+        if travelling and self.engine.size > 1:
+            together = self._put_together(travelling, owner.of_expert)
+        elif travelling:
+            shards = self._gathered(travelling, self._cut_groups[owner.of_expert])
+            together = {index: self._plan.to_whole(index, shards[index]) for index in travelling}
         for index in indices:
-            yield from parts_of(index, shards.get(index) or [self._values(self._tensors[index])])
+            yield from together[index] if index in together else parts_of(index, [self._values(self._tensors[index])])
 
-    def _shards(self, indices: Sequence[int], of_expert: bool) -> dict[int, list[torch.Tensor]]:
-        """By index, the shards of all who cut a parameter; those that no wanted slice reaches into are NaN."""
-        group, wanted = self._cut_groups[of_expert], self._wanted[of_expert]
+    def _put_together(self, indices: Sequence[int], of_expert: bool) -> dict[int, Sequence[torch.Tensor]]:
+        """By index, what this rank needs of a parameter, from the shards of all who cut it."""
+        plan, group, wanted = self._plan, self._cut_groups[of_expert], self._wanted[of_expert]
         me, size = dist.get_rank(group), len(wanted)
         mine = {index: self._values(self._tensors[index]) for index in indices}
-        shapes = {index: self._table[index].shard_shape(size) for index in indices}
-        if self.engine.size == 1:  # everybody needs everything
-            return self._gathered(mine, shapes, group)
+        coming = [
+            [[] if source == me else plan.travelling(index, source, wanted[me]) for index in indices]
+            for source in range(size)
+        ]
+        outgoing = [
+            [] if target == me else [t for i in indices for t in plan.cut_out(i, mine[i], me, wanted[target])]
+            for target in range(size)
+        ]
+        arrived = self._exchanged(outgoing, [list(chain.from_iterable(shapes)) for shapes in coming], group)
+        streams = [iter(tensors) for tensors in arrived]
+        found: dict[int, Sequence[torch.Tensor]] = {}
+        for place, index in enumerate(indices):
+            by_source = [list(islice(streams[source], len(coming[source][place]))) for source in range(size)]
+            by_source[me] = plan.cut_out(index, mine[index], me, wanted[me])
+            found[index] = plan.put_together(index, by_source, wanted[me])
+        return found
 
-        def moves(source: int, target: int) -> list[int]:
-            return [i for i in indices if source != target and source in self._plan.sources(i, wanted[target])]
-
-        coming = [moves(source, me) for source in range(size)]
-        arrived = self._exchanged(
-            [[mine[index] for index in moves(me, target)] for target in range(size)],
-            [[shapes[index] for index in moved] for moved in coming],
-            group,
-        )
-        nothing = torch.full((), float("nan"), dtype=self.dtype, device=self._device)
-        shards = {index: [nothing.expand(shapes[index])] * size for index in indices}
-        for source, moved in enumerate(coming):
-            for index, shard in zip(moved, arrived[source], strict=True):
-                shards[index][source] = shard
-        for index in indices:
-            shards[index][me] = mine[index]
-        return shards
-
-    def _gathered(
-        self, mine: Mapping[int, torch.Tensor], shapes: Mapping[int, Shape], group: dist.ProcessGroup
-    ) -> dict[int, list[torch.Tensor]]:
+    def _gathered(self, indices: Sequence[int], group: dist.ProcessGroup) -> dict[int, list[torch.Tensor]]:
         """By index, the shards of all ranks of the group."""
-        flat = torch.cat([shard.flatten() for shard in mine.values()])
-        gathered = torch.empty(dist.get_world_size(group), flat.numel(), dtype=self.dtype, device=self._device)
+        size = dist.get_world_size(group)
+        flat = torch.cat([self._values(self._tensors[index]).flatten() for index in indices])
+        gathered = torch.empty(size, flat.numel(), dtype=self.dtype, device=self._device)
         dist.all_gather(list(gathered.unbind()), flat, group=group)
         self.received += gathered.nbytes - flat.nbytes
-        parts = gathered.split([shard.numel() for shard in mine.values()], dim=1)
-        return {index: [row.view(shapes[index]) for row in part] for index, part in zip(mine, parts, strict=True)}
+        shapes = [self._table[index].shard_shape(size) for index in indices]
+        parts = gathered.split([prod(shape) for shape in shapes], dim=1)
+        return {
+            index: [row.view(shape) for row in part] for index, shape, part in zip(indices, shapes, parts, strict=True)
+        }
 
     def _dealt(self, full: Iterable[torch.Tensor], indices: Sequence[int], source: int) -> Sequence[torch.Tensor]:
         """Whole experts of the rank `source` of those that hold others -> the slices of this rank's engine."""

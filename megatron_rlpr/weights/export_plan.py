@@ -15,7 +15,7 @@ each needs of it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from math import gcd, prod
@@ -58,13 +58,7 @@ class ExportPlan:
     def slices(self, index: int, rank: int | None = None) -> tuple[Slice, ...]:
         """Of every Hugging Face tensor of a parameter, in its order, what that rank of the engine gets; None: this one.
         They are without names, since layers and experts share them."""
-        engine = self.engine if rank is None else EngineRank(rank, self.engine.size)
-        return _slices(*_kind(self.table[index]), engine)
-
-    def sources(self, index: int, ranks: Iterable[int]) -> set[int]:
-        """Which of those who cut a parameter hold a part of what these ranks of the engine get."""
-        kind, size = _kind(self.table[index]), self.cut_size(index)
-        return {source for rank in ranks for source in _sources(*kind, size, EngineRank(rank, self.engine.size))}
+        return _slices(*_kind(self.table[index]), self.engine if rank is None else self._of(rank))
 
     @property
     def experts_are_dealt(self) -> bool:
@@ -76,14 +70,60 @@ class ExportPlan:
         return self.table[index].join(shards)
 
     def to_slices(self, index: int, shards: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Its own shard where a rank is alone, else all -> the slices; where possible views. Of the latter only
-        `sources` matter."""
+        """Its own shard where a rank is alone, else all -> the slices; where possible views."""
         mapping, size = self.table[index], self.cut_size(index)
         if self.alone(index) and size > 1 and mapping.layout.cut_dim is not None:
             pieces = mapping.layout.unfuse(shards[0], mapping.piece_shapes(size))
             cuts = zip(self.slices(index), pieces, strict=True)
             return [piece if cut.dim is None else piece.narrow(cut.dim, 0, cut.shape[cut.dim]) for cut, piece in cuts]
         return [cut.of(full) for cut, full in zip(self.slices(index), self.to_whole(index, shards), strict=True)]
+
+    def travelling(self, index: int, source: int, ranks: Collection[int]) -> list[Shape]:
+        """Of a parameter, what the rank `source` of those who cut it has for what these ranks of the engine get: the
+        parts of its pieces that reach into the slices of one rank, or else its shard."""
+        parts = self._parts(index, source, ranks)
+        if parts is not None:
+            return [part.shape for part in parts]
+        size = self.cut_size(index)
+        needed = any(source in _sources(*_kind(self.table[index]), size, self._of(rank)) for rank in ranks)
+        return [self.table[index].shard_shape(size)] if needed else []
+
+    def cut_out(self, index: int, shard: torch.Tensor, source: int, ranks: Collection[int]) -> list[torch.Tensor]:
+        """What is `travelling`, from the shard of `source`; where possible views."""
+        parts = self._parts(index, source, ranks)
+        if parts is None:
+            return [shard] if self.travelling(index, source, ranks) else []
+        mapping = self.table[index]
+        pieces = mapping.layout.unfuse(shard, mapping.piece_shapes(self.cut_size(index)))
+        return [part.of(piece) for part, piece in zip(parts, pieces, strict=True)]
+
+    def put_together(
+        self, index: int, arrived: Sequence[Sequence[torch.Tensor]], ranks: Collection[int]
+    ) -> Sequence[torch.Tensor]:
+        """What was `travelling`, by source -> the slices of the one rank, or of several the full Hugging Face tensors,
+        which are NaN where none of these reaches."""
+        mapping, size = self.table[index], self.cut_size(index)
+        if self._parts(index, 0, ranks) is not None:
+            dim = mapping.layout.cut_dim or 0
+            return [torch.cat(parts, dim) for parts in zip(*arrived, strict=True)]
+        some = next(shards[0] for shards in arrived if shards)
+        missing = some.new_full((), float("nan")).expand(mapping.shard_shape(size))
+        full = self.to_whole(index, [shards[0] if shards else missing for shards in arrived])
+        if len(ranks) > 1:
+            return full
+        (rank,) = ranks
+        return [cut.of(tensor) for cut, tensor in zip(self.slices(index, rank), full, strict=True)]
+
+    def _parts(self, index: int, source: int, ranks: Collection[int]) -> tuple[Slice, ...] | None:
+        """None where shards travel: to several ranks, or where a shard is but a part of the fusion of a piece."""
+        kind, size = _kind(self.table[index]), self.cut_size(index)
+        if len(ranks) > 1 or self.table[index].cuts(size)[1] > 1:
+            return None
+        (rank,) = ranks
+        return _parts(*kind, size, source, self._of(rank))
+
+    def _of(self, rank: int) -> EngineRank:
+        return EngineRank(rank, self.engine.size)
 
     def gathered_numel(self, index: int) -> int:
         """Elements of all shards; 0 where a rank is alone."""
@@ -114,10 +154,11 @@ class ExportPlan:
             return 0
         size = self.cut_size(index)
         dealt = owner.of_expert and owner.expert_rank is not None and self.experts_are_dealt
-        sources = self.sources(index, range(self.engine.size) if dealt else (self.engine.rank,))
+        ranks = range(self.engine.size) if dealt else (self.engine.rank,)
+        coming = [sum(map(prod, self.travelling(index, source, ranks))) for source in range(size)]
         step = gcd(size, self.engine.size)
         places = range(self.engine.rank % step, size, step) if place is None else (place,)
-        return max(len(sources - {own}) for own in places) * self.table[index].shard_numel(size)
+        return sum(coming) - min(coming[own] for own in places)
 
     @cached_property
     def _alone(self) -> list[bool]:
@@ -169,3 +210,21 @@ def _sources(layout: TensorLayout, shapes: tuple[Shape, ...], size: int, engine:
         if max(start, cut.start) < min(stop, cut.stop)
         for part in range(parts)
     )
+
+
+@cache
+def _parts(
+    layout: TensorLayout, shapes: tuple[Shape, ...], size: int, source: int, engine: EngineRank
+) -> tuple[Slice, ...]:
+    """Of each piece that the rank `source` of `size` holds, what reaches into the engine's slice; may be nothing."""
+    mapping, dim = _nameless(layout, shapes), layout.cut_dim
+    assert dim is not None, "what is not cut does not travel"
+    found = []
+    for tensor, cut in zip(mapping.hf, _slices(layout, shapes, engine), strict=True):
+        start, stop = mapping.bounds(tensor, source, size)
+        first, last = max(start, cut.start), min(stop, cut.stop)
+        length = max(0, last - first)
+        begin = first - start if length else 0
+        shape = (*tensor.shape[:dim], length, *tensor.shape[dim + 1 :])
+        found.append(Slice("", shape, dim, begin, begin + length, length))
+    return tuple(found)

@@ -202,8 +202,7 @@ def test_engines_of_several_ranks_get_their_slices_and_each_rank_no_more_than_pl
         assert facts["identical"]
         assert facts["contiguous"]
         assert facts["received"] == facts["planned"] <= facts["received_whole"]
-        if facts["aligned"]:
-            assert facts["received"] < facts["kept"]
+        assert facts["received"] <= facts["kept"] or facts["shards_travel"]
     most = max((facts["received"] for facts in found), default=0)
     assert {tuple(facts["report"]) for facts in found} == {(most, facts["report"][1]) for facts in found[:1]}
 

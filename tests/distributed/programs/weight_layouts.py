@@ -142,7 +142,7 @@ def sliced(exporter: WeightExporter, chunks: Any, shape: ModelShape, source: HfF
         "planned": sum(planned) * exporter.dtype.itemsize,
         "received_whole": exporter.received,
         "kept": sum(t.nbytes for _, t in stream),
-        "aligned": all(plan.alone(index) for index, _ in owners),
+        "shards_travel": any(plan._parts(i, 0, [0]) is None for i, _ in owners if not plan.alone(i)),
         "report": [report.received, report.checksum],
     }
 
