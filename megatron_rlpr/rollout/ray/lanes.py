@@ -125,18 +125,18 @@ class Lanes:
                 closing = opening.pop_all()
 
             def work() -> LaneReport:
-                report = LaneReport({})
                 with notices:
                     try:
                         with closing:
                             if engines is not None:
-                                for place, of_engine in enumerate(zip(*of_lanes, strict=True)):
-                                    engines.load(place, LanesSource(of_engine))
+                                for place, lanes in enumerate(zip(*of_lanes, strict=True)):
+                                    engines.load(place, LanesSource(lanes))
                             report = opened.send(exported, notices.ended)
                     except WeightTransportError as error:
                         report = LaneReport({}, broke=str(error))
-                    for _ in exported:  # before anybody waits for this rank elsewhere
-                        continue
+                    finally:
+                        for _ in exported:  # before this rank waits for others, who wait for it in the export
+                            continue
                 return replace(report, checksum=weights.checksum)
 
             return gather_or_raise(work, self._group, _WHAT)
