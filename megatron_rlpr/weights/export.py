@@ -2,11 +2,10 @@
 that this rank's engine holds.
 
 Parameters travel in buckets of bounded size, by the ways of `export_plan`: the owning stage's tensor-parallel ranks
-send each other the shards that others need where one alone will not do (of experts, those ranks of the stage that share
-them, who send them to the stage's other expert-parallel ranks), and the stage sends what has come of them to the other
-stages. While one
-bucket is being used the next one is gathered, so two exist at once; with one rank the stream yields views of the model
-itself.
+send each other what others need of their shards where one alone will not do (of experts, those ranks of the stage that
+share them, who send them to the stage's other expert-parallel ranks), and the stage sends what has come of them to the
+other stages. While one bucket is being used the next one is gathered, so two exist at once; with one rank the stream
+yields views of the model itself.
 """
 
 from __future__ import annotations
@@ -256,8 +255,9 @@ class WeightExporter:
         """Consecutive entries of the table that one owner has."""
 
         def nbytes(index: int) -> int:
-            dealt = self._plan.slices_numel(index) * len(self._dealt_to) if self._table[index].of_expert else 0
-            return max(self._plan.most_numel(index), dealt) * self.dtype.itemsize
+            dealt = self._table[index].of_expert and self._plan.experts_are_dealt
+            copies = len(self._dealt_to) if dealt else 0
+            return max(self._plan.most_numel(index), copies * self._plan.slices_numel(index)) * self.dtype.itemsize
 
         owners = self._owners()
         by_owner = groupby(owners, owners.__getitem__)

@@ -141,6 +141,7 @@ def test_every_rank_exports_the_very_tensors_that_were_loaded(report: dict[str, 
 def test_buckets_are_bounded(report: dict[str, Any], layout: str, model: str) -> None:
     for facts in ranks(report, layout, model):
         assert facts["buckets"] > 5
+        assert facts["could_be_fewer"] == 0
         assert (
             facts["largest_bucket_of_several"] <= 0.02 * 2**20 + 4 * 8 * 48
         )  # vocabulary padding travels with the embedding

@@ -15,6 +15,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,7 @@ def observe(
         "dtypes": sorted({str(t.dtype) for _, t in stream}),
         "contiguous": all(t.is_contiguous() for _, t in stream),
         "buckets": len(buckets),
+        "could_be_fewer": could_be_fewer(exporter),
         "largest_bucket_of_several": max([sum(t.nbytes for _, t in b) for b in buckets if len(b) > 3], default=0),
         "hand_over": handed_over(exporter, layout.rank),
     }
@@ -185,6 +187,16 @@ def observe(
     if layout.tensor_size == layout.pipeline_size == 2:
         CheckpointStore(work / "run" / folder.name, shape, keep_last=1).save(7, policy, {"step": 7})
     return facts
+
+
+def could_be_fewer(exporter: WeightExporter) -> int:
+    """Buckets into which the first parameter of the next one, which the same ranks own, would have fitted."""
+
+    def nbytes(indices: list[int]) -> int:
+        return sum(map(exporter._plan.most_numel, indices)) * exporter.dtype.itemsize
+
+    pairs = [(one, next_one[:1]) for (own, one), (other, next_one) in pairwise(exporter._buckets) if own == other]
+    return sum(nbytes(one + first) <= BUCKET_MB * 2**20 for one, first in pairs)
 
 
 def exported(exporter: WeightExporter, rank: int, model: Path, work: Path) -> dict[str, Any]:
