@@ -2,12 +2,11 @@
 
 An engine's rank is the global rank modulo the engine's size, and those that cut a layer count as fast (Megatron's
 order). So where both sizes are equal a rank's shard is what its engine needs already, but for the order of rows, and
-nothing crosses tensor-parallel ranks. Otherwise the ranks that cut a layer send each other the shards of which the
-other needs a part, and cut from these what their own pipeline group's engine rank holds. Only that goes to the other
-stages.
+nothing crosses tensor-parallel ranks. Otherwise the ranks that cut a layer send each other what the other's slices take
+of a shard. Only slices go to the other stages.
 
-    shard ──alone?── slices ──────────────────────────────────────┬─> the stage's expert-parallel ranks ─> other stages
-      └──> with those of others that reach into them ─> slices ───┘
+    shard ──alone?── slices ───────────────────────────────────────┬─> the stage's expert-parallel ranks ─> other stages
+      └──> with what those of others have for them ─> slices ──────┘
 
 Where the expert-parallel ranks of a stage belong to different ranks of an engine, who holds an expert deals out what
 each needs of it.
@@ -58,7 +57,7 @@ class ExportPlan:
     def slices(self, index: int, rank: int | None = None) -> tuple[Slice, ...]:
         """Of every Hugging Face tensor of a parameter, in its order, what that rank of the engine gets; None: this one.
         They are without names, since layers and experts share them."""
-        return _slices(*_kind(self.table[index]), self.engine if rank is None else self._of(rank))
+        return _slices(*self.table[index].kind, self.engine if rank is None else self._of(rank))
 
     @property
     def experts_are_dealt(self) -> bool:
@@ -85,7 +84,7 @@ class ExportPlan:
         if parts is not None:
             return [part.shape for part in parts]
         size = self.cut_size(index)
-        needed = any(source in _sources(*_kind(self.table[index]), size, self._of(rank)) for rank in ranks)
+        needed = any(source in _sources(*self.table[index].kind, size, self._of(rank)) for rank in ranks)
         return [self.table[index].shard_shape(size)] if needed else []
 
     def cut_out(self, index: int, shard: torch.Tensor, source: int, ranks: Collection[int]) -> list[torch.Tensor]:
@@ -100,23 +99,20 @@ class ExportPlan:
     def put_together(
         self, index: int, arrived: Sequence[Sequence[torch.Tensor]], ranks: Collection[int]
     ) -> Sequence[torch.Tensor]:
-        """What was `travelling`, by source -> the slices of the one rank, or of several the full Hugging Face tensors,
-        which are NaN where none of these reaches."""
+        """What was `travelling`, by source -> the slices, if it is for this rank of the engine alone; for several the
+        full Hugging Face tensors, which are NaN where none of these reaches."""
         mapping, size = self.table[index], self.cut_size(index)
         if self._parts(index, 0, ranks) is not None:
             dim = mapping.layout.cut_dim or 0
             return [torch.cat(parts, dim) for parts in zip(*arrived, strict=True)]
         some = next(shards[0] for shards in arrived if shards)
         missing = some.new_full((), float("nan")).expand(mapping.shard_shape(size))
-        full = self.to_whole(index, [shards[0] if shards else missing for shards in arrived])
-        if len(ranks) > 1:
-            return full
-        (rank,) = ranks
-        return [cut.of(tensor) for cut, tensor in zip(self.slices(index, rank), full, strict=True)]
+        shards = [of_source[0] if of_source else missing for of_source in arrived]
+        return self.to_slices(index, shards) if len(ranks) == 1 else self.to_whole(index, shards)
 
     def _parts(self, index: int, source: int, ranks: Collection[int]) -> tuple[Slice, ...] | None:
         """None where shards travel: to several ranks, or where a shard is but a part of the fusion of a piece."""
-        kind, size = _kind(self.table[index]), self.cut_size(index)
+        kind, size = self.table[index].kind, self.cut_size(index)
         if len(ranks) > 1 or self.table[index].cuts(size)[1] > 1:
             return None
         (rank,) = ranks
@@ -138,10 +134,6 @@ class ExportPlan:
         """Elements of a parameter that any rank holds at once besides its shard: the same on all ranks."""
         first = self.slices(index, 0)  # later ones may lack vocabulary rows
         return max(self.gathered_numel(index), sum(prod(cut.shape) for cut in first))
-
-    def whole_numel(self, index: int) -> int:
-        """Elements of the full Hugging Face tensors."""
-        return sum(prod(tensor.shape) for tensor in self.table[index].hf)
 
     def received_numel(self, index: int, owner: Owner, stage: int, expert_rank: int, place: int | None = None) -> int:
         """Elements of a parameter that reach a rank of that stage and expert-parallel rank from others.
@@ -165,7 +157,7 @@ class ExportPlan:
         kinds: dict[object, bool] = {}  # layers repeat
         return [
             kinds[kind]
-            if (kind := (m.of_expert, *_kind(m))) in kinds
+            if (kind := (m.of_expert, *m.kind)) in kinds
             else kinds.setdefault(kind, self._lines_up(m, self.cut_size(index)))
             for index, m in enumerate(self.table)
         ]
@@ -181,11 +173,6 @@ class ExportPlan:
             for rank, of_rank in cuts
             for tensor, cut in zip(mapping.hf, of_rank, strict=True)
         )
-
-
-def _kind(mapping: ParamMapping) -> tuple[TensorLayout, tuple[Shape, ...]]:
-    """What parameters of all layers and experts share."""
-    return mapping.layout, tuple(tensor.shape for tensor in mapping.hf)
 
 
 def _nameless(layout: TensorLayout, shapes: Sequence[Shape]) -> ParamMapping:

@@ -154,6 +154,11 @@ class ParamMapping:
     is_copy: bool = False
     of_expert: bool = False
 
+    @property
+    def kind(self) -> tuple[TensorLayout, tuple[Shape, ...]]:
+        """What parameters of all layers, and of all experts, have in common."""
+        return self.layout, tuple(tensor.shape for tensor in self.hf)
+
     def cuts(self, tp_size: int) -> tuple[int, int]:
         """As the layout's, of this parameter's tensors."""
         return self.layout.cuts([t.shape for t in self.hf], tp_size)

@@ -20,6 +20,20 @@ def report_of(program: str, work: Path, *arguments: object, timeout_s: int) -> d
     return found
 
 
+def on_two_ranks(program: str, work: Path) -> list[dict[str, Any]]:
+    """What each of two trainer ranks wrote down of `on_two_models`."""
+    models = on_two_models(program, work, "result", ranks=2)
+    return [json.loads((models / f"result.{rank}.json").read_text()) for rank in range(2)]
+
+
+def alike(seen: list[dict[str, Any]], apart_from: tuple[str, ...]) -> dict[str, Any]:
+    """What both ranks saw, and both the same."""
+    first, second = [{name: value for name, value in one.items() if name not in apart_from} for one in seen]
+    for name, value in first.items():
+        assert value == second[name], name
+    return first
+
+
 def on_two_models(program: str, work: Path, result: str = "result.json", ranks: int = 0) -> Path:
     """Run a program with engines in Ray on two small models; the folder of these, where it has written its result."""
     sys.path.insert(0, str(PROGRAMS.parents[1] / "unit" / "rollout"))

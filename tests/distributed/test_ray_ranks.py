@@ -3,11 +3,10 @@ had happened."""
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
-from program_report import on_two_models
+from program_report import alike, on_two_ranks
 
 pytestmark = pytest.mark.distributed
 
@@ -15,14 +14,11 @@ pytestmark = pytest.mark.distributed
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of the two ranks saw."""
-    models = on_two_models("ray_ranks.py", tmp_path_factory.mktemp("models"), "result", ranks=2)
-    return [json.loads((models / f"result.{rank}.json").read_text()) for rank in range(2)]
+    return on_two_ranks("ray_ranks.py", tmp_path_factory.mktemp("models"))
 
 
 def test_both_ranks_see_the_same_and_export_as_often(seen: list[dict[str, Any]]) -> None:
-    first, second = [{name: value for name, value in one.items() if name not in ("events", "replaced")} for one in seen]
-    for name, value in first.items():
-        assert value == second[name], name
+    alike(seen, apart_from=("events", "replaced"))
 
 
 def test_a_hand_over_of_version_0_is_loaded_too(seen: list[dict[str, Any]]) -> None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from error_text import error_of
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "unit" / "rollout"))
@@ -72,13 +73,6 @@ def observe(models: Path, tensor_parallel_size: int) -> dict[str, Any]:
                 raise OSError("the exporter went away")
             taken.append(name)
             yield name, tensor
-
-    def error_of(call: Callable[[], Any]) -> str:
-        try:
-            call()
-        except Exception as error:
-            return f"{type(error).__name__}: {error}"
-        return "no error"
 
     last = dist.get_world_size() - 1 if dist.is_initialized() else 0
     seen = {

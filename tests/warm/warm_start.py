@@ -129,7 +129,8 @@ def start(
 def _server() -> str:
     """Start the server, which ends with this process; its address."""
     address = str(Path(tempfile.mkdtemp(prefix="warm_")) / "socket")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
+    paths = os.pathsep.join(map(str, (ROOT, ROOT / "tests" / "unit")))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths, "PYTHONWARNINGS": "ignore"}
     server = subprocess.Popen(
         [sys.executable, str(Path(__file__).with_name("warm_server.py")), address],
         stdin=subprocess.PIPE,  # whose end tells it that this process is gone

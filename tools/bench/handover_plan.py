@@ -81,7 +81,7 @@ def bytes_of_ranks(model: str, sizes: Sizes, engine: int, itemsize: int = 2) -> 
     ]
     alike: dict[object, list[int]] = {}  # layers of a stage are, and experts
     for index, (mapping, owner) in enumerate(zip(table, owners, strict=True)):
-        alike.setdefault((mapping.layout, *(t.shape for t in mapping.hf), owner), []).append(index)
+        alike.setdefault((mapping.kind, owner), []).append(index)
     counts = [(indices[0], len(indices)) for indices in alike.values()]
     found = []
     for rank in range(engine):

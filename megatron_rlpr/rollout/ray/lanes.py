@@ -62,12 +62,11 @@ class LanesSource:
 class Lanes:
     """All ranks make them together, and take part in every export: the first by `send`, the others by `follow`."""
 
-    def __init__(self, count: int, workers: int, make_lane: MakeLane) -> None:
+    def __init__(self, count: int, make_lane: MakeLane) -> None:
         """count: of lanes, from as many ranks, the first ones: 1, or the number of workers of an engine."""
         self.count = count
         self.lane: Lane | None = None
         """This rank's, if it sends."""
-        self._readers = workers // count
         self._group = host_group(count)
         self._first = not dist.is_initialized() or dist.get_rank() == 0
         self._exports = 0
@@ -149,7 +148,7 @@ class Lanes:
         opened: list[OpenLane] = []
 
         def sources() -> list[WeightSource]:
-            opened.append(stack.enter_context(lane.opened(takers, self._readers)))
+            opened.append(stack.enter_context(lane.opened(takers, takers.workers // self.count)))
             return opened[0].sources()
 
         of_lanes = gather_or_raise(sources, self._group, _WHAT)

@@ -44,8 +44,7 @@ class EnginePool:
         self._required, self._tied_head = required_weights(settings.model_path)
         self._max_model_len = settings.max_model_len
         self._vocab_size = read_model_config(settings.model_path).vocab_size
-        self.workers = settings.tensor_parallel_size
-        """Of each engine."""
+        self._workers = settings.tensor_parallel_size
         self._sent: Sent | None = None
         """How the last export that reached an engine left."""
         self._on_event = on_event
@@ -142,7 +141,7 @@ class EnginePool:
                 taking[place].load(edition, source)
 
             try:
-                takers = Takers(edition.number, names, hosts, held)
+                takers = Takers(edition.number, self._workers, names, hosts, held)
                 reports = send(Engines(takers, load, lambda: self._ended(taking)))
             finally:
                 for engine in taking:

@@ -123,7 +123,8 @@ class RayRollouts:
         that have lost them. Returns, on every rank, what all engines of the pool have confirmed.
         """
         self._weights = ChecksummedStream.over(tensors)
-        self._make_lanes(announced.engine.size)
+        if self._lanes is None or self._lanes.count != announced.engine.size:
+            self._lanes = Lanes(announced.engine.size, self._make_lane)
         confirmation = self._with_the_pool(lambda pool: pool.deliver(announced, self._ask), "the weight hand-over")
         self.weight_version = announced.version
         return confirmation
@@ -143,14 +144,6 @@ class RayRollouts:
         result = gather_or_raise(take_part, self._group, what)[0]
         assert result is not None, "the first rank has the pool"
         return result
-
-    def _make_lanes(self, count: int) -> None:
-        """As many as the weights that come need. Collective."""
-        if self._lanes is None or self._lanes.count != count:
-            workers = gather_or_raise(
-                lambda: 0 if self._pool is None else self._pool.workers, self._group, "the weight hand-over"
-            )
-            self._lanes = Lanes(count, workers[0], self._make_lane)
 
     def _ask(self) -> None:
         """On the first rank: export the weights to the engines that lack them, together with the other ranks."""

@@ -20,10 +20,12 @@ from megatron_rlpr.weights.transports.interface import NamedTensor, WeightSender
 class Takers:
     """The engines that take one edition of the weights (equal numbers mean equal weights), in this order.
 
-    names: of their processes. hosts: where they are, see `shared_memory.this_host`. held: the editions that they hold.
+    workers: of each. names: of their processes. hosts: where they are, see `shared_memory.this_host`. held: the
+    editions that they hold.
     """
 
     edition: int
+    workers: int
     names: tuple[str, ...]
     hosts: tuple[str, ...]
     held: tuple[int | None, ...]

@@ -23,6 +23,7 @@ from typing import Any
 
 import psutil
 import torch
+from error_text import error_of
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -67,14 +68,6 @@ def plain(groups: list[RolloutGroup]) -> list[Any]:
         [g.prompt.index, [[r.seed, r.token_ids, r.engine_log_probs, r.weight_versions] for r in g.responses]]
         for g in groups
     ]
-
-
-def error_of(call: Callable[[], Any]) -> str:
-    try:
-        call()
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return "no error"
 
 
 def log_probs_of(model: Path, prompt: tuple[int, ...], written: tuple[int, ...]) -> list[float]:

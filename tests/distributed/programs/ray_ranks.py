@@ -9,24 +9,21 @@ from megatron_rlpr.system import process_environment
 if __name__ == "__main__":
     process_environment.ensure()
 
-import json
 import os
 import signal
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.distributed as dist
+from error_text import error_of
 from safetensors.torch import load_file
+from two_ranks import Policy, report, until_both_serve
 
 from megatron_rlpr.rollout.engine import EngineSettings
 from megatron_rlpr.rollout.ray import cluster as ray_cluster
 from megatron_rlpr.rollout.ray.pool import EnginePool
 from megatron_rlpr.rollout.ray.rollouts import RayRollouts
-from megatron_rlpr.rollout.ray.scheduler import CALL_S
 from megatron_rlpr.rollout.requests import RolloutRequest, SamplingSettings
 from megatron_rlpr.types import Prompt
 from megatron_rlpr.weights.checksum import weights_checksum
@@ -47,25 +44,6 @@ PROMPTS = [
 ]
 STILL_S = 15.0
 """Without any computation an engine hangs, or without taking weights: what the stopped one costs."""
-
-
-class Policy:
-    """Weights that the ranks export together, as often as they are iterated; `at` does something at the sixth tensor of
-    the next export."""
-
-    def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
-        self.tensors = tensors
-        self.exports = 0
-        self.at: Callable[[], None] | None = None
-
-    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
-        self.exports += 1
-        for number, named in enumerate(self.tensors.items()):
-            dist.barrier()  # as an exporter's gathers: a rank that is not there, or one export ahead, would hold all up
-            if number == 5 and self.at is not None:
-                act, self.at = self.at, None
-                act()
-            yield named
 
 
 def observe(models: Path, rank: int) -> dict[str, Any]:
@@ -119,16 +97,6 @@ def observe(models: Path, rank: int) -> dict[str, Any]:
 
         return on_progress
 
-    def both_there() -> None:
-        """Generate until every engine has started again and has the weights."""
-        while True:
-            rollouts.generate(RolloutRequest(PROMPTS[:1], 1, 9, 7, SamplingSettings(max_tokens=1)))
-            time.sleep(CALL_S)  # which leaves the machine to those that start
-            there = torch.tensor(int(pool is None or (len(pool.processes) == 2 and pool.delivered)))
-            dist.all_reduce(there, op=dist.ReduceOp.MIN)
-            if there:
-                return
-
     kill = send(signal.SIGKILL, signal.SIGKILL)
 
     def kill_at_work() -> None:
@@ -141,42 +109,35 @@ def observe(models: Path, rank: int) -> dict[str, Any]:
     exports = policies["b"].exports
     seen["killed_at_work"] = groups(1, at_work(kill))
     seen["exports_for_the_new"] = policies["b"].exports - exports
-    both_there()
+    until_both_serve(rollouts, PROMPTS[0])
 
     policies["a"].at = send(signal.SIGKILL)
     seen["one_killed_in_hand_over"] = hand_over(policies["a"], 1)
     seen["there_after_it"] = len(pool.processes) if pool is not None else 1
     seen["after_it"] = groups(1)
-    both_there()
+    until_both_serve(rollouts, PROMPTS[0])
 
     policies["b"].at = send(signal.SIGKILL, signal.SIGSTOP)
     seen["both_lost_in_hand_over"] = hand_over(policies["b"], 2)
     seen["after_both"] = groups(1)
-    both_there()
+    until_both_serve(rollouts, PROMPTS[0])
 
     rollouts.begin(RolloutRequest(PROMPTS, 2, 1, 7, SAMPLING))
     kill_at_work()
     seen["collected"] = plain(rollouts.collect())
-    both_there()
+    until_both_serve(rollouts, PROMPTS[0])
 
     rollouts.begin(RolloutRequest(PROMPTS, 2, 1, 7, SAMPLING))
     kill_at_work()
     seen["hand_over_to_the_new"] = hand_over(policies["a"], 3)
     seen["collected_after_it"] = plain(rollouts.collect())
-    both_there()
+    until_both_serve(rollouts, PROMPTS[0])
 
     seen["replaced"] = rollouts.engines_replaced
     policies["a"].tensors = tensors["b"]  # as if the policy had been trained meanwhile
-    try:
-        groups(1, at_work(kill))
-    except Exception as error:
-        seen["changed"] = f"{type(error).__name__}: {error}"
+    seen["changed"] = error_of(lambda: groups(1, at_work(kill)))
     return {**seen, "events": events, "exports": [policy.exports for policy in policies.values()]}
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo")
-    number = dist.get_rank()
-    Path(f"{sys.argv[2]}.{number}.json").write_text(json.dumps(observe(Path(sys.argv[1]), number)))
-    process_environment.leave(0)
+    report(observe)

@@ -13,27 +13,26 @@ import json
 import os
 import resource
 import signal
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
-import torch.distributed as dist
+from error_text import error_of
 from safetensors.torch import load_file
+from two_ranks import Policy, report, until_both_serve
 
 from megatron_rlpr.rollout.engine import EngineSettings
 from megatron_rlpr.rollout.ray import cluster as ray_cluster
 from megatron_rlpr.rollout.ray.pool import EnginePool
 from megatron_rlpr.rollout.ray.rollouts import RayRollouts
-from megatron_rlpr.rollout.ray.scheduler import CALL_S
 from megatron_rlpr.rollout.requests import RolloutRequest, SamplingSettings
+from megatron_rlpr.rollout.vllm.slice_load import engine_places
 from megatron_rlpr.types import Prompt
-from megatron_rlpr.weights.architectures import model_shape, parameter_table
+from megatron_rlpr.weights.architectures import model_shape
 from megatron_rlpr.weights.checksum import weights_checksum
-from megatron_rlpr.weights.engine_slices import EngineRank, Slice, slices_of
+from megatron_rlpr.weights.engine_slices import EngineRank
 from megatron_rlpr.weights.receiver import Announcement
 from megatron_rlpr.weights.transports.choice import TransportName, Transports
 from megatron_rlpr.weights.transports.lane import Lane
@@ -43,34 +42,6 @@ PROMPTS = [Prompt(20 + i, tuple(range(200 + 10 * i, 240 + 10 * i)), (), "", "sum
 STILL_S = 30.0
 WORKERS = 2
 Weights = dict[str, torch.Tensor]
-
-
-def error_of(call: Callable[[], Any]) -> str:
-    try:
-        call()
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return "no error"
-
-
-class Policy:
-    """Weights that the ranks export together; `at` does something at the sixth tensor of the next export, `at_end` when
-    it is complete."""
-
-    def __init__(self, tensors: Weights) -> None:
-        self.tensors = tensors
-        self.exports = 0
-        self.at = self.at_end = lambda: None
-
-    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
-        self.exports += 1
-        (act, self.at), (end, self.at_end) = (self.at, lambda: None), (self.at_end, lambda: None)
-        for number, (name, tensor) in enumerate(self.tensors.items()):
-            dist.barrier()  # as an exporter's gathers
-            if number == 5:
-                act()
-            yield name, tensor.contiguous()
-        end()
 
 
 def observe(models: Path, rank: int) -> dict[str, Any]:
@@ -97,13 +68,8 @@ def observe(models: Path, rank: int) -> dict[str, Any]:
     pool = rollouts._pool
 
     def slices(tensors: Weights, of: int) -> Weights:
-        cuts: list[Slice] = [
-            cut
-            for mapping in parameter_table(shape)
-            if not mapping.is_copy
-            for cut in slices_of(mapping, EngineRank(of, WORKERS))
-        ]
-        return {cut.name: cut.of(tensors[cut.name]) for cut in cuts}
+        places = engine_places(shape, EngineRank(of, WORKERS))
+        return {name: place.cut.of(tensors[name]) for name, place in places.items()}
 
     def hand_over(version: int, tensors: Weights, **acts: Callable[[], None]) -> dict[str, Any]:
         policy = Policy(slices(tensors, rank))
@@ -125,15 +91,6 @@ def observe(models: Path, rank: int) -> dict[str, Any]:
             for g in asked
         ]
 
-    def both_there() -> None:
-        while True:
-            rollouts.generate(RolloutRequest(PROMPTS[:1], 1, 9, 7, SamplingSettings(max_tokens=1)))
-            time.sleep(CALL_S)
-            there = torch.tensor(int(pool is None or (len(pool.processes) == 2 and pool.delivered)))
-            dist.all_reduce(there, op=dist.ReduceOp.MIN)
-            if there:
-                return
-
     def kill_a_worker() -> None:
         """The second one of the first engine, which reads from the second rank's lane."""
         if pool is not None:
@@ -148,9 +105,9 @@ def observe(models: Path, rank: int) -> dict[str, Any]:
     seen: dict[str, Any] = {"why_whole": rollouts.why_whole()}
     seen["first"] = hand_over(1, whole["b"])
     seen["by_slices"] = groups()
-    stepped = {name: torch.where(torch.rand(t.shape) < 0.02, t + 0.1, t) for name, t in whole["b"].items()}
-    for tensor in stepped.values():
-        dist.broadcast(tensor, 0)
+    dice = torch.Generator().manual_seed(5)
+    moved = {name: torch.rand(tensor.shape, generator=dice) < 0.02 for name, tensor in whole["b"].items()}
+    stepped = {name: torch.where(moved[name], tensor + 0.1, tensor) for name, tensor in whole["b"].items()}
     seen["changes"] = hand_over(2, stepped)
     seen["by_changes"] = groups()
 
@@ -162,13 +119,13 @@ def observe(models: Path, rank: int) -> dict[str, Any]:
     replaced = rollouts.engines_replaced
     seen["worker_killed"] = hand_over(5, whole["b"], at=kill_a_worker)
     seen["replaced"] = rollouts.engines_replaced - replaced
-    both_there()
+    until_both_serve(rollouts, PROMPTS[0])
     seen["after_it"] = groups()
 
     transport[0], rollouts._lanes = "collective", None
     seen["broadcast"] = hand_over(6, stepped)
     seen["worker_killed_in_a_group"] = hand_over(7, whole["b"], at=kill_a_worker)
-    both_there()
+    until_both_serve(rollouts, PROMPTS[0])
     seen["after_the_group"] = groups()
     seen["failing_export"] = error_of(lambda: hand_over(8, stepped, at_end=go_away))
     seen["next"] = hand_over(9, whole["b"])
@@ -177,14 +134,10 @@ def observe(models: Path, rank: int) -> dict[str, Any]:
     seen["not_opened"] = error_of(lambda: hand_over(10, stepped))
     resource.setrlimit(resource.RLIMIT_NOFILE, files)
     seen["next_but_one"] = hand_over(11, stepped)
-    both_there()
+    until_both_serve(rollouts, PROMPTS[0])
     seen["after_the_next"] = groups()
     return {**seen, "events": events}
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo")
-    number = dist.get_rank()
-    Path(f"{sys.argv[2]}.{number}.json").write_text(json.dumps(observe(Path(sys.argv[1]), number)))
-    process_environment.leave(0)
+    report(observe)

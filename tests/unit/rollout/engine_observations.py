@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import slices_and_loaders
 import torch
+from error_text import error_of
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -42,14 +43,6 @@ def requests(count: int = 16, length: int = 70) -> list[GenerationRequest]:
     beginning = [numbers.randrange(200, 1600) for _ in range(64)]
     prompts = [tuple(beginning + [numbers.randrange(200, 1600) for _ in range(length - 64)]) for _ in range(count // 4)]
     return [GenerationRequest(prompts[i // 4], seed=i, label=f"prompt {i // 4}") for i in range(count)]
-
-
-def error_of(call: Callable[[], Any]) -> str:
-    try:
-        call()
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return "no error"
 
 
 def weights_of(folder: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, torch.Tensor]]:
